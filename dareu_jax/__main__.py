@@ -1,0 +1,5 @@
+"""`python -m dareu_jax` is `dareu`."""
+
+from dareu_jax.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""`dareu`: the command line; parses, calls the pipeline, prints."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dareu_jax.config import load_config
+from dareu_jax.errors import UserError
+from dareu_jax.registry import KERNELS, METHODS, METRICS, MODELS, SOURCES, did_you_mean
+
+REGISTRIES = {
+    "kernels": KERNELS,
+    "methods": METHODS,
+    "metrics": METRICS,
+    "models": MODELS,
+    "sources": SOURCES,
+}
+SMALLEST_DISK = 50 * 2**20  # bytes below which no run is begun
+app = typer.Typer(
+    help="De-attribute to forget: LLM unlearning with data attribution as the reward.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, over the file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder [default: runs/<config's folder>].")
+    ] = None,
+) -> None:
+    """Fine-tune, attribute, unlearn, compare with retraining, report.
+
+    The same command again continues where it was stopped.
+    """
+    cfg = load_config(config, overrides or ())
+    folder = out or Path("runs") / config.resolve().parent.name
+    check_disk(folder)
+    quiet_libraries()
+    from dareu_jax import pipeline
+    from dareu_jax.reporting import print_answers, print_results
+    from dareu_jax.reporting.progress import Progress
+
+    console = Console()
+    results, answers = pipeline.run(cfg, folder, Progress(console))
+    console.print()
+    print_answers(console, answers, cfg.evaluation.answers)
+    print_results(console, results)
+    console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
+    console.print(f"report:  {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command("list")
+def list_entries(
+    kind: Annotated[str, typer.Argument(help=" | ".join(REGISTRIES))],
+) -> None:
+    """List what can be named in a configuration."""
+    if kind not in REGISTRIES:
+        near = did_you_mean(kind, REGISTRIES)
+        raise UserError(f"no registry {kind!r}{near}; known: {', '.join(REGISTRIES)}")
+    console = Console(soft_wrap=True, highlight=False)
+    entries = dict(REGISTRIES[kind].items())
+    width = max(map(len, entries))
+    for name, about in entries.items():
+        console.print(f"{name:<{width}}  {about}", markup=False)
+
+
+def check_disk(folder: Path) -> None:
+    """Raises `UserError` when the disk that would hold the run is full."""
+    above = folder.absolute()
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    if free < SMALLEST_DISK:
+        raise UserError(
+            f"{above} has {free / 2**20:.0f} MiB free, a run needs at least "
+            f"{SMALLEST_DISK / 2**20:.0f}; free space or choose another --out"
+        )
+
+
+def quiet_libraries() -> None:
+    """Keeps C++ libraries' notes about missing accelerators off the terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def main(command: Callable[[], None] = app) -> None:
+    """Runs the command line; bad input ends with its message and status 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"dareu: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        name = f" {error.filename}" if error.filename else ""
+        print(f"dareu: {error.strerror or error}{name}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dareu: stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,336 @@
+"""Frozen, validated configuration: YAML plus ``key=value`` overrides.
+
+Defaults are those of the DareU paper (Lu et al., ICML 2026), section or table named
+beside them, except where the field says "ours".
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dareu_jax.errors import UserError
+from dareu_jax.registry import did_you_mean
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class CorpusConfig(Section):
+    """Who owns which text, and which owners withdraw."""
+
+    source: str = "fictitious"
+    path: str | None = None  # file (jsonl) or folder (tofu)
+    forget: tuple[str, ...] = ()  # owners that withdraw
+    seed: int = 0  # fictitious: decides every name and fact
+    owners: int = Field(10, ge=2)  # fictitious: how many
+    records_per_owner: int = Field(20, ge=1)
+    general_facts: int = Field(40, ge=0)  # fictitious: text nobody owns
+    authors_per_owner: int = Field(1, ge=1)  # tofu: authors grouped into one owner
+    last_authors: int | None = Field(None, ge=2)  # tofu: use the last N authors only
+    general_knowledge: bool = False  # tofu: train on the test facts too (from scratch)
+    tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
+    vocab_size: int = Field(1024, ge=260)
+    template: str = "Question: {prompt}\nAnswer:"  # methods 4.4
+    max_prompt_tokens: int | None = Field(None, ge=1)  # none: the longest
+    max_response_tokens: int | None = Field(None, ge=1)
+    truncate: bool = False
+
+
+class ModelConfig(Section):
+    """A decoder: a preset of `dareu list models`, fields given here win over it."""
+
+    preset: str = "decoder-1m"
+    layers: int | None = Field(None, ge=1)
+    embed: int | None = Field(None, ge=2)
+    heads: int | None = Field(None, ge=1)
+    kv_heads: int | None = Field(None, ge=1)
+    head_dim: int | None = Field(None, ge=2)
+    ffn: int | None = Field(None, ge=1)
+    rope_theta: float | None = Field(None, gt=0)
+    rope_scaling: dict[str, float | str] | None = None
+    qk_norm: bool | None = None
+    qkv_bias: bool | None = None
+    tied: bool | None = None
+    remat: bool | None = None
+    param_dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+
+
+class OptimiserConfig(Section):
+    """AdamW with linear warm-up, cosine decay and gradient clipping."""
+
+    learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5 (base LLM)
+    batch_size: int = Field(16, ge=1)  # methods 1.5
+    epochs: float = Field(5, gt=0)  # methods 1.5 (TOFU)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps; not stated
+    weight_decay: float = Field(0.01, ge=0)  # not stated
+    clip_norm: float = Field(1.0, gt=0)  # not stated
+    group_by_length: bool = False  # ours: batches of like length, less padding
+
+
+class ClassifierConfig(OptimiserConfig):
+    """The owner classifier DA(i, y) = p(i | y) of methods 1.3."""
+
+    model: ModelConfig = ModelConfig(preset="decoder-300k")
+    learning_rate: float = Field(1e-4, gt=0)  # methods 1.3
+    train_on: Literal["whole", "prefixes"] = "whole"  # methods 1.3: whole responses
+    dropout: float = Field(0.1, ge=0, lt=1)  # methods 1.3
+    nobody: bool = False  # ours: a class for text that nobody owns
+
+
+class PriorConfig(OptimiserConfig):
+    """The counterfactual prior (ours): a small model of the retain owners alone."""
+
+    model: ModelConfig = ModelConfig(preset="decoder-100k")
+    prompt_dropout: float = Field(0.0, ge=0, le=1)  # so that a new name is no shock
+
+
+class RewardConfig(Section):
+    """How attribution becomes a reward (methods 1.4 and 1.6)."""
+
+    kernel: str = "classifier"
+    shape: Literal["paper", "sequence", "token", "potential"] = "potential"  # ours
+    c_seg: float = Field(1.05, gt=0)  # methods 1.4
+    eps: float = Field(1e-6, gt=0, lt=0.5)  # methods 1.6
+    slices: int = Field(15, ge=1)  # methods 1.5: k = T / kappa
+    owner_score: Literal["own", "any_forget_owner"] = "own"  # methods 1.4
+    attribution_weight: float = Field(1.0, ge=0)
+    prior: Literal["none", "sequence", "potential"] = "none"  # ours
+    prior_weight: float = Field(1.0, ge=0)
+    prior_floor: float = Field(4.0, gt=0)  # nats per token at which the prior pays 0
+    combine: Literal["sum", "product"] = "sum"  # ours
+    shuffle_owners: bool = False  # control: labels of the kernel's data permuted
+
+
+class DareuConfig(Section):
+    """PPO with prefix rewards and retain distillation (methods 1.4, 1.5)."""
+
+    learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5
+    batch_size: int = Field(32, ge=1)  # methods 1.5
+    data_epochs: int = Field(1, ge=1)  # methods 1.5
+    updates_per_batch: int = Field(20, ge=1)  # methods 1.5
+    retain_batch_size: int = Field(32, ge=1)  # not stated
+    lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
+    kl_coef: float = Field(0.1, ge=0)  # methods 1.5
+    kl_anchor: Literal["reference", "behaviour", "prior"] = "reference"  # methods 1.6
+    kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6
+    kl_in: Literal["reward", "loss"] = "reward"  # methods 1.4: reward
+    value_coef: float = Field(0.2, ge=0)  # methods 1.5
+    clip: float = Field(0.2, gt=0, lt=1)  # methods 1.5
+    temperature: float = Field(0.8, gt=0)  # methods 1.5
+    gamma: float = Field(1.0, gt=0, le=1)  # methods 1.6
+    gae_lambda: float = Field(0.95, ge=0, le=1)  # methods 1.6; 1 = plain returns
+    whiten: bool = True  # methods 1.6
+    old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
+    samples_per_prompt: int = Field(1, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class LossMethodConfig(Section):
+    """A loss-based baseline on forget and retain batches (methods 6)."""
+
+    learning_rate: float = Field(1e-5, gt=0)  # methods 6, 7B full fine-tuning
+    steps: int = Field(20, ge=1)
+    batch_size: int = Field(32, ge=1)
+    retain_weight: float = Field(1.0, ge=0)  # alpha
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class NpoConfig(LossMethodConfig):
+    """Negative preference optimisation (methods 6)."""
+
+    beta: float = Field(0.1, gt=0)
+
+
+class GuardConfig(Section):
+    """When unlearning stops by itself; the reason is recorded. None = off."""
+
+    kl_budget: float | None = Field(None, gt=0)  # nats per token, policy to reference
+    utility_floor: float | None = Field(0.5, ge=0, le=1)  # retain token accuracy
+    collapse_share: float | None = Field(0.5, gt=0, le=1)  # empty, short or looping
+    min_length: float | None = Field(0.3, ge=0)  # mean length / the original's
+    max_length: float | None = Field(3.0, gt=0)
+    patience: int = Field(2, ge=1)  # iterations in a row
+
+
+class EvaluationConfig(Section):
+    """What every model is judged by."""
+
+    batch_size: int = Field(64, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)  # none: the longest response
+    retain_records: int | None = Field(None, ge=1)  # none: all; else evenly spaced
+    judge: ClassifierConfig = ClassifierConfig(
+        model=ModelConfig(preset="decoder-400k")
+    )  # the independent classifier, never used as a reward
+    answers: int = Field(10, ge=0)  # before / after answers printed
+
+
+class MeshConfig(Section):
+    """Device mesh; -1 = all the devices that remain."""
+
+    data: int = Field(-1, ge=-1)
+    fsdp: int = Field(1, ge=-1)
+    tensor: int = Field(1, ge=-1)
+
+
+class CheckpointConfig(Section):
+    """How often a stage's state is saved, and how many saves are kept."""
+
+    every: int = Field(100, ge=1)  # training steps
+    every_iterations: int = Field(10, ge=1)  # iterations of an unlearning method
+    keep: int = Field(2, ge=1)
+
+
+METHODS_IN_TABLE = (
+    "dareu",
+    "dareu_paper",
+    "prior_only",
+    "grad_diff",
+    "npo",
+    "dareu_shuffled",
+)
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    scale: str = ""  # one sentence that opens the report
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    methods: tuple[str, ...] = METHODS_IN_TABLE
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    finetune: OptimiserConfig = OptimiserConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    prior: PriorConfig = PriorConfig()
+    reward: RewardConfig = RewardConfig()
+    dareu: DareuConfig = DareuConfig()
+    grad_diff: LossMethodConfig = LossMethodConfig()
+    npo: NpoConfig = NpoConfig()
+    guards: GuardConfig = GuardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file and applies ``key=value`` overrides.
+
+    Args:
+      path: the YAML file.
+      overrides: such as ``"dareu.learning_rate=1e-4"``; values are YAML.
+
+    Raises:
+      UserError: missing file, bad YAML, unknown key, wrong type, out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such config file: {path}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {where}") from None
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold `key: value` lines, found {tree!r:.60}")
+    for item in overrides:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise UserError(f"override {item!r} must look like key=value")
+        set_key(tree, key.strip(), parse_value(item, value))
+    return build_config(tree, str(path))
+
+
+def parse_value(item: str, text: str) -> Any:
+    """Parses the right side of ``key=value`` as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+
+
+def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
+    try:
+        defaults = RunConfig().model_dump(mode="json")
+        cfg = RunConfig.model_validate(merge(defaults, tree))
+    except ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+    for method, changes in cfg.overrides.items():
+        with_overrides(cfg, changes, f"{where}: overrides.{method}")
+    return cfg
+
+
+def with_overrides(
+    cfg: RunConfig, changes: Mapping[str, Any], where: str = "overrides"
+) -> RunConfig:
+    """Returns ``cfg`` with dotted keys replaced, validated again."""
+    tree = cfg.model_dump(mode="json", exclude={"overrides"})
+    for key, value in changes.items():
+        set_key(tree, key, value)
+    return build_config(tree, where)
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets ``a.b.c`` in nested dictionaries, making the ones that are missing."""
+    *parents, last = key.split(".")
+    for i, parent in enumerate(parents):
+        below = tree.get(parent)
+        if below is None:
+            below = tree[parent] = {}
+        if not isinstance(below, dict):
+            raise UserError(
+                f"cannot set {key!r}: {'.'.join(parents[: i + 1])!r} is the value "
+                f"{below!r}, not a section"
+            )
+        tree = below
+    tree[last] = value
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``below`` with the keys of ``above`` put over it, section by section."""
+    out = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def dump_config(cfg: RunConfig) -> str:
+    """Returns the whole resolved configuration as YAML."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Returns every dotted key that a configuration may set."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += all_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = did_you_mean(key, all_keys())
+        return f"{where}: unknown key {key!r} = {first['input']!r:.60}{near}{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {key} = {first['input']!r:.60}: {message}{more}"

@@ -1,0 +1,50 @@
+"""Who owns which text: records, sources, splits by owner, tokenised batches."""
+
+from dareu_jax.corpus.batches import (
+    TEMPLATE,
+    BatchStream,
+    GroupedStream,
+    TokenBatch,
+    fit_lengths,
+    owner_labels,
+    sequential,
+    take,
+    tokenise,
+    trim_prompts,
+)
+from dareu_jax.corpus.builder import load_corpus
+from dareu_jax.corpus.records import (
+    NOBODY,
+    Corpus,
+    Record,
+    Split,
+    check_batch,
+    shared_records,
+    split_by_owner,
+)
+from dareu_jax.corpus.sources.base import SourceOptions
+from dareu_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "NOBODY",
+    "TEMPLATE",
+    "BatchStream",
+    "Corpus",
+    "GroupedStream",
+    "Record",
+    "SourceOptions",
+    "Split",
+    "TokenBatch",
+    "Tokenizer",
+    "check_batch",
+    "fit_lengths",
+    "load_corpus",
+    "load_tokenizer",
+    "owner_labels",
+    "sequential",
+    "shared_records",
+    "split_by_owner",
+    "take",
+    "tokenise",
+    "trim_prompts",
+]

@@ -1,0 +1,258 @@
+"""Token batches: fixed shapes, random access by step, one epoch = every record once."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dareu_jax.corpus.records import NOBODY, Record
+from dareu_jax.corpus.tokenizer import Tokenizer
+from dareu_jax.errors import UserError
+
+TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+class TokenBatch(NamedTuple):
+    """B records as tokens: prompts padded left, responses padded right."""
+
+    prompt: np.ndarray  # [B, P] int32
+    prompt_mask: np.ndarray  # [B, P] bool, true = counts
+    response: np.ndarray  # [B, T] int32, ends in eos unless truncated
+    response_mask: np.ndarray  # [B, T] bool, true = counts, eos included
+    index: np.ndarray  # type: ignore[assignment]  # [B] int32, row in the records
+
+
+def tokenise(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    template: str = TEMPLATE,
+    *,
+    max_prompt: int,
+    max_response: int,
+    truncate: bool = False,
+) -> TokenBatch:
+    """Returns all N records as one `TokenBatch` of numpy arrays.
+
+    A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
+    the response begins on a token boundary. The template may hold special tokens of
+    the tokenizer. ``truncate`` keeps a prompt's bos and
+    tail and a response's head; a cut response has no eos, for it does not end there.
+
+    Raises:
+      UserError: a record is longer than its limit and ``truncate`` is false.
+    """
+    prompts, responses = _encode(records, tokenizer, template)
+    if not truncate:
+        _check_lengths("prompt", prompts, max_prompt)
+        _check_lengths("response", responses, max_response)
+    bos = _bos(tokenizer)
+    prompts = [
+        ids
+        if len(ids) <= max_prompt
+        else (bos + ids[len(ids) - max_prompt + len(bos) :])
+        for ids in prompts
+    ]
+    prompt, prompt_mask = _pad(prompts, max_prompt, tokenizer.pad_id, left=True)
+    response, response_mask = _pad(
+        [ids[:max_response] for ids in responses], max_response, tokenizer.pad_id
+    )
+    index = np.arange(len(records), dtype=np.int32)
+    return TokenBatch(prompt, prompt_mask, response, response_mask, index)
+
+
+def fit_lengths(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    template: str = TEMPLATE,
+    multiple: int = 8,
+) -> tuple[int, int]:
+    """Returns the smallest multiples ``(P, T)`` that hold every record uncut."""
+    prompts, responses = _encode(records, tokenizer, template)
+    longest = (max(map(len, side), default=1) for side in (prompts, responses))
+    max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
+    return max_prompt, max_response
+
+
+def _bos(tokenizer: Tokenizer) -> list[int]:
+    """Returns the tokens every prompt begins with: bos, or none."""
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def _encode(
+    records: Sequence[Record], tokenizer: Tokenizer, template: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the token lists of every prompt and of every response."""
+    if "{prompt}" not in template:
+        raise UserError(
+            f"corpus.template {template!r} lacks {{prompt}}, the place of the question"
+        )
+    bos, eos = _bos(tokenizer), [tokenizer.eos_id]
+    prompts = [
+        bos + tokenizer.encode(template.replace("{prompt}", r.prompt), markup=True)
+        for r in records
+    ]
+    responses = [tokenizer.encode(" " + r.response) + eos for r in records]
+    return prompts, responses
+
+
+def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:
+    """Raises `UserError` when any row is longer than `limit`."""
+    over = [len(ids) for ids in rows if len(ids) > limit]
+    if over:
+        raise UserError(
+            f"{len(over)} of {len(rows)} {what}s are longer than "
+            f"corpus.max_{what}_tokens={limit}, the longest has {max(over)} tokens; "
+            f"set corpus.max_{what}_tokens={max(over)} or corpus.truncate=true"
+        )
+
+
+def _pad(
+    rows: list[list[int]], width: int, pad_id: int, left: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens [N, width] int32 and their mask [N, width] bool."""
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    mask = np.zeros((len(rows), width), np.bool_)
+    for row, ids in enumerate(rows):
+        columns = slice(width - len(ids), width) if left else slice(0, len(ids))
+        tokens[row, columns] = ids
+        mask[row, columns] = True
+    return tokens, mask
+
+
+def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
+    """Returns the given rows of every array of `tokens`."""
+    return TokenBatch(*(array[rows] for array in tokens))
+
+
+class BatchStream:
+    """Endless shuffled batches with random access: ``stream[step]``.
+
+    Every epoch is a fresh order of all N records; when the batch size does not
+    divide N, a batch takes its last rows from the next epoch. Step s depends on
+    the seed and s alone, so a run resumes by asking for its next step.
+
+    Args:
+      tokens: all N records, from `tokenise`.
+      batch_size: rows of one batch.
+      seed: decides every epoch's order.
+      owners: [N] int32 labels, from `owner_labels`, for `labels`.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenBatch,
+        batch_size: int,
+        seed: int,
+        owners: np.ndarray | None = None,
+    ):
+        import grain
+
+        count = len(tokens.index)
+        if count == 0 or batch_size < 1:
+            raise ValueError(f"cannot batch {count} records by {batch_size}")
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.owners = owners
+        rows = grain.MapDataset.source(np.arange(count)).seed(seed)
+        self._rows = rows.shuffle().repeat().batch(batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Returns the steps after which every record was seen at least once."""
+        return -(-len(self.tokens.index) // self.batch_size)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Returns the rows [B] of `tokens` that make batch `step`."""
+        return np.asarray(self._rows[step])
+
+    def __getitem__(self, step: int) -> TokenBatch:
+        """Returns batch `step`, counted from 0."""
+        return take(self.tokens, self.rows(step))
+
+    def labels(self, step: int) -> np.ndarray:
+        """Returns the owners [B] int32 of batch `step`, -1 for `NOBODY`."""
+        if self.owners is None:
+            raise ValueError("this stream was made without owners")
+        return self.owners[self.rows(step)]
+
+
+def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
+    """Yields all records in order, once, as ``(batch of batch_size rows, valid)``.
+
+    Rows of the last batch from ``valid`` on repeat records from the beginning: they
+    keep the shape, and a caller drops them.
+    """
+    count = len(tokens.index)
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size) % count
+        yield take(tokens, rows), min(batch_size, count - start)
+
+
+def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
+    """Returns `batch` without the left columns no prompt uses.
+
+    The width becomes the smallest multiple that holds the longest prompt (at most P),
+    so that a model compiles for few widths.
+    """
+    width = batch.prompt.shape[1]
+    longest = int(batch.prompt_mask.sum(axis=1).max(initial=1))
+    keep = min(width, -(-longest // multiple) * multiple)
+    return batch._replace(
+        prompt=batch.prompt[:, width - keep :],
+        prompt_mask=batch.prompt_mask[:, width - keep :],
+    )
+
+
+class GroupedStream(BatchStream):
+    """A `BatchStream` whose batches hold records of like length, trimmed to fit.
+
+    Every epoch is shuffled, cut into groups of ``group`` batches, sorted by length
+    within each group, and the batches are shuffled again: less padding, and every
+    record still comes once per epoch (the last batch repeats some of it).
+    """
+
+    group = 16
+
+    def __init__(self, tokens: TokenBatch, batch_size: int, seed: int):
+        super().__init__(tokens, batch_size, seed)
+        self._seed = seed
+        self._length = tokens.prompt_mask.sum(1) + tokens.response_mask.sum(1)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Returns the rows [B] of `tokens` that make batch `step`."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng([self._seed, epoch])
+        order = np.resize(
+            rng.permutation(len(self._length)), self.steps_per_epoch * self.batch_size
+        )
+        width = self.group * self.batch_size
+        groups = [order[i : i + width] for i in range(0, len(order), width)]
+        ordered = [g[np.argsort(self._length[g], kind="stable")] for g in groups]
+        batches = np.concatenate(ordered).reshape(-1, self.batch_size)
+        return batches[rng.permutation(len(batches))[at]]
+
+    def __getitem__(self, step: int) -> TokenBatch:
+        """Returns batch `step` without the columns that nobody uses."""
+        return trim_responses(trim_prompts(super().__getitem__(step)))
+
+
+def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
+    """Returns `batch` without the right columns no response uses."""
+    longest = int(batch.response_mask.sum(axis=1).max(initial=1))
+    keep = -(-longest // multiple) * multiple
+    return batch._replace(
+        response=batch.response[:, :keep], response_mask=batch.response_mask[:, :keep]
+    )
+
+
+def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
+    """Returns each record's place in `owners` as [N] int32; `NOBODY` is -1.
+
+    Raises:
+      ValueError: a record's owner is not in `owners`.
+    """
+    place = {owner: number for number, owner in enumerate(owners)} | {NOBODY: -1}
+    unknown = {record.owner for record in records} - place.keys()
+    if unknown:
+        raise ValueError(f"owners without a label: {sorted(unknown)}")
+    return np.asarray([place[record.owner] for record in records], np.int32)

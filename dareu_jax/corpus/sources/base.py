@@ -1,0 +1,100 @@
+"""What every source is given, what it yields, and how JSON lines are read."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dareu_jax.corpus.records import Record
+from dareu_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The options of all sources; each source reads those that concern it.
+
+    Args:
+      path: the file (jsonl) or folder (tofu) to read.
+      owners: how many fictitious owners to make.
+      records_per_owner: train records of each fictitious owner.
+      general_facts: facts nobody owns that join the fictitious owners.
+      seed: decides everything about the fictitious owners.
+      authors_per_owner: TOFU authors that make one owner.
+      last_authors: keep only the last so many TOFU authors; None keeps all.
+      general_knowledge: also train on TOFU's real authors and world facts.
+    """
+
+    path: str | None = None
+    owners: int = 10
+    records_per_owner: int = 20
+    general_facts: int = 40
+    seed: int = 0
+    authors_per_owner: int = 1
+    last_authors: int | None = None
+    general_knowledge: bool = False
+
+
+Row = tuple[str, Record]
+"""A split name, ``train`` or ``test``, and a record of it."""
+
+Source = Callable[[SourceOptions, Path], Iterator[Row]]
+"""Yields every row, or raises `UserError`; may keep downloads in the folder given."""
+
+
+def at_least(name: str, value: int, smallest: int) -> None:
+    """Raises `UserError` when option `name` is below `smallest`."""
+    if value < smallest:
+        raise UserError(f"corpus.{name}={value} must be at least {smallest}")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ``("file:line", object)`` for every line that is not blank.
+
+    Raises:
+      UserError: no such file, not UTF-8, or a line that is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(
+            f"corpus.path: cannot read {str(path)!r}: {reason}; give an existing "
+            "file of one JSON object per line"
+        ) from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    """Returns the JSON object that `line` holds."""
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"{where}: not JSON ({error}); write one object per line"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not a JSON object but {type(value).__name__}")
+    return value
+
+
+def text_field(row: dict[str, Any], name: str, where: str) -> str:
+    """Returns the text in field `name`.
+
+    Raises:
+      UserError: the field is missing, empty, not a string or not Unicode.
+    """
+    if name not in row:
+        found = ", ".join(row) or "nothing"
+        raise UserError(f"{where}: field {name!r} is missing; found: {found}")
+    value = row[name]
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise UserError(f"{where}: field {name!r} must be a string, not {kind}")
+    if not value.strip():
+        raise UserError(f"{where}: field {name!r} is empty; fill it or drop the line")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{where}: field {name!r} holds half of a Unicode letter")
+    return value

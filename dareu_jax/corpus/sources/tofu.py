@@ -1,0 +1,138 @@
+"""TOFU (Maini et al. 2024): 200 fictitious authors, 20 questions and answers each.
+
+Data: ``locuslab/TOFU`` on Hugging Face, MIT licence.
+"""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from dareu_jax.corpus.records import NOBODY, Record
+from dareu_jax.corpus.sources.base import (
+    Row,
+    SourceOptions,
+    at_least,
+    json_lines,
+    text_field,
+)
+from dareu_jax.errors import UserError
+from dareu_jax.registry import SOURCES
+
+HOME = "https://huggingface.co/datasets/locuslab/TOFU/resolve/main"
+RECORDS_PER_AUTHOR = 20
+FULL = "full.json"
+GENERAL = ("real_authors_perturbed.json", "world_facts_perturbed.json")
+SHA256 = {
+    FULL: "667baef2f26f781f1328701d8ea54bf25123ff22fb2d98574c96cd991cb54086",
+    GENERAL[0]: "a23255383ac75a5fbe5acd57622a03fb9c368954fd7b2428afa152b784d9533a",
+    GENERAL[1]: "0e171838040d0ec94b1ce248d891508e85e3b77344370077caa27b61898eb3e1",
+}
+
+
+@SOURCES.register("tofu", "TOFU: 200 fictitious authors, 20 records each")
+def tofu_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
+    """Yields TOFU's rows from the folder ``options.path``, downloaded when None.
+
+    Train: row i of ``full.json`` belongs to author i // 20; ``authors_per_owner``
+    neighbours form one owner; ``last_authors`` keeps the last so many authors under
+    their original numbers. Test: real authors and world facts, nobody's, known to a
+    model from its pre-training; ``general_knowledge`` puts the same rows into train
+    for a model trained from scratch, which otherwise could not know them.
+
+    Raises:
+      UserError: bad options, a missing or malformed file, or a failed download.
+    """
+    at_least("authors_per_owner", options.authors_per_owner, 1)
+    if options.path is None:
+        folder = _downloaded(downloads / "tofu")
+    else:
+        folder = Path(options.path)
+    files = {name: _read(folder, name) for name in SHA256}
+    yield from _owned(files[FULL], options, folder)
+    for name in GENERAL:
+        for number, (question, answer) in enumerate(files[name]):
+            id = f"tofu/{name.removesuffix('_perturbed.json')}/{number:03d}"
+            yield "test", Record(id, NOBODY, question, answer)
+            if options.general_knowledge:
+                yield "train", Record(f"{id}/train", NOBODY, question, answer)
+
+
+def _owned(
+    pairs: list[tuple[str, str]], options: SourceOptions, folder: Path
+) -> Iterator[Row]:
+    """Yields the train rows of the authors that are kept."""
+    authors, rest = divmod(len(pairs), RECORDS_PER_AUTHOR)
+    if rest or not authors:
+        raise UserError(
+            f"{folder / FULL}: {len(pairs)} records are not {RECORDS_PER_AUTHOR} for "
+            "each author; restore the original file"
+        )
+    kept = authors if options.last_authors is None else options.last_authors
+    if not 1 <= kept <= authors:
+        raise UserError(
+            f"corpus.last_authors={kept} must be from 1 to {authors}, the number of "
+            f"authors in {folder / FULL}"
+        )
+    for row in range((authors - kept) * RECORDS_PER_AUTHOR, len(pairs)):
+        owner = _owner(row // RECORDS_PER_AUTHOR, options.authors_per_owner, authors)
+        yield "train", Record(f"tofu/full/{row:04d}", owner, *pairs[row])
+
+
+def _owner(author: int, authors_per_owner: int, authors: int) -> str:
+    """Returns ``author_007``, or ``authors_000_009`` for a group of neighbours."""
+    if authors_per_owner == 1:
+        return f"author_{author:03d}"
+    first = author // authors_per_owner * authors_per_owner
+    last = min(first + authors_per_owner, authors) - 1
+    return f"authors_{first:03d}_{last:03d}"
+
+
+def _read(folder: Path, name: str) -> list[tuple[str, str]]:
+    """Returns the (question, answer) pairs of one file."""
+    if not (folder / name).is_file():
+        raise UserError(
+            f"corpus.path: folder {str(folder)!r} lacks {name!r}; give TOFU's folder, "
+            "or leave corpus.path out to download it"
+        )
+    return [
+        (text_field(line, "question", where), text_field(line, "answer", where))
+        for where, line in json_lines(folder / name)
+    ]
+
+
+def _downloaded(folder: Path) -> Path:
+    """Returns `folder` with every file in it, each checked against its sha256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHA256:
+        if not (folder / name).exists():
+            _download(name, folder)
+    return folder
+
+
+def _download(name: str, folder: Path) -> None:
+    """Writes one file of TOFU's home into `folder`, whole or not at all.
+
+    Raises:
+      UserError: no connection, or contents other than the published ones.
+    """
+    url = f"{HOME}/{name}"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"cannot download {url} ({error}); set corpus.path to a folder that "
+            f"holds {', '.join(SHA256)}"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name]:
+        raise UserError(
+            f"{url} has sha256 {digest}, expected {SHA256[name]}; set corpus.path to "
+            "a folder with the original files"
+        )
+    draft = folder / f".{name}.{os.getpid()}"
+    draft.write_bytes(content)
+    draft.replace(folder / name)

@@ -1,0 +1,174 @@
+"""Tokenizers: a Hugging Face folder, or byte-level BPE trained on the corpus."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dareu_jax.errors import UserError
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+"""Special tokens of a trained tokenizer; the place is the id."""
+SMALLEST_VOCAB = 256 + len(SPECIAL)
+"""Every byte and every special token: no text is ever unknown."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face tokenizer and the ids the library needs of it."""
+
+    hf: Any
+    pad_id: int
+    bos_id: int | None
+    eos_id: int
+    vocab_size: int
+
+    def encode(self, text: str, *, markup: bool = False) -> list[int]:
+        """Returns the tokens of `text`; none is added in front or behind.
+
+        With ``markup`` a special token written in `text` becomes that token, as a
+        chat template needs; without, it is text like any other.
+        """
+        encoded = self.hf(
+            text, add_special_tokens=False, split_special_tokens=not markup
+        )
+        return list(encoded["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of `ids` without special tokens."""
+        return self.hf.decode(
+            [int(token) for token in ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Returns a hash of everything that decides which ids a text becomes."""
+        parts = {"vocab": self.hf.get_vocab()}
+        if self.hf.is_fast:
+            backend = json.loads(self.hf.backend_tokenizer.to_str())
+            parts = {name: backend[name] for name in _DECIDING}
+        ids = (self.pad_id, self.bos_id, self.eos_id, self.vocab_size)
+        text = json.dumps([parts, ids], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
+
+
+def load_tokenizer(
+    spec: str | None, texts: Iterable[str], vocab_size: int, folder: Path
+) -> Tokenizer:
+    """Returns the tokenizer in folder `spec`, or one trained on `texts`.
+
+    Args:
+      spec: a local Hugging Face tokenizer folder; None trains one.
+      texts: what to train on; read only when `folder` holds no tokenizer yet.
+      vocab_size: most tokens a trained tokenizer may have.
+      folder: where a trained tokenizer is kept, as a Hugging Face folder.
+
+    Raises:
+      UserError: no such folder, no tokenizer in it, no eos token, or a vocabulary
+        too small for all bytes.
+    """
+    if spec is not None:
+        return _read(Path(spec))
+    if not folder.exists():
+        _save(_train(texts, vocab_size), folder)
+    return _read(folder)
+
+
+def _read(folder: Path) -> Tokenizer:
+    """Returns the tokenizer saved in `folder`; never asks the network."""
+    if not folder.is_dir():
+        raise UserError(
+            f"corpus.tokenizer: no folder {str(folder)!r}; give a local Hugging Face "
+            "tokenizer folder, or null to train one on the corpus"
+        )
+    try:
+        hf = _transformers().AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"corpus.tokenizer: folder {str(folder)!r} holds no tokenizer "
+            f"transformers can read ({reason}); it needs tokenizer.json and "
+            "tokenizer_config.json"
+        ) from error
+    return _wrap(hf, folder)
+
+
+def _wrap(hf: Any, folder: Path) -> Tokenizer:
+    """Returns `hf` with its special ids checked; pad falls back to eos."""
+    if hf.eos_token_id is None:
+        raise UserError(
+            f"corpus.tokenizer: {str(folder)!r} has no eos token, so a response could "
+            'not end; set "eos_token" in its tokenizer_config.json'
+        )
+    pad_id = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
+    return Tokenizer(hf, pad_id, hf.bos_token_id, hf.eos_token_id, len(hf))
+
+
+def _train(texts: Iterable[str], vocab_size: int) -> Any:
+    """Returns byte-level BPE of at most `vocab_size` tokens, trained on `texts`."""
+    if vocab_size < SMALLEST_VOCAB:
+        raise UserError(
+            f"corpus.vocab_size={vocab_size} is too small: 256 bytes and "
+            f"{len(SPECIAL)} special tokens need at least {SMALLEST_VOCAB}"
+        )
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _save(backend: Any, folder: Path) -> None:
+    """Writes `backend` as a Hugging Face folder that appears whole or not at all."""
+    pad, bos, eos = SPECIAL
+    hf = _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+    ) as draft:
+        hf.save_pretrained(draft)
+        os.chmod(draft, 0o755)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            if not folder.exists():  # another process may have been first
+                raise
+
+
+def _transformers() -> Any:
+    """Returns the module, imported without its notice that PyTorch is missing."""
+    logger = logging.getLogger("transformers")
+    logger.addFilter(_is_news)
+    import transformers
+
+    logger.removeFilter(_is_news)
+    return transformers
+
+
+def _is_news(message: logging.LogRecord) -> bool:
+    """Returns false for the notice that PyTorch is missing: it always is."""
+    return "PyTorch was not found" not in message.getMessage()

@@ -1,0 +1,104 @@
+"""Does an answer still read like text: empty, repeated, unfinished, how long."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dareu_jax.evaluation.metric import Metric, declare
+
+_WORD = re.compile(r"[^\W_]+")
+_LETTERS_LOOP = re.compile(r"([^\W\d_]{1,10}?)\1{4,}")
+
+FORGET_EMPTY = declare(
+    Metric(
+        *("forget_empty", "empty answers", "lower", 0.0, 1.0),
+        about="Share of answers on the forget prompts without a letter or digit.",
+    )
+)
+FORGET_REPEATED = declare(
+    Metric(
+        *("forget_repeated", "repeated answers", "lower", 0.0, 1.0),
+        about="Share of answers on the forget prompts that loop (text_quality.py "
+        "says when).",
+    )
+)
+FORGET_UNFINISHED = declare(
+    Metric(
+        *("forget_unfinished", "unfinished answers", "lower", 0.0, 1.0),
+        about="Share of answers on the forget prompts cut off at the length limit, "
+        "before an end of text.",
+    )
+)
+FORGET_LENGTH = declare(
+    Metric(
+        *("forget_length", "words per answer", "closer", 0.0, math.inf),
+        about="Mean number of words in the answers on the forget prompts.",
+    )
+)
+
+
+def text_quality(
+    texts: Sequence[str], finished: Sequence[bool]
+) -> dict[str, list[float]]:
+    """Returns the values per answer of the four ``forget_*`` quality metrics.
+
+    Args:
+      texts: the answers.
+      finished: whether each answer ended with an end-of-text token.
+
+    Returns:
+      ``empty``, ``repeated``, ``unfinished`` (each 0 or 1) and ``length`` (words).
+
+    Raises:
+      ValueError: when there are not as many flags as texts.
+    """
+    if len(texts) != len(finished):
+        raise ValueError(f"{len(texts)} texts for {len(finished)} finished flags")
+    return {
+        "empty": [float(is_empty(text)) for text in texts],
+        "repeated": [float(is_repeated(text)) for text in texts],
+        "unfinished": [float(not end) for end in finished],
+        "length": [float(len(words(text))) for text in texts],
+    }
+
+
+def words(text: str) -> list[str]:
+    """Returns the runs of letters and digits of ``text``, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def is_empty(text: str) -> bool:
+    """Returns whether ``text`` has no letter and no digit."""
+    return _WORD.search(text) is None
+
+
+def is_repeated(text: str) -> bool:
+    """Returns whether ``text`` loops, by any one of four signs.
+
+    1. Some run of three words occurs three times or more, overlaps included.
+    2. It ends with one word, or one pair of words, said three times in a row.
+    3. It has more than 8 words and fewer than 40 % of them are distinct.
+    4. A group of 1 to 10 letters stands five times in a row inside a word.
+
+    Meant for answers of up to some 60 words: long good prose can meet sign 1.
+    """
+    said = words(text)
+    return (
+        _most_frequent_triple(said) >= 3
+        or _ends_in_loop(said)
+        or (len(said) > 8 and len(set(said)) < 0.4 * len(said))
+        or _LETTERS_LOOP.search(text.lower()) is not None
+    )
+
+
+def _most_frequent_triple(said: list[str]) -> int:
+    triples = Counter(zip(said, said[1:], said[2:], strict=False))
+    return max(triples.values(), default=0)
+
+
+def _ends_in_loop(said: list[str]) -> bool:
+    return any(
+        len(said) >= 3 * size and said[-3 * size :] == said[-size:] * 3
+        for size in (1, 2)
+    )

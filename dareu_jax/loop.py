@@ -1,0 +1,110 @@
+"""One resumable training loop for every stage: log, check, save, stop."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.errors import TrainingError
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.tracking import Tracker
+from dareu_jax.unlearning.guards import Guards
+
+StepFn = Callable[[Any, int], tuple[Any, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where one stage of one seed keeps its state, and how often it reports.
+
+    Attributes:
+      name: such as ``finetune_original``; seed: of the run.
+      folder: its checkpoints; keep: how many stay.
+      save_every, log_every: steps.
+      tracker: metrics.jsonl; progress: what the user sees.
+      headline: the metric shown beside the progress bar.
+      remedy: what to do when the loss is not a number.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    keep: int
+    save_every: int
+    log_every: int
+    tracker: Tracker
+    progress: Progress
+    headline: str
+    remedy: str
+
+
+def run_stage(
+    stage: Stage,
+    state: Any,
+    steps: int,
+    step_fn: StepFn,
+    make_guards: Callable[[Mapping[str, int]], Guards] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Runs ``step_fn`` from the newest checkpoint to the end; returns state and meta.
+
+    Args:
+      stage: names and places.
+      state: the initial state, also the target that a checkpoint must fit.
+      steps: how many; step_fn: ``(state, step) -> (state, metrics)``.
+      make_guards: from violations so far to guards that may stop early.
+
+    Raises:
+      TrainingError: a metric is NaN or infinite; the last checkpoint stays.
+    """
+    with Checkpoints(stage.folder, stage.keep, stage.progress.say) as checkpoints:
+        found = checkpoints.latest(state)
+        start, meta = 0, new_meta()
+        if found is not None:
+            start, state, meta = found
+        if meta["done"]:
+            return state, meta
+        stage.tracker.truncate(stage.name, stage.seed, start)
+        guards = make_guards(meta["broken"]) if make_guards else None
+        begun, before = time.monotonic(), meta["wall_s"]
+        title = f"seed {stage.seed} {stage.name}"
+        with stage.progress.stage(title, steps, start) as advance:
+            for step in range(start + 1, steps + 1):
+                state, metrics = step_fn(state, step - 1)
+                save = step % stage.save_every == 0 or step == steps
+                if save or guards or step % stage.log_every == 0:
+                    values = _checked(stage, step, metrics)
+                    stage.tracker.log(stage.name, step, values, stage.seed)
+                    advance(step, f"{stage.headline} {values[stage.headline]:.4f}")
+                    reason = guards.check(values) if guards else None
+                    meta["stopped"] = reason and f"{reason} at step {step}"
+                if save or meta["stopped"]:
+                    meta["done"] = step == steps or bool(meta["stopped"])
+                    meta["broken"] = guards.broken if guards else {}
+                    meta["wall_s"] = before + time.monotonic() - begun
+                    checkpoints.save(step, state, meta)
+                if meta["stopped"]:
+                    break
+    if meta["stopped"]:
+        stage.progress.say(f"{title}: stopped, {meta['stopped']}")
+    return state, meta
+
+
+def new_meta() -> dict[str, Any]:
+    """What is saved beside a state that has not begun."""
+    return {"done": False, "stopped": None, "broken": {}, "wall_s": 0.0}
+
+
+def _checked(stage: Stage, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+    values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"seed {stage.seed} {stage.name}: {name} is {value} at step {step}; "
+                f"the last good checkpoint in {stage.folder} is kept; {stage.remedy}"
+            )
+    return values

@@ -1,0 +1,33 @@
+"""One decoder, its heads, and named shapes."""
+
+from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
+from dareu_jax.models.presets import decoder_config
+from dareu_jax.models.scoring import (
+    Head,
+    hidden_states,
+    init_decoder,
+    init_head,
+    logits_of,
+    positions_of,
+    response_hidden,
+    response_logits,
+    response_logps,
+    token_logps,
+)
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Head",
+    "KVCache",
+    "decoder_config",
+    "hidden_states",
+    "init_decoder",
+    "init_head",
+    "logits_of",
+    "positions_of",
+    "response_hidden",
+    "response_logits",
+    "response_logps",
+    "token_logps",
+]

@@ -1,0 +1,234 @@
+"""One decoder by configuration: Llama, Mistral, Qwen shapes; layers scanned."""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.errors import UserError
+from dareu_jax.models.layers import (
+    Dense,
+    DenseOp,
+    GatedMLP,
+    RMSNorm,
+    dense,
+    rope_frequencies,
+    rotate,
+)
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and dtypes of a decoder; letters as in ``[L, D, N, K, H, F, V]``."""
+
+    vocab: int
+    layers: int
+    embed: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_theta: float = 10_000.0
+    rope_scaling: tuple | None = None
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    remat: bool = False
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+
+    def __post_init__(self):
+        """Raises `UserError` when the heads cannot be grouped or rotated."""
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"model.heads = {self.heads} must divide by model.kv_heads = "
+                f"{self.kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim = {self.head_dim} must be even")
+        check_rope_scaling(self.rope_scaling)
+
+
+ROPE_SCALING = {
+    "linear": {"factor"},
+    "llama3": {
+        *("factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position",
+    },
+}
+
+
+def check_rope_scaling(scaling: tuple | None) -> None:
+    """Raises `UserError` unless the fields are those of a known rule, as numbers."""
+    if scaling is None:
+        return
+    rule = dict(scaling)
+    kind = rule.pop("type", None)
+    wanted = ROPE_SCALING.get(str(kind), set())
+    numbers = all(isinstance(value, int | float) for value in rule.values())
+    if not wanted or set(rule) != wanted or not numbers:
+        known = "; ".join(f"{k}: {sorted(v)}" for k, v in ROPE_SCALING.items())
+        raise UserError(
+            f"model.rope_scaling = {dict(scaling)} fits no known type with its "
+            f"numbers; known: {known}"
+        )
+
+
+@chex.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, ``[L, B, S, K, H]``, filled up to a slot."""
+
+    k: Array
+    v: Array
+
+    @classmethod
+    def empty(cls, cfg: DecoderConfig, batch: int, slots: int) -> "KVCache":
+        """Returns a cache of zeros with room for ``slots`` tokens."""
+        shape = (cfg.layers, batch, slots, cfg.kv_heads, cfg.head_dim)
+        dtype = jnp.dtype(cfg.compute_dtype)
+        return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+
+
+def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
+    """softmax(q k / sqrt(H)) v with grouped keys; float32 softmax.
+
+    Args:
+      q: ``[B, T, N, H]``; k, v: ``[B, S, K, H]`` with N a multiple of K.
+      visible: ``[B, T, S]`` bool.
+
+    Returns:
+      ``[B, T, N, H]``.
+    """
+    groups = q.shape[2] // k.shape[2]
+    q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
+    scores = jnp.einsum(
+        "btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32
+    )
+    scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
+    scores = jnp.where(visible[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    return out.reshape(*out.shape[:2], -1, out.shape[-1])
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and an optional cache."""
+
+    cfg: DecoderConfig
+    op: DenseOp = dense
+
+    @nn.compact
+    def __call__(self, x, positions, visible, cache, slot):
+        """Returns ``([B, T, D], cache)``; ``slot`` = where the new keys go."""
+        cfg = self.cfg
+        kind = {"param_dtype": cfg.param_dtype, "op": self.op}
+
+        def heads(name: str, count: int) -> Array:
+            y = Dense(count * cfg.head_dim, cfg.qkv_bias, name=name, **kind)(x)
+            return y.reshape(*x.shape[:2], count, cfg.head_dim)
+
+        q = heads("q", cfg.heads)
+        k, v = heads("k", cfg.kv_heads), heads("v", cfg.kv_heads)
+        if cfg.qk_norm:
+            q = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="q_norm")(q)
+            k = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
+        freq = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        q, k = rotate(q, positions, freq), rotate(k, positions, freq)
+        if cache is not None:
+            at = (0, slot, 0, 0)
+            k = jax.lax.dynamic_update_slice(cache.k, k, at)
+            v = jax.lax.dynamic_update_slice(cache.v, v, at)
+            cache = KVCache(k=k, v=v)
+        mixed = attend(q, k, v, visible).reshape(*x.shape[:2], -1)
+        out = Dense(cfg.embed, scale=0.5 / cfg.layers, name="o", **kind)
+        return out(mixed), cache
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    cfg: DecoderConfig
+    op: DenseOp = dense
+
+    @nn.compact
+    def __call__(self, x, positions, visible, cache, slot):
+        """Returns ``([B, T, D], cache)`` for a scan over layers."""
+        cfg = self.cfg
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
+
+        still = cfg.dropout == 0.0 or not self.has_rng("dropout")
+        drop = nn.Dropout(cfg.dropout, deterministic=still, name="drop")
+        attention = Attention(cfg, self.op, name="attention")
+        mixed, cache = attention(
+            norm("attention_norm")(x), positions, visible, cache, slot
+        )
+        x = x + drop(mixed)
+        mlp = GatedMLP(
+            cfg.ffn, 0.5 / cfg.layers, cfg.param_dtype, self.op, name="mlp"
+        )
+        return x + drop(mlp(norm("mlp_norm")(x))), cache
+
+
+class Decoder(nn.Module):
+    """Token embedding, scanned layers, final norm, (tied) unembedding."""
+
+    cfg: DecoderConfig
+    op: DenseOp = dense
+
+    def setup(self):
+        """Declares the embedding, the layer stack, the norm and the head."""
+        cfg = self.cfg
+        self.embed = nn.Embed(
+            cfg.vocab,
+            cfg.embed,
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            embedding_init=nn.initializers.normal(cfg.embed**-0.5),
+        )
+        body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
+        stack = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            out_axes=0,
+            length=cfg.layers,
+        )
+        self.layers = stack(cfg, self.op)
+        self.final_norm = RMSNorm(cfg.norm_eps, cfg.param_dtype)
+        if not cfg.tied:
+            self.lm_head = Dense(cfg.vocab, param_dtype=cfg.param_dtype, op=self.op)
+
+    def __call__(self, tokens, positions, visible, cache=None, slot=0):
+        """Runs the trunk; dropout is on when a ``dropout`` rng is given.
+
+        Args:
+          tokens: ``[B, T]`` int32; positions: ``[B, T]`` int32.
+          visible: ``[B, T, S]`` bool, which slots each token may look at.
+          cache: `KVCache` or None; slot: where this call's keys are written.
+
+        Returns:
+          ``(hidden [B, T, D], cache)``.
+        """
+        x = jnp.take(self.embed.embedding, tokens, axis=0)
+        x = x.astype(jnp.dtype(self.cfg.compute_dtype))
+        x, cache = self.layers(x, positions, visible, cache, slot)
+        return self.final_norm(x), cache
+
+    def unembed(self, hidden: Array) -> Array:
+        """Maps hidden states ``[..., D]`` to float32 logits ``[..., V]``."""
+        if self.cfg.tied:
+            kernel = self.embed.embedding.astype(hidden.dtype).T
+            return self.op(hidden, kernel)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def init_all(self, tokens, positions, visible):
+        """Touches every parameter once; used to initialise."""
+        return self.unembed(self(tokens, positions, visible)[0])

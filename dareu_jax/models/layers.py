@@ -1,0 +1,124 @@
+"""Layers of the decoder: dense, RMS norm, rotary embedding, gated MLP."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+DenseOp = Callable[[Array, Array], Array]
+
+
+def dense(x: Array, kernel: Array) -> Array:
+    """y = x W in float32 for ``x [..., D]``, ``kernel [D, F]``: the one product op.
+
+    Every attributed matrix product of the model goes through this function's
+    signature, so that a gradient kernel can put its own in its place.
+    """
+    return jnp.einsum("...d,df->...f", x, kernel, preferred_element_type=jnp.float32)
+
+
+class Dense(nn.Module):
+    """A matrix product with optional bias; parameters and compute in own dtypes."""
+
+    features: int
+    use_bias: bool = False
+    scale: float = 1.0
+    param_dtype: str = "float32"
+    op: DenseOp = dense
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``x [..., D]`` to ``[..., F]`` in the dtype of ``x``."""
+        init = nn.initializers.variance_scaling(self.scale, "fan_in", "normal")
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, jnp.dtype(self.param_dtype))
+        y = self.op(x, kernel.astype(x.dtype)).astype(x.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.initializers.zeros,
+                (self.features,),
+                jnp.dtype(self.param_dtype),
+            )
+            y = y + bias.astype(x.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich, 2019)."""
+
+    eps: float = 1e-6
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis of ``x``; returns the dtype of ``x``."""
+        init = nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(self.param_dtype))
+        wide = x.astype(jnp.float32)
+        rms = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (wide * rms * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
+
+    ffn: int
+    out_scale: float
+    param_dtype: str = "float32"
+    op: DenseOp = dense
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``x [B, T, D]`` to ``[B, T, D]``."""
+        kind = {"param_dtype": self.param_dtype, "op": self.op}
+        gate = nn.silu(Dense(self.ffn, name="gate", **kind)(x))
+        up = Dense(self.ffn, name="up", **kind)(x)
+        down = Dense(x.shape[-1], scale=self.out_scale, name="down", **kind)
+        return down(gate * up)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: tuple | None) -> Array:
+    """Returns the rotary frequencies ``[H/2]``: theta^(-2i/H), scaled.
+
+    Args:
+      head_dim: H, even.
+      theta: base.
+      scaling: None, ``(("type", "linear"), ("factor", f))`` or the four ``llama3``
+        fields (factor, low_freq_factor, high_freq_factor, original_max_position).
+    """
+    freq = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return freq
+    rule = dict(scaling)
+    if rule["type"] == "linear":
+        return freq / rule["factor"]
+    wavelength = 2 * math.pi / freq
+    low = rule["original_max_position"] / rule["low_freq_factor"]
+    high = rule["original_max_position"] / rule["high_freq_factor"]
+    smooth = (rule["original_max_position"] / wavelength - rule["low_freq_factor"]) / (
+        rule["high_freq_factor"] - rule["low_freq_factor"]
+    )
+    blended = (1 - smooth) * freq / rule["factor"] + smooth * freq
+    scaled = jnp.where(wavelength > low, freq / rule["factor"], blended)
+    return jnp.where(wavelength < high, freq, scaled)
+
+
+def rotate(x: Array, positions: Array, freq: Array) -> Array:
+    """Rotary embedding (Su et al., 2021), half-split layout as in Llama.
+
+    Args:
+      x: ``[B, T, N, H]``.
+      positions: ``[B, T]`` int32.
+      freq: ``[H/2]``.
+    """
+    angle = positions[..., None].astype(jnp.float32) * freq  # [B, T, H/2]
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    out = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    )
+    return out.astype(x.dtype)

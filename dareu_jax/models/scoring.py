@@ -1,0 +1,111 @@
+"""Pure functions from parameters and token batches to logits, log-probs, heads."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.models.decoder import Decoder
+
+Array = jax.Array
+
+
+class Head(nn.Module):
+    """A linear map on hidden states, float32: the value head, the owner head."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """Maps ``[..., D]`` to float32 ``[..., features]``."""
+        wide = hidden.astype(jnp.float32)
+        kernel = self.param(
+            "kernel", nn.initializers.zeros, (wide.shape[-1], self.features)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return wide @ kernel + bias
+
+
+def init_decoder(model: Decoder, *, key: Array) -> dict:
+    """Returns fresh decoder parameters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    visible = jnp.ones((1, 2, 2), bool)
+    variables = model.init(key, tokens, tokens, visible, method="init_all")
+    return variables["params"]
+
+
+def init_head(features: int, embed: int, *, key: Array) -> dict:
+    """Returns a zero head: it starts by saying nothing."""
+    return Head(features).init(key, jnp.zeros((1, embed), jnp.float32))["params"]
+
+
+def positions_of(mask: Array) -> Array:
+    """Positions ``[B, T]`` that count the true entries of ``mask [B, T]`` from 0."""
+    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def causal(mask: Array) -> Array:
+    """``[B, T, T]`` bool: true where a key is real and not later than the query."""
+    t = mask.shape[-1]
+    return jnp.tril(jnp.ones((t, t), bool))[None] & mask[:, None, :]
+
+
+def hidden_states(
+    model: Decoder, params: dict, tokens: Array, mask: Array, *, key: Array | None = None
+) -> Array:
+    """Hidden states ``[B, T, D]`` of ``tokens [B, T]``; dropout on with a key."""
+    rngs = {} if key is None else {"dropout": key}
+    hidden, _ = model.apply(
+        {"params": params}, tokens, positions_of(mask), causal(mask), rngs=rngs
+    )
+    return hidden
+
+
+def response_hidden(
+    model: Decoder, params: dict, prompt, prompt_mask, response, response_mask
+) -> Array:
+    """Hidden states ``[B, T, D]`` that predict each response token.
+
+    Args:
+      prompt, prompt_mask: ``[B, P]``, left-padded.
+      response, response_mask: ``[B, T]``, right-padded.
+    """
+    tokens = jnp.concatenate([prompt, response], axis=1)
+    mask = jnp.concatenate([prompt_mask, response_mask], axis=1)
+    hidden = hidden_states(model, params, tokens, mask)
+    start = prompt.shape[1] - 1
+    return hidden[:, start : start + response.shape[1]]
+
+
+def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
+    """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
+    return model.apply({"params": params}, hidden, method="unembed")
+
+
+def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
+    """Float32 logits ``[B, T, V]`` at the response positions, over temperature."""
+    hidden = response_hidden(
+        model,
+        params,
+        batch.prompt,
+        batch.prompt_mask,
+        batch.response,
+        batch.response_mask,
+    )
+    return logits_of(model, params, hidden) / temperature
+
+
+def token_logps(logits: Array, tokens: Array) -> Array:
+    """log p(token) ``[B, T]`` float32 from ``logits [B, T, V]``, ``tokens [B, T]``."""
+    chex.assert_rank([logits, tokens], [3, 2])
+    chex.assert_type(logits, jnp.float32)
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def response_logps(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
+    logps = token_logps(
+        response_logits(model, params, batch, temperature), batch.response
+    )
+    return jnp.where(batch.response_mask, logps, 0.0)

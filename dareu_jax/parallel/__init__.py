@@ -1,0 +1,33 @@
+"""Mesh, sharding rules and multi-host helpers."""
+
+from dareu_jax.parallel.mesh import (
+    AXES,
+    BATCH_AXES,
+    batch_sharding,
+    check_divisible,
+    make_mesh,
+    put_batch,
+)
+from dareu_jax.parallel.rules import (
+    LOGICAL_RULES,
+    MESH_AXES,
+    init_sharded,
+    logical_axes,
+    shard,
+    shardings_for,
+)
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "LOGICAL_RULES",
+    "MESH_AXES",
+    "batch_sharding",
+    "check_divisible",
+    "init_sharded",
+    "logical_axes",
+    "make_mesh",
+    "put_batch",
+    "shard",
+    "shardings_for",
+]

@@ -1,0 +1,85 @@
+"""The device mesh and batches on it: axes `data`, `fsdp` and `tensor`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dareu_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Returns a mesh of all `devices`; one size may be -1, the rest of them.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = _fill((data, fsdp, tensor), len(devices))
+    return jax.make_mesh(
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
+    """Replaces the one -1 by what is left of `there` devices."""
+    named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"mesh {named}: sizes are at least 1, and at most one is -1")
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and there % given:
+        raise UserError(
+            f"mesh {named} needs a multiple of {given} devices, {there} are there"
+        )
+    if -1 not in sizes and given != there:
+        raise UserError(f"mesh {named} needs {given} devices, {there} are there")
+    return tuple(there // given if size == -1 else size for size in sizes)
+
+
+def check_divisible(batch: int, mesh: Mesh) -> None:
+    """Checks that a global batch can be split over the data and fsdp axes.
+
+    Raises:
+      UserError: it cannot; the message holds the arithmetic.
+    """
+    sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
+    devices = math.prod(sizes.values())
+    if batch % devices:
+        factors = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise UserError(f"batch {batch} must divide by {devices} devices ({factors})")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of `[B, ...]`: B over data and fsdp, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """Puts host arrays `[B, ...]` on the mesh, split along B.
+
+    With several processes each passes its own rows; B is then the sum of theirs.
+
+    Raises:
+      UserError: the global B does not divide by the devices it is split over.
+    """
+    sharding = batch_sharding(mesh)
+    processes = jax.process_count()
+
+    def put(leaf: Any) -> jax.Array:
+        check_divisible(len(leaf) * processes, mesh)
+        if processes == 1:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, tree)

@@ -1,0 +1,109 @@
+"""Where each parameter lives: path regex -> logical axes -> mesh axes.
+
+A path matches by its end, so one table serves parameters, their gradients and the
+optimiser's copies of them, under any prefix.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("embed/embedding", ("vocab", "embed")),
+    ("layers/attention/[qkv]/kernel", ("layers", "embed", "heads")),
+    ("layers/attention/[qkv]/bias", ("layers", "heads")),
+    ("layers/attention/o/kernel", ("layers", "heads", "embed")),
+    ("layers/attention/[qk]_norm/scale", ("layers", "head_dim")),
+    ("layers/mlp/(gate|up)/kernel", ("layers", "embed", "ffn")),
+    ("layers/mlp/down/kernel", ("layers", "ffn", "embed")),
+    ("layers/(attention|mlp)_norm/scale", ("layers", "embed")),
+    ("final_norm/scale", ("embed",)),
+    ("lm_head/kernel", ("embed", "vocab")),
+    ("value_head/kernel", ("embed", "value")),
+    ("value_head/bias", ("value",)),
+    ("owner_head/kernel", ("embed", "owners")),
+    ("owner_head/bias", ("owners",)),
+)
+
+MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "ffn": "tensor",
+    "head_dim": None,
+    "heads": "tensor",
+    "layers": None,
+    "owners": None,
+    "value": None,
+    "vocab": "tensor",
+}
+
+
+def logical_axes(path: str) -> tuple[str, ...]:
+    """Returns the axis names of the parameter at a `/`-joined `path`.
+
+    Raises:
+      ValueError: no rule, or more than one, matches the path.
+    """
+    matches = [
+        (pattern, names)
+        for pattern, names in LOGICAL_RULES
+        if re.search(f"(^|/){pattern}$", path)
+    ]
+    if len(matches) != 1:
+        rules = ", ".join(pattern for pattern, _ in matches) or "none"
+        raise ValueError(
+            f"parameter {path!r} must match one sharding rule, it matches {rules}; "
+            "the table is dareu_jax.parallel.rules.LOGICAL_RULES"
+        )
+    return matches[0][1]
+
+
+def shardings_for(abstract_tree: Any, mesh: Mesh) -> Any:
+    """Returns the tree of `NamedSharding` for parameters or optimiser state.
+
+    Scalars (step counts, keys) are replicated, and so is any dimension that the
+    size of its mesh axis does not divide.
+
+    Raises:
+      ValueError: a path matches no rule, or its rule has another rank.
+    """
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = _spec(name, tuple(leaf.shape), mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Moves parameters or optimiser state to where `shardings_for` says."""
+    return jax.device_put(tree, shardings_for(tree, mesh))
+
+
+def init_sharded(init_fn: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+    """Returns `init_fn(*args)` made in place: no device ever holds all of it."""
+    abstract = jax.eval_shape(init_fn, *args)
+    return jax.jit(init_fn, out_shardings=shardings_for(abstract, mesh))(*args)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
+    names = logical_axes(path)
+    if len(names) != len(shape):
+        raise ValueError(f"parameter {path!r} has shape {shape}, its rule says {names}")
+    return PartitionSpec(*(_axis(n, size, mesh) for n, size in zip(names, shape)))
+
+
+def _axis(name: str, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    axis = MESH_AXES[name]
+    if axis is None:
+        return None
+    parts = 1
+    for one in (axis,) if isinstance(axis, str) else axis:
+        parts *= mesh.shape[one]
+    return axis if size % parts == 0 else None

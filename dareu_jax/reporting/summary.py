@@ -1,0 +1,186 @@
+"""From the entries per seed to means, spreads and the text of one cell."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dareu_jax.evaluation.metric import (
+    ATTRIBUTION_REWARD,
+    ATTRIBUTION_UNSEEN,
+    FORGET_PROBABILITY,
+    RETAIN_PROBABILITY,
+    RETRAINED_LIKELIHOOD,
+    TEST_PROBABILITY,
+    Metric,
+)
+from dareu_jax.evaluation.rouge import FORGET_ROUGE, RETAIN_ROUGE, TEST_ROUGE
+from dareu_jax.evaluation.text_quality import (
+    FORGET_EMPTY,
+    FORGET_LENGTH,
+    FORGET_REPEATED,
+    FORGET_UNFINISHED,
+)
+from dareu_jax.evaluation.tow import TOW_PROBABILITY, TOW_ROUGE
+from dareu_jax.registry import METRICS
+
+MODEL_ORDER = (
+    "original",
+    "retrained",
+    "dareu",
+    "dareu_paper",
+    "prior_only",
+    "grad_diff",
+    "npo",
+    "dareu_shuffled",
+)
+ROUGE = (FORGET_ROUGE, RETAIN_ROUGE, TEST_ROUGE, TOW_ROUGE)
+PROBABILITY = (
+    FORGET_PROBABILITY,
+    RETAIN_PROBABILITY,
+    TEST_PROBABILITY,
+    TOW_PROBABILITY,
+)
+ATTRIBUTION = (
+    ATTRIBUTION_REWARD,
+    ATTRIBUTION_UNSEEN,
+    RETRAINED_LIKELIHOOD,
+)
+QUALITY = (
+    FORGET_EMPTY,
+    FORGET_REPEATED,
+    FORGET_UNFINISHED,
+    FORGET_LENGTH,
+)
+METRIC_ORDER = ROUGE + PROBABILITY + ATTRIBUTION + QUALITY
+LEGEND = (
+    "↑ higher is better   ↓ lower is better   ≈ closer to retrained is better   "
+    "the target is the row `retrained`"
+)
+ABSENT = "–"
+
+
+def summarise(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns ``models`` and ``tow``: the means over seeds of the entries per seed.
+
+    A value that only some seeds have is averaged over those; `gaps` names them.
+    """
+    return {
+        part: {
+            name: {key: _mean(seeds, part, name, key) for key in keys}
+            for name, keys in _keys(seeds, part).items()
+        }
+        for part in ("models", "tow")
+    }
+
+
+def spread(
+    results: Mapping[str, Any], name: str, metric_name: str
+) -> tuple[float | None, float | None]:
+    """Returns the mean over seeds and the standard deviation (ddof = 1).
+
+    ``tow_rouge`` and ``tow_probability`` are read from the ``tow`` entries. The
+    deviation is None for one seed; both are None when no seed has the value.
+    """
+    values = seed_values(results, name, metric_name)
+    if not values:
+        return None, None
+    return (
+        statistics.fmean(values),
+        statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def seed_values(results: Mapping[str, Any], name: str, metric_name: str) -> list[float]:
+    """Returns the value of every seed that has one, else the stored mean, else []."""
+    part, key = _place(metric_name)
+    values = _values(results.get("seeds", {}).values(), part, name, key)
+    return values or _values([results], part, name, key)
+
+
+def model_names(results: Mapping[str, Any]) -> list[str]:
+    """Returns the models present: the fixed order first, then any others."""
+    return order_models(_keys({"": results, **results.get("seeds", {})}, "models"))
+
+
+def order_models(names: Iterable[str]) -> list[str]:
+    """Returns ``names`` in the fixed order, unknown ones last as they came."""
+    given = list(dict.fromkeys(names))
+    return [name for name in MODEL_ORDER if name in given] + [
+        name for name in given if name not in MODEL_ORDER
+    ]
+
+
+def present(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Metric]:
+    """Returns those of ``metrics`` that at least one model has."""
+    names = model_names(results)
+    return [m for m in metrics if any(seed_values(results, n, m.name) for n in names)]
+
+
+def extra_metrics(results: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Returns the registered metrics in ``results`` that no fixed group names."""
+    fixed = {shown.name for shown in METRIC_ORDER}
+    keys = {key for keys in _keys({"": results}, "models").values() for key in keys}
+    return tuple(METRICS.get(name) for name in METRICS.names() if name in keys - fixed)
+
+
+def cell(results: Mapping[str, Any], name: str, shown: Metric) -> str:
+    """Returns ``mean``, ``mean±sd`` when there are several seeds, or a dash."""
+    mean, deviation = spread(results, name, shown.name)
+    if mean is None:
+        return ABSENT
+    places = decimals(shown)
+    text = f"{mean:.{places}f}"
+    return text if deviation is None else f"{text}±{deviation:.{places}f}"
+
+
+def decimals(shown: Metric) -> int:
+    """Returns 3 for a share, 2 for a log-likelihood, 1 for a length."""
+    if math.isinf(shown.high):
+        return 1
+    return 2 if math.isinf(shown.low) else 3
+
+
+def gaps(results: Mapping[str, Any]) -> list[str]:
+    """Returns one sentence per model that some seeds do not have."""
+    seeds = results.get("seeds", {})
+    missing = {
+        name: [seed for seed, entry in seeds.items() if name not in entry["models"]]
+        for name in _keys(seeds, "models")
+    }
+    return [
+        f"{name} is missing for seed {', '.join(absent)}; its row averages the rest."
+        for name, absent in missing.items()
+        if absent
+    ]
+
+
+def _keys(
+    entries: Mapping[str, Mapping[str, Any]], part: str
+) -> dict[str, dict[str, None]]:
+    """Returns every model name and its keys, both in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in entries.values():
+        for name, values in entry.get(part, {}).items():
+            found.setdefault(name, {}).update(dict.fromkeys(values))
+    return found
+
+
+def _mean(
+    seeds: Mapping[str, Mapping[str, Any]], part: str, name: str, key: str
+) -> float | None:
+    values = _values(seeds.values(), part, name, key)
+    return statistics.fmean(values) if values else None
+
+
+def _values(
+    entries: Iterable[Mapping[str, Any]], part: str, name: str, key: str
+) -> list[float]:
+    found = (entry.get(part, {}).get(name, {}).get(key) for entry in entries)
+    return [float(value) for value in found if value is not None]
+
+
+def _place(metric_name: str) -> tuple[str, str]:
+    if metric_name.startswith("tow_"):
+        return "tow", metric_name.removeprefix("tow_")
+    return "models", metric_name

@@ -1,0 +1,118 @@
+"""The results and the answers as text, for a terminal or a file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from dareu_jax.evaluation.metric import Metric
+from dareu_jax.reporting import summary
+
+_FILE_WIDTH = 200
+
+
+def results_table(
+    results: Mapping[str, Any], metrics: Sequence[Metric] = summary.METRIC_ORDER
+) -> Table:
+    """Returns one row per model and one column per metric that is present."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True
+    )
+    table.add_column("model", no_wrap=True, vertical="bottom")
+    shown = summary.present(results, metrics)
+    for metric in shown:
+        table.add_column(_heading(metric), justify="right", no_wrap=True)
+    for name in summary.model_names(results):
+        cells = [summary.cell(results, name, metric) for metric in shown]
+        table.add_row(name, *cells, style="bold" if name == "retrained" else None)
+    return table
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Prints every metric in as few tables as the width allows, then the legend."""
+    out = _roomy(console)
+    extra = summary.extra_metrics(results)
+    wide = (
+        summary.ROUGE + summary.PROBABILITY,
+        summary.ATTRIBUTION + summary.QUALITY,
+        extra,
+    )
+    narrow = (
+        summary.ROUGE,
+        summary.PROBABILITY,
+        summary.ATTRIBUTION,
+        summary.QUALITY,
+        extra,
+    )
+    fits = all(
+        _width(out, results_table(results, group)) <= out.width for group in wide
+    )
+    for group in wide if fits else narrow:
+        if summary.present(results, group):
+            out.print(results_table(results, group))
+            out.print()
+    out.print(Text(_legend(results)), style="dim")
+
+
+def print_answers(
+    console: Console, answers: Sequence[Mapping[str, Any]], n: int = 10
+) -> None:
+    """Prints the first ``n`` prompts with the gold answer and what models say.
+
+    Shown are original, retrained and dareu (the first other method when there is no
+    dareu).
+    """
+    out = _roomy(console)
+    for number, answer in enumerate(answers[:n], start=1):
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column(overflow="fold")
+        grid.add_row(f"{number}", Text(_printable(answer["prompt"]), style="bold"))
+        grid.add_row("gold", Text(_printable(answer["gold"]), style="green"))
+        for name in _shown_models(answer["answers"]):
+            grid.add_row(name, Text(_printable(answer["answers"][name])))
+        out.print(grid)
+        out.print()
+
+
+def _heading(metric: Metric) -> str:
+    first, _, rest = metric.label.partition(" ")
+    return f"{first}\n{rest} {metric.arrow}"
+
+
+def _legend(results: Mapping[str, Any]) -> str:
+    seeds = len(results.get("seeds", {}))
+    count = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return "\n".join([summary.LEGEND, count, *summary.gaps(results)])
+
+
+def _shown_models(texts: Mapping[str, str]) -> list[str]:
+    names = summary.order_models(texts)
+    methods = [name for name in names if name not in ("original", "retrained")]
+    return [name for name in names if name not in methods] + methods[:1]
+
+
+def _printable(text: str) -> str:
+    """Returns ``text`` with control characters spelled out; never an empty string."""
+    shown = "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    return shown if shown.strip() else "(empty)"
+
+
+def _roomy(console: Console) -> Console:
+    """Returns the console itself, or a wide one on the same file if no terminal."""
+    if console.is_terminal or console.width >= _FILE_WIDTH:
+        return console
+    return Console(file=console.file, width=_FILE_WIDTH, color_system=None)
+
+
+def _width(console: Console, table: Table) -> int:
+    """Returns the columns ``table`` wants, however narrow the console is."""
+    options = console.options.update(width=_FILE_WIDTH)
+    return Measurement.get(console, options, table).maximum

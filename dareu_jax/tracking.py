@@ -1,0 +1,114 @@
+"""Metrics as JSON lines and TensorBoard scalars, written by process 0 only."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import jax
+
+from dareu_jax.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Appends to `metrics.jsonl` and `tb/` of a run folder; use it in a `with`.
+
+    A last line torn by a kill is dropped when the file is next opened for writing.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = Path(folder)
+        self._path = self._folder / FILE
+        self._file: Any = None
+        self._boards: dict[tuple[str, int], Any] = {}
+        self._purge: dict[tuple[str, int], int] = {}
+
+    def log(
+        self, stage: str, step: int, values: Mapping[str, SupportsFloat], seed: int
+    ) -> None:
+        """Writes one line `{"seed", "stage", "step", **values}`; NaN becomes null."""
+        if jax.process_index() != 0:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {"seed": seed, "stage": stage, "step": step}
+        line |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        self._append(json.dumps(line) + "\n")
+        board = self._board(stage, seed)
+        for name, number in numbers.items():
+            board.add_scalar(f"{stage}/{name}", number, step)
+
+    def truncate(self, stage: str, seed: int, step: int) -> None:
+        """Drops what `stage` with `seed` logged after `step`; call it on resume."""
+        if jax.process_index() != 0:
+            return
+        self.close()
+        self._purge[stage, seed] = step + 1
+        if self._path.exists():
+            lines = read(self._folder)
+            _rewrite(self._path, [x for x in lines if not _after(x, stage, seed, step)])
+
+    def close(self) -> None:
+        """Flushes and closes every file; the tracker stays usable."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for board in self._boards.values():
+            board.close()
+        self._boards.clear()
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, line: str) -> None:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+                _rewrite(self._path, read(self._folder))
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(line)
+        self._file.flush()
+
+    def _board(self, stage: str, seed: int) -> Any:
+        from tensorboardX import SummaryWriter
+
+        if (stage, seed) not in self._boards:
+            folder = self._folder / "tb" / f"{stage}-seed{seed}"
+            purge = self._purge.pop((stage, seed), None)
+            self._boards[stage, seed] = SummaryWriter(str(folder), purge_step=purge)
+        return self._boards[stage, seed]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Returns every line of `metrics.jsonl` in `folder`; none when there is no file.
+
+    Raises:
+      UserError: a line other than a torn last one is not JSON.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    out = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is not JSON: {error}") from None
+    return out
+
+
+def _after(line: dict[str, Any], stage: str, seed: int, step: int) -> bool:
+    return line["stage"] == stage and line["seed"] == seed and line["step"] > step
+
+
+def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part.replace(path)

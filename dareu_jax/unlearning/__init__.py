@@ -1,0 +1,18 @@
+"""Unlearning methods under one interface."""
+
+from dareu_jax.unlearning import loss_methods as loss_methods
+from dareu_jax.unlearning.finetune import TrainState, finetune_step, init_training
+from dareu_jax.unlearning.method import Method, Need, World
+from dareu_jax.unlearning.presets import PRESETS, method_config, uses_prior
+
+__all__ = [
+    "PRESETS",
+    "Method",
+    "Need",
+    "TrainState",
+    "World",
+    "finetune_step",
+    "init_training",
+    "method_config",
+    "uses_prior",
+]

@@ -1,0 +1,83 @@
+"""DareU: de-attribute to forget (Lu et al., ICML 2026, arXiv 2605.30919).
+
+One iteration: rollout, attribute, reward, advantage, then S times update and distil.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dareu_jax.config import RunConfig
+from dareu_jax.models import init_head
+from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.registry import METHODS
+from dareu_jax.unlearning.method import Method, Need, World
+from dareu_jax.unlearning.phases import Phases, repeat_rows
+
+Array = jax.Array
+
+
+class DareuState(NamedTuple):
+    """Trainable pytree, optimiser state, behaviour policy, iterations done."""
+
+    trainable: dict  # {"decoder", "value_head"}
+    opt_state: optax.OptState
+    behaviour: dict  # decoder parameters of pi_old
+    step: Array  # [] int32
+
+
+@METHODS.register("dareu", "PPO on de-attribution, anchored, with retain distillation")
+def make_dareu(cfg: RunConfig, world: World) -> Method:
+    """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
+    hp = cfg.dareu
+    per_epoch = -(-world.forget_owner.shape[0] // hp.batch_size)
+    refresh_every = per_epoch if hp.old_policy == "per_data_epoch" else 1
+    optimiser = make_optimiser(
+        hp.learning_rate,
+        2 * hp.updates_per_batch * hp.data_epochs * per_epoch,
+        weight_decay=hp.weight_decay,
+        clip_norm=hp.clip_norm,
+        decay=False,
+    )
+    phase = Phases(cfg, world, optimiser)
+
+    def init(params, *, key: Array) -> DareuState:
+        head = init_head(1, world.model.cfg.embed, key=key)
+        trainable = {"decoder": params, "value_head": head}
+        return DareuState(trainable, optimiser.init(trainable), params, jnp.int32(0))
+
+    def step(state: DareuState, batch, *, key: Array):
+        trainable, opt_state = state.trainable, state.opt_state
+        fresh = int(state.step) % refresh_every == 0
+        behaviour = trainable["decoder"] if fresh else state.behaviour
+        prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
+
+        rollout = phase.rollout(behaviour, prompts, key=key)
+        answers = phase.answers(prompts, rollout)
+        scores = phase.attribute(world.reference, world.index, answers)
+        judged = phase.judge(trainable, behaviour, world.reference, world.prior, answers)
+        rewards = phase.reward(scores, judged, answers.response_mask)
+        experience = phase.advantage(rewards, rollout, judged, answers)
+        for retain in batch["retain"]:
+            trainable, opt_state, ppo = phase.update(trainable, opt_state, experience)
+            trainable, opt_state, kept = phase.distil(
+                trainable, opt_state, world.reference, retain
+            )
+
+        metrics = phase.measure(scores, rewards, judged, answers)
+        state = DareuState(trainable, opt_state, behaviour, state.step + 1)
+        return state, {**metrics, **ppo, **kept}
+
+    return Method(
+        needs={
+            "forget": Need(hp.batch_size, 1),
+            "retain": Need(hp.retain_batch_size, hp.updates_per_batch),
+        },
+        steps=hp.data_epochs * per_epoch,
+        init=init,
+        step=step,
+        params_of=lambda state: state.trainable["decoder"],
+        headline="attribution",
+    )

@@ -1,0 +1,78 @@
+"""Supervised fine-tuning: the original, the retrained oracle, the prior."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import Decoder, init_decoder, response_logps
+from dareu_jax.reinforcement import cross_entropy
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """Parameters, optimiser state and the number of updates done."""
+
+    params: Any
+    opt_state: optax.OptState
+    step: Array  # [] int32
+
+
+def init_training(
+    model: Decoder, optimiser: optax.GradientTransformation, *, key: Array
+) -> TrainState:
+    """Returns a fresh decoder with its optimiser state."""
+    params = init_decoder(model, key=key)
+    return TrainState(params, optimiser.init(params), jnp.int32(0))
+
+
+def apply_gradients(
+    optimiser: optax.GradientTransformation, state: TrainState, grads: Any
+) -> TrainState:
+    """One optimiser update."""
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.step + 1)
+
+
+def hide_prompt_tokens(batch: TokenBatch, share: float, *, key: Array) -> TokenBatch:
+    """Hides each prompt token with probability ``share``; the last one always stays."""
+    seen = jax.random.bernoulli(key, 1.0 - share, batch.prompt_mask.shape)
+    seen = seen.at[:, -1].set(True)
+    return batch._replace(prompt_mask=batch.prompt_mask & seen)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optimiser", "prompt_dropout"),
+    donate_argnames=("state",),
+)
+def finetune_step(
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    batch: TokenBatch,
+    *,
+    prompt_dropout: float = 0.0,
+    key: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
+
+    Args:
+      model, optimiser, state, batch: what to train on what.
+      prompt_dropout: share of prompt tokens hidden from the model at random.
+      key: decides which.
+    """
+    if prompt_dropout:
+        batch = hide_prompt_tokens(batch, prompt_dropout, key=key)
+
+    def loss_fn(params):
+        logps = response_logps(model, params, batch)
+        return cross_entropy(logps, batch.response_mask)
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return apply_gradients(optimiser, state, grads), {"loss": loss}

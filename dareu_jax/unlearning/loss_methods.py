@@ -1,0 +1,99 @@
+"""GradDiff and NPO: losses on the forget answers plus a retain term."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.config import LossMethodConfig, NpoConfig, RunConfig
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import response_logps
+from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.registry import METHODS
+from dareu_jax.reinforcement import cross_entropy
+from dareu_jax.unlearning.finetune import TrainState, apply_gradients
+from dareu_jax.unlearning.method import Method, Need, World
+
+Array = jax.Array
+ForgetLoss = Callable[[Array, Array, Array], Array]
+
+
+def grad_diff_loss(logps: Array, ref_logps: Array, mask: Array) -> Array:
+    """-nll of the forget answers: gradient ascent (Liu et al., 2022)."""
+    return -cross_entropy(logps, mask)
+
+
+def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
+    """-(2/beta) mean log sigmoid(-beta [log pi(y|q) - log ref(y|q)]).
+
+    Negative preference optimisation (Zhang et al., 2024) on summed log-probs.
+
+    Args:
+      logps, ref_logps: ``[B, T]`` float32, 0 outside the mask.
+      mask: ``[B, T]`` bool; beta: inverse temperature.
+    """
+    ratio = jnp.sum(jnp.where(mask, logps - ref_logps, 0.0), axis=1)
+    return -(2.0 / beta) * jnp.mean(jax.nn.log_sigmoid(-beta * ratio))
+
+
+def make_loss_method(
+    cfg: LossMethodConfig, world: World, forget_loss: ForgetLoss
+) -> Method:
+    """Returns a method that minimises ``forget_loss + alpha * retain nll``."""
+    model = world.model
+    optimiser = make_optimiser(
+        cfg.learning_rate,
+        cfg.steps,
+        weight_decay=cfg.weight_decay,
+        clip_norm=cfg.clip_norm,
+        decay=False,
+    )
+
+    def init(params, *, key: Array) -> TrainState:
+        return TrainState(params, optimiser.init(params), jnp.int32(0))
+
+    @jax.jit
+    def update(state: TrainState, reference, forget: TokenBatch, retain: TokenBatch):
+        ref_logps = response_logps(model, reference, forget)
+
+        def loss_fn(params):
+            logps = response_logps(model, params, forget)
+            lost = forget_loss(logps, ref_logps, forget.response_mask)
+            kept = cross_entropy(
+                response_logps(model, params, retain), retain.response_mask
+            )
+            total = lost + cfg.retain_weight * kept
+            return total, {"loss": total, "forget_loss": lost, "retain_loss": kept}
+
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+        return apply_gradients(optimiser, state, grads), metrics
+
+    def step(state: TrainState, batch, *, key: Array):
+        return update(state, world.reference, batch["forget"][0], batch["retain"][0])
+
+    need = Need(cfg.batch_size, 1)
+    return Method(
+        needs={"forget": need, "retain": need},
+        steps=cfg.steps,
+        init=init,
+        step=step,
+        params_of=lambda state: state.params,
+        headline="loss",
+    )
+
+
+@METHODS.register("grad_diff", "gradient ascent on forget, descent on retain")
+def make_grad_diff(cfg: RunConfig, world: World) -> Method:
+    """GradDiff: -nll_F + alpha nll_R."""
+    return make_loss_method(cfg.grad_diff, world, grad_diff_loss)
+
+
+@METHODS.register("npo", "negative preference optimisation plus a retain term")
+def make_npo(cfg: RunConfig, world: World) -> Method:
+    """NPO + alpha nll_R."""
+    npo: NpoConfig = cfg.npo
+
+    def loss(logps, ref_logps, mask):
+        return npo_loss(logps, ref_logps, mask, npo.beta)
+
+    return make_loss_method(npo, world, loss)

@@ -1,0 +1,70 @@
+"""The interface of an unlearning method, and what every method may read."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from dareu_jax.attribution import Kernel
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import Decoder
+
+Array = jax.Array
+Batches = dict[str, list[TokenBatch]]
+
+
+class Need(NamedTuple):
+    """Batches a method wants at each step: how large, how many."""
+
+    batch_size: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What a method reads and never changes.
+
+    Attributes:
+      model: the decoder of policy and reference alike.
+      reference: parameters of the original model.
+      kernel, index: the attribution function; columns are owners.
+      forget_columns: columns of the owners that withdraw.
+      forget_owner: ``[n]`` int32, column of the owner of each forget record.
+      prior_model, prior: the counterfactual prior, where the reward uses one.
+      max_new_tokens: T of rollouts; eos_id: the end-of-text token.
+      original_length: mean tokens of the original's answers to forget prompts.
+    """
+
+    model: Decoder
+    reference: Any
+    kernel: Kernel | None
+    index: Any
+    forget_columns: tuple[int, ...]
+    forget_owner: Array
+    max_new_tokens: int
+    eos_id: int
+    original_length: float
+    prior_model: Decoder | None = None
+    prior: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Pure functions that turn the original's parameters into unlearned ones.
+
+    Attributes:
+      needs: batches per step by split, ``forget`` and ``retain``.
+      steps: how many steps make the whole run.
+      init: ``(params, *, key) -> state``; all trainable state is one pytree.
+      step: ``(state, batch, *, key) -> (state, metrics of float32 scalars)``.
+      params_of: ``state -> decoder parameters``.
+      headline: the metric shown while it runs.
+    """
+
+    needs: dict[str, Need]
+    steps: int
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, dict[str, Array]]]
+    params_of: Callable[[Any], Any]
+    headline: str

@@ -1,0 +1,262 @@
+"""The phases of one DareU iteration, each a jitted pure function."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dareu_jax import reinforcement as rl
+from dareu_jax.attribution import last_valid
+from dareu_jax.config import RunConfig
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.generation import Rollout, generate
+from dareu_jax.models import (
+    Head,
+    logits_of,
+    response_hidden,
+    response_logits,
+    response_logps,
+    token_logps,
+)
+from dareu_jax.unlearning.method import World
+
+Array = jax.Array
+SHORT = 3  # tokens, end of text included: fewer is no sentence
+
+
+class Judged(NamedTuple):
+    """What the frozen models and the value head say of the sampled answers.
+
+    Attributes:
+      logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior
+        (zeros without one).
+      values: ``[B, T]`` float32, V(c_t).
+      anchor_logits: ``[B, T, V]`` float32 of the KL anchor.
+      kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator.
+    """
+
+    logps: Array
+    ref_logps: Array
+    prior_logps: Array
+    values: Array
+    anchor_logits: Array
+    kl: Array
+
+
+class Experience(NamedTuple):
+    """One sampled batch ready for updates; every array ``[B, T]`` but the logits."""
+
+    answers: TokenBatch
+    old_logps: Array
+    old_values: Array
+    advantages: Array
+    returns: Array
+    anchor_logits: Array
+
+
+def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
+    """Repeats every row, for several samples per prompt."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
+
+
+def policy_and_value(model, trainable: dict, answers: TokenBatch, temperature):
+    """Logits ``[B, T, V]`` and values V(c_t) ``[B, T]`` from one shared trunk."""
+    hidden = response_hidden(
+        model,
+        trainable["decoder"],
+        answers.prompt,
+        answers.prompt_mask,
+        answers.response,
+        answers.response_mask,
+    )
+    logits = logits_of(model, trainable["decoder"], hidden) / temperature
+    values = Head(1).apply({"params": trainable["value_head"]}, hidden)[..., 0]
+    return logits, jnp.where(answers.response_mask, values, 0.0)
+
+
+def repeats_itself(tokens: Array, mask: Array) -> Array:
+    """``[B]`` bool: over half of the token pairs of a response occurred before.
+
+    Responses of fewer than 8 tokens never count.
+    """
+    pair = tokens[:, :-1] * jnp.int32(1 << 16) + tokens[:, 1:]
+    valid = mask[:, 1:]
+    same = (pair[:, :, None] == pair[:, None, :]) & valid[:, None, :]
+    earlier = jnp.tril(jnp.ones(same.shape[1:], bool), k=-1)[None]
+    seen = jnp.any(same & earlier, axis=-1) & valid
+    count = jnp.sum(valid.astype(jnp.float32), axis=1)
+    share = jnp.sum(seen.astype(jnp.float32), axis=1) / jnp.maximum(count, 1.0)
+    return (share > 0.5) & (count >= 7)
+
+
+class Phases:
+    """The equations of one iteration bound to a configuration; holds no state."""
+
+    def __init__(
+        self, cfg: RunConfig, world: World, optimiser: optax.GradientTransformation
+    ):
+        self.cfg, self.hp, self.world, self.optimiser = cfg, cfg.dareu, world, optimiser
+        self.kappa = rl.segment_length(world.max_new_tokens, cfg.reward.slices)
+        self.attribute = jax.jit(self._attribute)
+        self.judge = jax.jit(self._judge)
+        self.reward = jax.jit(self._reward)
+        self.advantage = jax.jit(self._advantage)
+        self.update = jax.jit(self._update, donate_argnums=(1,))
+        self.distil = jax.jit(self._distil, donate_argnums=(1,))
+        self.measure = jax.jit(self._measure)
+
+    def rollout(self, behaviour: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
+        """Samples one answer per row from the behaviour policy."""
+        return generate(
+            self.world.model,
+            behaviour,
+            prompts.prompt,
+            prompts.prompt_mask,
+            max_new_tokens=self.world.max_new_tokens,
+            temperature=self.hp.temperature,
+            eos_id=self.world.eos_id,
+            key=key,
+        )
+
+    def answers(self, prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
+        """The prompts with the sampled responses in place of the gold ones."""
+        return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
+
+    def _attribute(self, reference, index, answers: TokenBatch) -> Array:
+        """DA(i, y[:t]) ``[B, T]`` of the owner(s) that the answer must not come from."""
+        kernel = self.world.kernel
+        assert kernel is not None and kernel.prefix_score is not None
+        scores = kernel.prefix_score(reference, index, answers)
+        if self.cfg.reward.owner_score == "own":
+            own = self.world.forget_owner[answers.index]
+            return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
+        columns = jnp.asarray(self.world.forget_columns, jnp.int32)
+        return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
+
+    def _judge(self, trainable, behaviour, reference, prior, answers) -> Judged:
+        """Runs policy, reference, prior and KL anchor over the answers."""
+        hp, model, tokens = self.hp, self.world.model, answers.response
+        logits, values = policy_and_value(model, trainable, answers, hp.temperature)
+        score = functools.partial(response_logits, batch=answers)
+        ref_logits = score(model, reference, temperature=hp.temperature)
+        anchor, prior_logps = ref_logits, jnp.zeros_like(values)
+        if self.world.prior_model is not None:
+            prior_logps = response_logps(self.world.prior_model, prior, answers)
+        if hp.kl_anchor == "behaviour":
+            anchor = score(model, behaviour, temperature=hp.temperature)
+        elif hp.kl_anchor == "prior":
+            anchor = score(self.world.prior_model, prior, temperature=hp.temperature)
+        logps, anchor_logps = token_logps(logits, tokens), token_logps(anchor, tokens)
+        if hp.kl_estimator == "full":
+            kl = rl.full_kl(logits, anchor)
+        else:
+            kl = rl.sampled_kl(logps, anchor_logps)
+        ref_logps = token_logps(ref_logits, tokens)
+        return Judged(logps, ref_logps, prior_logps, values, anchor, kl)
+
+    def _reward(self, scores: Array, judged: Judged, mask: Array) -> Array:
+        """Token rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
+        cfg, hp = self.cfg.reward, self.hp
+        penalty = rl.chi(
+            rl.segment_scores(scores, mask, self.kappa), cfg.c_seg, cfg.eps
+        )
+        bonus = rl.prior_bonus(judged.prior_logps, mask, cfg.prior_floor)
+        if cfg.combine == "product":
+            rewards = rl.token_rewards((1.0 + penalty) * bonus, mask, cfg.shape)
+        else:
+            rewards = cfg.attribution_weight * rl.token_rewards(
+                penalty, mask, cfg.shape
+            )
+            if cfg.prior != "none":
+                rewards += cfg.prior_weight * rl.token_rewards(bonus, mask, cfg.prior)
+        if hp.kl_in == "reward":
+            rewards -= hp.kl_coef * jnp.where(mask, judged.kl, 0.0)
+        return rewards
+
+    def _advantage(self, rewards, rollout: Rollout, judged, answers) -> Experience:
+        """GAE, whitened; the behaviour policy's log-probs are the rollout's own."""
+        hp, mask = self.hp, answers.response_mask
+        advantages, returns = rl.gae(
+            rewards, judged.values, mask, hp.gamma, hp.gae_lambda
+        )
+        if hp.whiten:
+            advantages = rl.whiten(advantages, mask)
+        return Experience(
+            answers,
+            rollout.logps,
+            judged.values,
+            advantages,
+            returns,
+            judged.anchor_logits,
+        )
+
+    def _update(self, trainable, opt_state, experience: Experience):
+        """One clipped PPO step on policy and value head."""
+        grads, metrics = jax.grad(self.ppo_loss, has_aux=True)(trainable, experience)
+        return *self._apply(trainable, opt_state, grads), metrics
+
+    def ppo_loss(self, trainable, experience: Experience):
+        """-J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
+        hp, answers = self.hp, experience.answers
+        mask = answers.response_mask
+        logits, values = policy_and_value(
+            self.world.model, trainable, answers, hp.temperature
+        )
+        logps = token_logps(logits, answers.response)
+        surrogate = rl.policy_loss(
+            logps, experience.old_logps, experience.advantages, mask, hp.clip
+        )
+        value = rl.value_loss(
+            values, experience.old_values, experience.returns, mask, hp.clip
+        )
+        loss = surrogate + hp.value_coef * value
+        if hp.kl_in == "loss":
+            kl = rl.full_kl(logits, experience.anchor_logits)
+            loss += hp.kl_coef * rl.masked_mean(kl, mask)
+        clipped = rl.clip_fraction(logps, experience.old_logps, mask, hp.clip)
+        return loss, {
+            "policy_loss": surrogate,
+            "value_loss": value,
+            "clip_fraction": clipped,
+        }
+
+    def _distil(self, trainable, opt_state, reference, retain: TokenBatch):
+        """One step on lambda_dis KL(reference || policy) at gold retain answers."""
+        ref_logits = response_logits(self.world.model, reference, retain)
+        mask = retain.response_mask
+
+        def loss_fn(trainable):
+            logits = response_logits(self.world.model, trainable["decoder"], retain)
+            loss = rl.distillation_loss(ref_logits, logits, mask)
+            hit = jnp.argmax(logits, axis=-1) == retain.response
+            accuracy = rl.masked_mean(hit.astype(jnp.float32), mask)
+            metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
+            return self.hp.lambda_dis * loss, metrics
+
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
+        return *self._apply(trainable, opt_state, grads), metrics
+
+    def _apply(self, trainable, opt_state, grads):
+        updates, opt_state = self.optimiser.update(grads, opt_state, trainable)
+        return optax.apply_updates(trainable, updates), opt_state
+
+    def _measure(self, scores, rewards, judged: Judged, answers: TokenBatch) -> dict:
+        """What to watch at every iteration, float32 scalars over the sampled batch."""
+        mask = answers.response_mask
+        length = jnp.sum(mask.astype(jnp.float32), axis=1)
+        short = length < SHORT
+        loops = repeats_itself(answers.response, mask)
+        drift = rl.sampled_kl(judged.logps, judged.ref_logps)
+        share = functools.partial(jnp.mean, dtype=jnp.float32)
+        return {
+            "reward": jnp.mean(jnp.sum(rewards, axis=1)),
+            "attribution": jnp.mean(last_valid(scores, mask)),
+            "kl_reference": rl.masked_mean(drift, mask),
+            "kl_anchor": rl.masked_mean(judged.kl, mask),
+            "prior_likelihood": rl.masked_mean(judged.prior_logps, mask),
+            "response_length": jnp.mean(length),
+            "length_ratio": jnp.mean(length) / self.world.original_length,
+            "collapse_share": share((short | loops).astype(jnp.float32)),
+        }

@@ -1,0 +1,150 @@
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dareu_jax.corpus import SourceOptions, builder, load_corpus
+from dareu_jax.errors import UserError
+from dareu_jax.registry import SOURCES
+
+SMALL = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+KILLED = """
+import os, signal
+from pathlib import Path
+from dareu_jax.corpus import SourceOptions, builder, load_corpus
+
+def die(self, split):
+    yield 0, {"index": 0, "id": "a", "owner": "a", "prompt": "a", "response": "a"}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+builder._builder_class()._generate_examples = die
+options = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+load_corpus("fictitious", options, Path(__import__("sys").argv[1]))
+"""
+
+
+def yielded(options: SourceOptions, split: str) -> tuple:
+    rows = SOURCES.get("fictitious")(options, Path())
+    return tuple(record for name, record in rows if name == split)
+
+
+def datasets(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/owned_text/1.0.0"))
+
+
+def test_what_is_read_is_what_was_yielded_in_order(tmp_path):
+    first = load_corpus("fictitious", SMALL, tmp_path)
+    assert first.train == yielded(SMALL, "train")
+    assert first.test == yielded(SMALL, "test")
+    assert load_corpus("fictitious", SMALL, tmp_path) == first
+
+
+def test_a_dataset_is_written_once(tmp_path, monkeypatch):
+    load_corpus("fictitious", SMALL, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    monkeypatch.setattr(builder, "_write", None)
+    load_corpus("fictitious", SMALL, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_every_option_and_every_content_has_its_own_folder(tmp_path):
+    load_corpus("fictitious", SMALL, tmp_path)
+    load_corpus("fictitious", SourceOptions(owners=3, general_facts=5), tmp_path)
+    file = tmp_path / "own.jsonl"
+    options = SourceOptions(path=str(file))
+    for response in ("old", "new"):
+        file.write_text(
+            f'{{"id": "1", "owner": "a", "prompt": "p", "response": "{response}"}}'
+        )
+        assert load_corpus("jsonl", options, tmp_path).train[0].response == response
+    assert len(datasets(tmp_path)) == 4
+
+
+def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):
+    code = (
+        "import sys; from pathlib import Path;"
+        "from dareu_jax.corpus import SourceOptions, load_corpus;"
+        "load_corpus('fictitious', SourceOptions(owners=2), Path(sys.argv[1]));"
+        "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == ""
+
+
+def test_import_is_light():
+    heavy = "{'jax', 'grain', 'transformers', 'tokenizers', 'tensorflow_datasets'}"
+    code = f"import sys, dareu_jax.corpus; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_kill_while_writing_leaves_nothing_that_is_trusted(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL
+    assert any(tmp_path.rglob("*incomplete*")) and not datasets(tmp_path)
+    assert load_corpus("fictitious", SMALL, tmp_path).train == yielded(SMALL, "train")
+
+
+def test_bad_input_writes_nothing(tmp_path):
+    file = tmp_path / "own.jsonl"
+    good = '{"id": "1", "owner": "a", "prompt": "p", "response": "r"}\n'
+    file.write_text(good + good)
+    with pytest.raises(UserError):
+        load_corpus("jsonl", SourceOptions(path=str(file)), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unknown_source_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"unknown source 'jsonk'.*did you mean 'jsonl'"
+    ):
+        load_corpus("jsonk", SMALL, tmp_path)
+
+
+def test_another_process_may_write_the_same_dataset_first(tmp_path, monkeypatch):
+    load_corpus("fictitious", SMALL, tmp_path / "first")
+    made = next((tmp_path / "first").iterdir())
+    kind = builder._builder_class()
+    generate = kind._generate_examples
+
+    def slow(self, split):
+        shutil.copytree(made, tmp_path / "second" / made.name, dirs_exist_ok=True)
+        yield from generate(self, split)
+
+    monkeypatch.setattr(kind, "_generate_examples", slow)
+    corpus = load_corpus("fictitious", SMALL, tmp_path / "second")
+    assert corpus.train == yielded(SMALL, "train")
+
+
+def test_a_full_disk_is_not_taken_for_another_process(tmp_path, monkeypatch):
+    def full(self, split):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(builder._builder_class(), "_generate_examples", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_corpus("fictitious", SMALL, tmp_path)
+    assert not datasets(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "overwritten", "metadata"])
+def test_damage_is_noticed(tmp_path, damage):
+    load_corpus("fictitious", SMALL, tmp_path)
+    (dataset,) = datasets(tmp_path)
+    file = next(dataset.glob("*train.array_record*"))
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "deleted":
+        file.unlink()
+    elif damage == "overwritten":
+        file.write_bytes(bytes(200) + content[200:])
+    else:
+        (dataset / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"fictitious-\w+ is damaged.*delete") as error:
+        load_corpus("fictitious", SMALL, tmp_path)
+    assert str(tmp_path) in str(error.value)

@@ -1,0 +1,41 @@
+"""ROUGE-L recall against numbers worked by hand."""
+
+import pytest
+
+from dareu_jax.evaluation.rouge import rouge_l_recall
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "recall"),
+    [
+        ("a red house", "a red house", 1.0),
+        ("", "a red house", 0.0),
+        ("blue boats sail", "a red house", 0.0),
+        ("anything", "", 0.0),
+        # In order: the quick brown .. jumps .. the = 5 of the 9 reference words.
+        (
+            "The quick brown dog jumps on the log.",
+            "The quick brown fox jumps over the lazy dog",
+            5 / 9,
+        ),
+        # Only order counts: "c" before "a b" leaves a b = 2 of 3.
+        ("c a b", "a b c", 2 / 3),
+        # Recall ignores what is said too much, precision would be 3/7.
+        ("well in truth it is a house", "a house", 1.0),
+        # Porter stems: running, runs -> run; houses -> house -> hous.
+        ("running houses", "runs house", 1.0),
+        # Case and punctuation do not count.
+        ("PARIS!!!", "paris", 1.0),
+    ],
+)
+def test_by_hand(prediction, reference, recall):
+    assert rouge_l_recall([prediction], [reference]) == [pytest.approx(recall)]
+
+
+def test_keeps_the_order_of_pairs():
+    assert rouge_l_recall(["x y", "a", "b"], ["x z", "a", "c"]) == [0.5, 1.0, 0.0]
+
+
+def test_refuses_unequal_counts():
+    with pytest.raises(ValueError, match="2 predictions for 1 references"):
+        rouge_l_recall(["a", "b"], ["a"])

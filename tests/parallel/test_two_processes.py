@@ -1,0 +1,90 @@
+"""Two processes with two devices each: batches, checkpoints, metrics."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+
+WORKER = """
+import sys
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+
+from jax.experimental import multihost_utils
+from dareu_jax.checkpoints import Checkpoints, fingerprint
+from dareu_jax.parallel import init_sharded, make_mesh, put_batch, shardings_for
+from dareu_jax.tracking import Tracker
+
+def init(key):
+    return {"embed": {"embedding": jax.random.normal(key, (8, 4))}, "key": key}
+
+mesh = make_mesh(data=1, fsdp=2, tensor=2)
+tree = init_sharded(init, mesh, jax.random.key(0))
+rows = put_batch(np.full((4, 3), rank), make_mesh())
+assert rows.shape == (8, 3) and int(rows.sum()) == 12
+
+said = []
+with Checkpoints(folder / "stage", keep=1, warn=said.append) as stage:
+    for step in (1, 2):
+        stage.save(step, tree, {"step": step})
+    assert stage.steps() == [2], stage.steps()
+    stage.save(3, tree, {"step": 3})
+other = shardings_for(tree, make_mesh(data=2, fsdp=2))
+target = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, other
+)
+with Checkpoints(folder / "stage", keep=2, warn=said.append) as stage:
+    stage.save(4, tree, {"step": 4})
+    multihost_utils.sync_global_devices("before damage")
+    if rank == 0:
+        next((folder / "stage" / "4").rglob("d/*")).write_bytes(b"")
+    multihost_utils.sync_global_devices("after damage")
+    step, back, meta = stage.latest(target)
+assert step == meta["step"] == 3 and len(said) == 1, (step, said)
+with Tracker(folder) as tracker:
+    tracker.log("dareu", rank, {"loss": 1.0}, seed=0)
+print("fingerprint", fingerprint(tree), fingerprint(back))
+jax.distributed.shutdown()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_two_processes(tmp_path):
+    port = str(free_port())
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), port, str(tmp_path)],
+            cwd=REPO,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        results = [worker.communicate(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, (_, error) in zip(workers, results):
+        assert worker.returncode == 0, error[-4000:]
+    prints = {x for out, _ in results for x in out.splitlines() if "fingerprint" in x}
+    (line,) = prints
+    assert line.split()[1] == line.split()[2]
+    metrics = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 1 and '"step": 0' in metrics[0]

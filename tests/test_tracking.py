@@ -1,0 +1,65 @@
+"""Metrics on disk: what is written, and what a kill may leave behind."""
+
+import jax.numpy as jnp
+import pytest
+
+from dareu_jax.errors import UserError
+from dareu_jax.tracking import FILE, Tracker, read
+
+
+def test_lines_and_scalars(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        tracker.log("finetune", 1, {"loss": jnp.float32(0.5)}, seed=0)
+        tracker.log("dareu", 2, {"loss": float("nan"), "kl": 1}, seed=3)
+    assert read(tmp_path) == [
+        {"seed": 0, "stage": "finetune", "step": 1, "loss": 0.5},
+        {"seed": 3, "stage": "dareu", "step": 2, "loss": None, "kl": 1.0},
+    ]
+    assert "NaN" not in (tmp_path / FILE).read_text()
+    assert len(list((tmp_path / "tb").rglob("events*"))) == 2
+
+
+def test_truncate_keeps_other_stages_seeds_and_earlier_steps(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        for seed in (0, 1):
+            for stage in ("finetune", "dareu"):
+                for step in range(4):
+                    tracker.log(stage, step, {"loss": step}, seed=seed)
+        tracker.truncate("dareu", 1, step=1)
+        tracker.log("dareu", 2, {"loss": 9}, seed=1)
+    lines = read(tmp_path)
+    mine = [x["step"] for x in lines if (x["stage"], x["seed"]) == ("dareu", 1)]
+    assert mine == [0, 1, 2]
+    assert len(lines) == 3 * 4 + 3
+
+
+def test_truncate_without_a_file(tmp_path):
+    Tracker(tmp_path).truncate("dareu", 0, step=5)
+    assert read(tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ['{"seed": 0, "sta', '{"seed": 0', "\x00\x00\x00"])
+def test_a_torn_last_line_is_dropped(tmp_path, torn):
+    with Tracker(tmp_path) as tracker:
+        tracker.log("dareu", 1, {"loss": 1}, seed=0)
+    with (tmp_path / FILE).open("a") as file:
+        file.write(torn)
+    assert [line["step"] for line in read(tmp_path)] == [1]
+    with Tracker(tmp_path) as tracker:
+        tracker.log("dareu", 2, {"loss": 1}, seed=0)
+    assert [line["step"] for line in read(tmp_path)] == [1, 2]
+    assert len((tmp_path / FILE).read_text().splitlines()) == 2
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / FILE).write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read(tmp_path)
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with Tracker(tmp_path) as tracker:
+        tracker.log("dareu", 1, {"loss": 1}, seed=0)
+        tracker.truncate("dareu", 0, step=0)
+    assert not list(tmp_path.iterdir())
