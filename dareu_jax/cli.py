@@ -47,7 +47,7 @@ def run(
     cfg = load_config(config, overrides or ())
     folder = out or Path("runs") / config.resolve().parent.name
     check_disk(folder)
-    quiet_libraries()
+    prepare_jax()
     from dareu_jax import pipeline
     from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.progress import Progress
@@ -89,10 +89,16 @@ def check_disk(folder: Path) -> None:
         )
 
 
-def quiet_libraries() -> None:
-    """Keeps C++ libraries' notes about missing accelerators off the terminal."""
+def prepare_jax() -> None:
+    """Keeps compiled programs in the user's cache, and notes of C++ off the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(home) / "dareu_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(command: Callable[[], None] = app) -> None:

@@ -48,7 +48,9 @@ def run(
     """
     check(cfg, folder, progress)
     claim(cfg, folder)
-    seeds, walls, stopped = {}, {}, {}
+    seeds: dict[str, Any] = {}
+    stopped: dict[str, Any] = {}
+    walls: dict[str, float] = {}
     answers: list[dict[str, Any]] = []
     with Tracker(folder) as tracker:
         for seed in cfg.seeds:
@@ -127,7 +129,7 @@ def judge_seed(one: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
       ``{"models": {name: {metric: value}}, "tow": ..., "classifiers": ...}``.
     """
     models: dict[str, dict[str, float]] = {}
-    given = [
+    given: list[dict[str, Any]] = [
         {"prompt": r.prompt, "gold": r.response, "owner": r.owner, "answers": {}}
         for r in one.split.forget
     ]
@@ -227,7 +229,7 @@ def classifier_report(
 ) -> dict[str, Any]:
     """Accuracy on gold responses and on the original's, whole and by prefix length."""
     kernel, index = judge
-    report = {}
+    report: dict[str, Any] = {}
     records = eval_records(one)
     rows = {s: owned.owner_labels(records[s], one.corpus.owners) for s in SPLITS[:2]}
     for kind in ("gold", "generations"):

@@ -1,6 +1,4 @@
-"""The stages of one seed of a run, each saved and resumable, each run when asked for.
-"""
-
+"""The stages of one seed of a run, each saved, each resumable, run when asked for."""
 
 import functools
 import zlib
@@ -258,8 +256,8 @@ class Run:
         def step_fn(state, step):
             batch = {
                 split: [
-                    self.place(streams[split][step * need.count + i])
-                    for i in range(need.count)
+                    self.place(streams[split][step * need.batches + i])
+                    for i in range(need.batches)
                 ]
                 for split, need in method.needs.items()
             }

@@ -16,7 +16,7 @@ from dareu_jax.config import ClassifierConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import (
     Decoder,
-    Head,
+    apply_head,
     decoder_config,
     hidden_states,
     init_decoder,
@@ -44,7 +44,7 @@ def owner_logits(
     hidden = hidden_states(
         model, params["decoder"], queries.response, queries.response_mask, key=key
     )
-    return Head(owners).apply({"params": params["owner_head"]}, hidden)
+    return apply_head(owners, params["owner_head"], hidden)
 
 
 def owner_loss(

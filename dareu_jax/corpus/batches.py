@@ -1,7 +1,7 @@
 """Token batches: fixed shapes, random access by step, one epoch = every record once."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,14 +12,18 @@ from dareu_jax.errors import UserError
 TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
+Rows = Any
+"""An array with the axis B first: numpy on the host, jax on the devices."""
+
+
 class TokenBatch(NamedTuple):
     """B records as tokens: prompts padded left, responses padded right."""
 
-    prompt: np.ndarray  # [B, P] int32
-    prompt_mask: np.ndarray  # [B, P] bool, true = counts
-    response: np.ndarray  # [B, T] int32, ends in eos unless truncated
-    response_mask: np.ndarray  # [B, T] bool, true = counts, eos included
-    index: np.ndarray  # type: ignore[assignment]  # [B] int32, row in the records
+    prompt: Rows  # [B, P] int32
+    prompt_mask: Rows  # [B, P] bool, true = counts
+    response: Rows  # [B, T] int32, ends in eos unless truncated
+    response_mask: Rows  # [B, T] bool, true = counts, eos included
+    index: Rows  # [B] int32, row in the records
 
 
 def tokenise(

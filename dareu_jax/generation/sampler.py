@@ -1,8 +1,8 @@
 """Jitted prefill and decoding with a key-value cache."""
 
 import functools
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -11,8 +11,7 @@ from dareu_jax.models import Decoder, KVCache, logits_of, positions_of
 Array = jax.Array
 
 
-@chex.dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """What was sampled: ``tokens [B, T] int32``, ``mask [B, T] bool``, ``logps``.
 
     ``logps [B, T]`` float32 are those of the *sampling* policy: after temperature

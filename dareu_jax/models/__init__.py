@@ -3,7 +3,7 @@
 from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
 from dareu_jax.models.presets import decoder_config
 from dareu_jax.models.scoring import (
-    Head,
+    apply_head,
     hidden_states,
     init_decoder,
     init_head,
@@ -18,8 +18,8 @@ from dareu_jax.models.scoring import (
 __all__ = [
     "Decoder",
     "DecoderConfig",
-    "Head",
     "KVCache",
+    "apply_head",
     "decoder_config",
     "hidden_states",
     "init_decoder",

@@ -1,8 +1,9 @@
 """One decoder by configuration: Llama, Mistral, Qwen shapes; layers scanned."""
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,8 +81,7 @@ def check_rope_scaling(scaling: tuple | None) -> None:
         )
 
 
-@chex.dataclass(frozen=True)
-class KVCache:
+class KVCache(NamedTuple):
     """Keys and values of every layer, ``[L, B, S, K, H]``, filled up to a slot."""
 
     k: Array
@@ -107,9 +107,7 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """
     groups = q.shape[2] // k.shape[2]
     q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
-    scores = jnp.einsum(
-        "btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
     scores = jnp.where(visible[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -127,10 +125,10 @@ class Attention(nn.Module):
     def __call__(self, x, positions, visible, cache, slot):
         """Returns ``([B, T, D], cache)``; ``slot`` = where the new keys go."""
         cfg = self.cfg
-        kind = {"param_dtype": cfg.param_dtype, "op": self.op}
+        linear = functools.partial(Dense, param_dtype=cfg.param_dtype, op=self.op)
 
         def heads(name: str, count: int) -> Array:
-            y = Dense(count * cfg.head_dim, cfg.qkv_bias, name=name, **kind)(x)
+            y = linear(count * cfg.head_dim, cfg.qkv_bias, name=name)(x)
             return y.reshape(*x.shape[:2], count, cfg.head_dim)
 
         q = heads("q", cfg.heads)
@@ -146,7 +144,7 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache.v, v, at)
             cache = KVCache(k=k, v=v)
         mixed = attend(q, k, v, visible).reshape(*x.shape[:2], -1)
-        out = Dense(cfg.embed, scale=0.5 / cfg.layers, name="o", **kind)
+        out = linear(cfg.embed, scale=0.5 / cfg.layers, name="o")
         return out(mixed), cache
 
 
@@ -171,9 +169,7 @@ class Layer(nn.Module):
             norm("attention_norm")(x), positions, visible, cache, slot
         )
         x = x + drop(mixed)
-        mlp = GatedMLP(
-            cfg.ffn, 0.5 / cfg.layers, cfg.param_dtype, self.op, name="mlp"
-        )
+        mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, cfg.param_dtype, self.op, name="mlp")
         return x + drop(mlp(norm("mlp_norm")(x))), cache
 
 

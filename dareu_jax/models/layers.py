@@ -1,5 +1,6 @@
 """Layers of the decoder: dense, RMS norm, rotary embedding, gated MLP."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -74,10 +75,10 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps ``x [B, T, D]`` to ``[B, T, D]``."""
-        kind = {"param_dtype": self.param_dtype, "op": self.op}
-        gate = nn.silu(Dense(self.ffn, name="gate", **kind)(x))
-        up = Dense(self.ffn, name="up", **kind)(x)
-        down = Dense(x.shape[-1], scale=self.out_scale, name="down", **kind)
+        linear = functools.partial(Dense, param_dtype=self.param_dtype, op=self.op)
+        gate = nn.silu(linear(self.ffn, name="gate")(x))
+        up = linear(self.ffn, name="up")(x)
+        down = linear(x.shape[-1], scale=self.out_scale, name="down")
         return down(gate * up)
 
 

@@ -49,9 +49,7 @@ _preset(
 )
 
 
-def decoder_config(
-    cfg: ModelConfig, vocab: int, dropout: float = 0.0
-) -> DecoderConfig:
+def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> DecoderConfig:
     """Returns the preset's shape with the fields that ``cfg`` sets put over it."""
     shape = dict(MODELS.get(cfg.preset))
     given = cfg.model_dump(exclude={"preset"}, exclude_none=True)

@@ -1,5 +1,7 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
+from typing import cast
+
 import chex
 import flax.linen as nn
 import jax
@@ -24,6 +26,11 @@ class Head(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return wide @ kernel + bias
+
+
+def apply_head(features: int, params: dict, hidden: Array) -> Array:
+    """Float32 outputs ``[..., features]`` of a head on hidden states."""
+    return cast(Array, Head(features).apply({"params": params}, hidden))
 
 
 def init_decoder(model: Decoder, *, key: Array) -> dict:
@@ -51,7 +58,12 @@ def causal(mask: Array) -> Array:
 
 
 def hidden_states(
-    model: Decoder, params: dict, tokens: Array, mask: Array, *, key: Array | None = None
+    model: Decoder,
+    params: dict,
+    tokens: Array,
+    mask: Array,
+    *,
+    key: Array | None = None,
 ) -> Array:
     """Hidden states ``[B, T, D]`` of ``tokens [B, T]``; dropout on with a key."""
     rngs = {} if key is None else {"dropout": key}
@@ -79,7 +91,7 @@ def response_hidden(
 
 def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
     """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
-    return model.apply({"params": params}, hidden, method="unembed")
+    return cast(Array, model.apply({"params": params}, hidden, method="unembed"))
 
 
 def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:

@@ -57,7 +57,9 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         rollout = phase.rollout(behaviour, prompts, key=key)
         answers = phase.answers(prompts, rollout)
         scores = phase.attribute(world.reference, world.index, answers)
-        judged = phase.judge(trainable, behaviour, world.reference, world.prior, answers)
+        judged = phase.judge(
+            trainable, behaviour, world.reference, world.prior, answers
+        )
         rewards = phase.reward(scores, judged, answers.response_mask)
         experience = phase.advantage(rewards, rollout, judged, answers)
         for retain in batch["retain"]:

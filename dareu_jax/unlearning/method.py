@@ -18,7 +18,7 @@ class Need(NamedTuple):
     """Batches a method wants at each step: how large, how many."""
 
     batch_size: int
-    count: int
+    batches: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dareu_jax.config import RunConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
-    Head,
+    apply_head,
     logits_of,
     response_hidden,
     response_logits,
@@ -72,7 +72,7 @@ def policy_and_value(model, trainable: dict, answers: TokenBatch, temperature):
         answers.response_mask,
     )
     logits = logits_of(model, trainable["decoder"], hidden) / temperature
-    values = Head(1).apply({"params": trainable["value_head"]}, hidden)[..., 0]
+    values = apply_head(1, trainable["value_head"], hidden)[..., 0]
     return logits, jnp.where(answers.response_mask, values, 0.0)
 
 
@@ -125,7 +125,7 @@ class Phases:
         return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
 
     def _attribute(self, reference, index, answers: TokenBatch) -> Array:
-        """DA(i, y[:t]) ``[B, T]`` of the owner(s) that the answer must not come from."""
+        """DA(i, y[:t]) ``[B, T]`` of the owners that the answer must not come from."""
         kernel = self.world.kernel
         assert kernel is not None and kernel.prefix_score is not None
         scores = kernel.prefix_score(reference, index, answers)
@@ -146,7 +146,7 @@ class Phases:
             prior_logps = response_logps(self.world.prior_model, prior, answers)
         if hp.kl_anchor == "behaviour":
             anchor = score(model, behaviour, temperature=hp.temperature)
-        elif hp.kl_anchor == "prior":
+        elif hp.kl_anchor == "prior" and self.world.prior_model is not None:
             anchor = score(self.world.prior_model, prior, temperature=hp.temperature)
         logps, anchor_logps = token_logps(logits, tokens), token_logps(anchor, tokens)
         if hp.kl_estimator == "full":

@@ -11,7 +11,7 @@ import pytest
 from dareu_jax.config import ModelConfig
 from dareu_jax.models import (
     Decoder,
-    Head,
+    apply_head,
     decoder_config,
     hidden_states,
     init_decoder,
@@ -74,12 +74,6 @@ def right_padded(batch, pads, junk=0):
         response=jnp.pad(batch.response, wide, constant_values=junk),
         response_mask=jnp.pad(batch.response_mask, wide, constant_values=False),
     )
-
-
-def apply_head(head, weights, hidden) -> jax.Array:
-    out = head.apply({"params": weights}, hidden)
-    assert isinstance(out, jax.Array)
-    return out
 
 
 logits_at = jax.jit(response_logits, static_argnums=0)
@@ -174,7 +168,7 @@ def test_a_token_sees_real_tokens_that_are_not_later():
 
 def test_a_fresh_head_is_zero_and_float32():
     head = init_head(3, 8, key=jax.random.key(0))
-    out = apply_head(Head(3), head, jnp.ones((2, 8), jnp.bfloat16))
+    out = apply_head(3, head, jnp.ones((2, 8), jnp.bfloat16))
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, np.zeros((2, 3)))
 
@@ -188,5 +182,5 @@ def test_a_head_is_a_linear_map():
     )
     to_f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
     weights = {"kernel": to_f32(kernel), "bias": to_f32(bias)}
-    out = apply_head(Head(3), weights, to_f32(x))
+    out = apply_head(3, weights, to_f32(x))
     np.testing.assert_allclose(out, x @ kernel + bias, rtol=1e-4, atol=1e-5)
