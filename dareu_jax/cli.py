@@ -90,11 +90,11 @@ def check_disk(folder: Path) -> None:
 
 
 def prepare_jax() -> None:
-    """Keeps compiled programs in the user's cache, and notes of C++ off the terminal."""
+    """Keeps compiled programs in the user's cache and quiets C++ libraries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache = Path(home) / "dareu_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

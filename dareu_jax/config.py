@@ -118,12 +118,15 @@ class DareuConfig(Section):
     data_epochs: int = Field(1, ge=1)  # methods 1.5
     updates_per_batch: int = Field(20, ge=1)  # methods 1.5
     retain_batch_size: int = Field(32, ge=1)  # not stated
+    retain_updates: int = Field(1, ge=0)  # per forget update; 1.6: they alternate
+    distil_on: Literal["gold", "reference"] = "gold"  # methods 1.6: whose answers
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
     kl_coef: float = Field(0.1, ge=0)  # methods 1.5
     kl_anchor: Literal["reference", "behaviour", "prior"] = "reference"  # methods 1.6
     kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6
     kl_in: Literal["reward", "loss"] = "reward"  # methods 1.4: reward
     value_coef: float = Field(0.2, ge=0)  # methods 1.5
+    value_gradient: Literal["trunk", "head"] = "trunk"  # methods 1.6: how far it goes
     clip: float = Field(0.2, gt=0, lt=1)  # methods 1.5
     temperature: float = Field(0.8, gt=0)  # methods 1.5
     gamma: float = Field(1.0, gt=0, le=1)  # methods 1.6
@@ -131,6 +134,8 @@ class DareuConfig(Section):
     whiten: bool = True  # methods 1.6
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
     samples_per_prompt: int = Field(1, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest
+    warmup: float = Field(0.0, ge=0, lt=1)  # methods 1.6
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,13 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
+from dareu_jax.models import decoder_config
+from dareu_jax.parallel import check_divisible
+from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
-from dareu_jax.stages import Run, read_corpus
+from dareu_jax.stages import Run, check_forget_batch
 from dareu_jax.tracking import Tracker, read
 from dareu_jax.unlearning import method_config
 
@@ -46,8 +50,10 @@ def run(
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
     """
-    check(cfg, folder, progress)
-    claim(cfg, folder)
+    if not claimed(cfg, folder):
+        with tempfile.TemporaryDirectory() as trial:
+            check(cfg, Path(trial), progress)
+        write_text(folder / "config.resolved.yaml", dump_config(cfg))
     seeds: dict[str, Any] = {}
     stopped: dict[str, Any] = {}
     walls: dict[str, float] = {}
@@ -74,13 +80,21 @@ def run(
     return results, answers
 
 
-def check(cfg: RunConfig, folder: Path, progress: Progress) -> None:
-    """Reads the whole input before anything is trained or the folder is claimed."""
-    for name in cfg.methods:
+def check(cfg: RunConfig, trial: Path, progress: Progress) -> None:
+    """Reads the whole input in a trial folder, before anything is trained or kept."""
+    for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
-    corpus = read_corpus(cfg, folder)
-    owned.split_by_owner(corpus, cfg.corpus.forget)
-    for first, second in owned.shared_records(corpus):
+    KERNELS.get(cfg.reward.kernel)
+    with Tracker(trial) as tracker:
+        one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
+        for records in (one.split.forget, one.split.retain, one.split.test):
+            one.tokens(records)
+        decoder_config(cfg.model, one.tokenizer.vocab_size)
+        for name in cfg.methods:
+            check_forget_batch(one, name, method_config(cfg, name))
+        for size in batch_sizes(cfg):
+            check_divisible(size, one.mesh)
+    for first, second in owned.shared_records(one.corpus):
         progress.say(
             f"note: {first.id!r} of {first.owner or 'nobody'!r} and {second.id!r} of "
             f"{second.owner or 'nobody'!r} are identical; both are kept, and "
@@ -88,24 +102,32 @@ def check(cfg: RunConfig, folder: Path, progress: Progress) -> None:
         )
 
 
-def claim(cfg: RunConfig, folder: Path) -> None:
-    """Writes the resolved configuration, or checks that the folder already has it.
+def batch_sizes(cfg: RunConfig) -> list[int]:
+    """Every batch size that must split over the mesh."""
+    sections = (cfg.finetune, cfg.classifier, cfg.prior, cfg.evaluation)
+    return [
+        *(section.batch_size for section in (*sections, cfg.evaluation.judge)),
+        *(cfg.dareu.batch_size, cfg.dareu.retain_batch_size),
+    ]
+
+
+def claimed(cfg: RunConfig, folder: Path) -> bool:
+    """Whether the folder already holds a run of this configuration.
 
     Raises:
       UserError: the folder holds a run of another configuration.
     """
-    path, text = folder / "config.resolved.yaml", dump_config(cfg)
+    path = folder / "config.resolved.yaml"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-        return
+        return False
     there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    key, was, now = first_difference(there, yaml.safe_load(text))
+    key, was, now = first_difference(there, yaml.safe_load(dump_config(cfg)))
     if key:
         raise UserError(
             f"{folder} holds a run with {key} = {was!r}, this configuration says "
             f"{now!r}; choose another --out or delete the folder"
         )
+    return True
 
 
 def first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any]:

@@ -231,7 +231,7 @@ class Run:
             index=index,
             forget_columns=tuple(owners.index(o) for o in self.cfg.corpus.forget),
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
-            max_new_tokens=self.lengths[1],
+            max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
             eos_id=self.tokenizer.eos_id,
             original_length=float(gold.sum() / len(gold)),
             prior_model=prior_model,

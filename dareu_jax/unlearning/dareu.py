@@ -36,7 +36,8 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
     refresh_every = per_epoch if hp.old_policy == "per_data_epoch" else 1
     optimiser = make_optimiser(
         hp.learning_rate,
-        2 * hp.updates_per_batch * hp.data_epochs * per_epoch,
+        (1 + hp.retain_updates) * hp.updates_per_batch * hp.data_epochs * per_epoch,
+        warmup=hp.warmup,
         weight_decay=hp.weight_decay,
         clip_norm=hp.clip_norm,
         decay=False,
@@ -62,11 +63,14 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         )
         rewards = phase.reward(scores, judged, answers.response_mask)
         experience = phase.advantage(rewards, rollout, judged, answers)
-        for retain in batch["retain"]:
+        kept: dict[str, Array] = {}
+        for s in range(hp.updates_per_batch):
             trainable, opt_state, ppo = phase.update(trainable, opt_state, experience)
-            trainable, opt_state, kept = phase.distil(
-                trainable, opt_state, world.reference, retain
-            )
+            for retain in batch["retain"][s :: hp.updates_per_batch]:
+                retain = phase.teach(world.reference, retain, key=key)
+                trainable, opt_state, kept = phase.distil(
+                    trainable, opt_state, world.reference, retain
+                )
 
         metrics = phase.measure(scores, rewards, judged, answers)
         state = DareuState(trainable, opt_state, behaviour, state.step + 1)
@@ -75,7 +79,9 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
     return Method(
         needs={
             "forget": Need(hp.batch_size, 1),
-            "retain": Need(hp.retain_batch_size, hp.updates_per_batch),
+            "retain": Need(
+                hp.retain_batch_size, hp.updates_per_batch * hp.retain_updates
+            ),
         },
         steps=hp.data_epochs * per_epoch,
         init=init,

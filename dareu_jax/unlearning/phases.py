@@ -9,10 +9,11 @@ import optax
 
 from dareu_jax import reinforcement as rl
 from dareu_jax.attribution import last_valid
-from dareu_jax.config import RunConfig
+from dareu_jax.config import DareuConfig, RunConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
+    Decoder,
     apply_head,
     logits_of,
     response_hidden,
@@ -61,7 +62,9 @@ def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
 
 
-def policy_and_value(model, trainable: dict, answers: TokenBatch, temperature):
+def policy_and_value(
+    model: Decoder, trainable: dict, answers: TokenBatch, hp: DareuConfig
+) -> tuple[Array, Array]:
     """Logits ``[B, T, V]`` and values V(c_t) ``[B, T]`` from one shared trunk."""
     hidden = response_hidden(
         model,
@@ -71,7 +74,9 @@ def policy_and_value(model, trainable: dict, answers: TokenBatch, temperature):
         answers.response,
         answers.response_mask,
     )
-    logits = logits_of(model, trainable["decoder"], hidden) / temperature
+    logits = logits_of(model, trainable["decoder"], hidden) / hp.temperature
+    if hp.value_gradient == "head":
+        hidden = jax.lax.stop_gradient(hidden)
     values = apply_head(1, trainable["value_head"], hidden)[..., 0]
     return logits, jnp.where(answers.response_mask, values, 0.0)
 
@@ -120,6 +125,12 @@ class Phases:
             key=key,
         )
 
+    def teach(self, reference: dict, retain: TokenBatch, *, key: Array) -> TokenBatch:
+        """What to distil at: gold retain answers, or those of the reference."""
+        if self.hp.distil_on == "gold":
+            return retain
+        return self.answers(retain, self.rollout(reference, retain, key=key))
+
     def answers(self, prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
         """The prompts with the sampled responses in place of the gold ones."""
         return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
@@ -138,7 +149,7 @@ class Phases:
     def _judge(self, trainable, behaviour, reference, prior, answers) -> Judged:
         """Runs policy, reference, prior and KL anchor over the answers."""
         hp, model, tokens = self.hp, self.world.model, answers.response
-        logits, values = policy_and_value(model, trainable, answers, hp.temperature)
+        logits, values = policy_and_value(model, trainable, answers, hp)
         score = functools.partial(response_logits, batch=answers)
         ref_logits = score(model, reference, temperature=hp.temperature)
         anchor, prior_logps = ref_logits, jnp.zeros_like(values)
@@ -201,9 +212,7 @@ class Phases:
         """-J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
         hp, answers = self.hp, experience.answers
         mask = answers.response_mask
-        logits, values = policy_and_value(
-            self.world.model, trainable, answers, hp.temperature
-        )
+        logits, values = policy_and_value(self.world.model, trainable, answers, hp)
         logps = token_logps(logits, answers.response)
         surrogate = rl.policy_loss(
             logps, experience.old_logps, experience.advantages, mask, hp.clip

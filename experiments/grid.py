@@ -1,0 +1,123 @@
+"""Grids of learning rates and step counts; run:
+
+python experiments/grid.py experiments/quickstart/config.yaml --out runs/grid --seed 0
+
+Every method of GRID runs once per learning rate; it is judged at each step count on the
+way, for learning rates are constant. The choice never looks at the retrained model: the
+highest retain ROUGE among runs with attribution (reward judge) at most .10; ties go to
+the lower attribution. Writes grid.json beside the config.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from dareu_jax.config import load_config, with_overrides
+from dareu_jax.pipeline import evaluate, evaluate_params, suite_of, tow_of
+from dareu_jax.registry import METHODS
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run
+from dareu_jax.tracking import Tracker
+from dareu_jax.unlearning import method_config
+
+LOSS_RATES, LOSS_STEPS = (1e-4, 3e-4, 1e-3), (3, 6, 10, 20, 40)
+RL_RATES, RL_STEPS = (1.5e-4, 5e-4, 1.5e-3), (6, 10, 15, 20)
+GRID = {
+    "grad_diff": ("grad_diff.steps", LOSS_RATES, LOSS_STEPS),
+    "npo": ("npo.steps", LOSS_RATES, LOSS_STEPS),
+    "dareu": ("dareu.data_epochs", RL_RATES, RL_STEPS),
+    "dareu_paper": ("dareu.data_epochs", RL_RATES, RL_STEPS),
+    "prior_only": ("dareu.data_epochs", RL_RATES, RL_STEPS),
+    "dareu_shuffled": ("dareu.data_epochs", RL_RATES, RL_STEPS),
+}
+SHOWN = (
+    "forget_rouge",
+    "retain_rouge",
+    "test_rouge",
+    "attribution_reward",
+    "attribution_unseen",
+    "retrained_likelihood",
+    "forget_repeated",
+    "forget_unfinished",
+)
+
+
+def means(log):
+    return {name: value["agg_value"] for name, value in log["metrics"].items()}
+
+
+def try_rate(one, name, steps_key, rate, counts, retrained):
+    """Runs one learning rate, judging it at every step count."""
+    section = steps_key.split(".")[0]
+    changes = {f"{section}.learning_rate": rate, steps_key: max(counts)}
+    method = METHODS.get(name)(
+        cfg := with_overrides(method_config(one.cfg, name), changes), one.world(cfg)
+    )
+    splits = {"forget": one.split.forget, "retain": one.split.retain}
+    streams = {
+        split: one.stream(f"unlearn/{split}", splits[split], need.batch_size)
+        for split, need in method.needs.items()
+    }
+    key = one.key(f"unlearn/{name}")
+    state = method.init(one.original, key=key)
+    rows = []
+    for step in range(max(counts)):
+        batch = {
+            split: [
+                one.place(streams[split][step * need.batches + i])
+                for i in range(need.batches)
+            ]
+            for split, need in method.needs.items()
+        }
+        state, _ = method.step(state, batch, key=jax.random.fold_in(key, step))
+        if step + 1 in counts:
+            log = evaluate_params(one, suite_of(one), method.params_of(state))
+            metrics = means(log)
+            row = {"method": name, "learning_rate": rate, "steps": step + 1}
+            row |= {shown: round(metrics[shown], 4) for shown in SHOWN}
+            row |= {
+                f"tow_{k}": round(v, 4) for k, v in tow_of(metrics, retrained).items()
+            }
+            row["answers"] = log["answers"]["forget"][:3]
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
+
+
+def choose(rows):
+    """The row with the highest retain ROUGE whose attribution is at most .10."""
+    allowed = [row for row in rows if row["attribution_reward"] <= 0.10]
+    rank = lambda row: (round(row["retain_rouge"], 3), -row["attribution_reward"])  # noqa: E731
+    return max(allowed, key=rank) if allowed else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="*", default=list(GRID))
+    args, overrides = parser.parse_known_args()
+    cfg = load_config(args.config, overrides)
+    with Tracker(args.out) as tracker:
+        one = Run(cfg, args.seed, args.out, tracker, Progress(Console()))
+        oracles = {n: means(evaluate(one, n)) for n in ("original", "retrained")}
+        report = {"oracles": oracles}
+        for name in args.methods:
+            steps_key, rates, counts = GRID[name]
+            rows = []
+            for rate in rates:
+                rows += try_rate(
+                    one, name, steps_key, rate, counts, oracles["retrained"]
+                )
+            best = max(rows, key=lambda row: row["tow_rouge"])
+            report[name] = {"chosen": choose(rows), "best_tow": best, "rows": rows}
+            path = args.config.parent / f"grid_seed{args.seed}.json"
+            path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
