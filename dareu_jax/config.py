@@ -34,6 +34,7 @@ class CorpusConfig(Section):
     records_per_owner: int = Field(20, ge=1)
     general_facts: int = Field(40, ge=0)  # fictitious: text nobody owns
     authors_per_owner: int = Field(1, ge=1)  # tofu: authors grouped into one owner
+    merge_others: bool = False  # methods 1.6: forget owners against all the rest
     last_authors: int | None = Field(None, ge=2)  # tofu: use the last N authors only
     general_knowledge: bool = False  # tofu: train on the test facts too (from scratch)
     tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
@@ -90,7 +91,7 @@ class PriorConfig(OptimiserConfig):
     """The counterfactual prior (ours): a small model of the retain owners alone."""
 
     model: ModelConfig = ModelConfig(preset="decoder-100k")
-    prompt_dropout: float = Field(0.0, ge=0, le=1)  # so that a new name is no shock
+    prompt_dropout: float = Field(0.5, ge=0, le=1)  # so that a new name is no shock
 
 
 class RewardConfig(Section):
@@ -111,7 +112,10 @@ class RewardConfig(Section):
 
 
 class DareuConfig(Section):
-    """PPO with prefix rewards and retain distillation (methods 1.4, 1.5)."""
+    """PPO with prefix rewards and retain distillation (methods 1.4, 1.5).
+
+    Where a default is ours, the preset ``dareu_paper`` has the paper's.
+    """
 
     learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5
     batch_size: int = Field(32, ge=1)  # methods 1.5
@@ -121,17 +125,17 @@ class DareuConfig(Section):
     retain_updates: int = Field(1, ge=0)  # per forget update; 1.6: they alternate
     distil_on: Literal["gold", "reference"] = "gold"  # methods 1.6: whose answers
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
-    kl_coef: float = Field(0.1, ge=0)  # methods 1.5
-    kl_anchor: Literal["reference", "behaviour", "prior"] = "reference"  # methods 1.6
-    kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6
-    kl_in: Literal["reward", "loss"] = "reward"  # methods 1.4: reward
+    kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
+    kl_anchor: Literal["reference", "behaviour", "prior"] = "prior"  # ours
+    kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
+    kl_in: Literal["reward", "loss"] = "loss"  # ours, over the full vocabulary
     value_coef: float = Field(0.2, ge=0)  # methods 1.5
     value_gradient: Literal["trunk", "head"] = "trunk"  # methods 1.6: how far it goes
     clip: float = Field(0.2, gt=0, lt=1)  # methods 1.5
-    temperature: float = Field(0.8, gt=0)  # methods 1.5
+    temperature: float = Field(1.0, gt=0)  # ours; methods 1.5: 0.8
     gamma: float = Field(1.0, gt=0, le=1)  # methods 1.6
     gae_lambda: float = Field(0.95, ge=0, le=1)  # methods 1.6; 1 = plain returns
-    whiten: bool = True  # methods 1.6
+    whiten: bool = False  # ours: whitening blows noise up once attribution is gone
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
     samples_per_prompt: int = Field(1, ge=1)
     max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest

@@ -150,13 +150,14 @@ def judge_seed(one: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
       ``{"models": {name: {metric: value}}, "tow": ..., "classifiers": ...}``.
     """
+    suite = suite_of(one)
     models: dict[str, dict[str, float]] = {}
     given: list[dict[str, Any]] = [
         {"prompt": r.prompt, "gold": r.response, "owner": r.owner, "answers": {}}
         for r in one.split.forget
     ]
     for name in (*ORACLES, *one.cfg.methods):
-        log = evaluate(one, name)
+        log = evaluate(one, suite, name)
         models[name] = {metric: x["agg_value"] for metric, x in log["metrics"].items()}
         for row, text in zip(given, log["answers"]["forget"], strict=True):
             row["answers"][name] = text
@@ -164,7 +165,7 @@ def judge_seed(one: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": models,
         "tow": {name: tow_of(models[name], models["retrained"]) for name in models},
-        "classifiers": evaluate(one, "original")["classifiers"],
+        "classifiers": evaluate(one, suite, "original")["classifiers"],
     }
 
 
@@ -179,10 +180,10 @@ def tow_of(model: Mapping[str, float], retrained: Mapping[str, float]) -> dict:
     }
 
 
-def evaluate(one: Run, name: str) -> dict[str, Any]:
+def evaluate(one: Run, suite: Suite, name: str) -> dict[str, Any]:
     """Returns the log of one model, from disk when it is there."""
     path = one.folder / "logs" / f"seed_{one.seed}" / name / "owners.json"
-    params, suite = one.model_params(name), suite_of(one)
+    params = one.model_params(name)
     stage = f"evaluate_{name}"
     if not path.exists():
         begun = time.monotonic()
@@ -212,7 +213,6 @@ def evaluate_params(
     return log
 
 
-@functools.lru_cache(maxsize=1)
 def suite_of(one: Run) -> Suite:
     """What every model of a seed is judged on and by."""
     cfg = one.cfg.evaluation

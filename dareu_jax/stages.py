@@ -59,7 +59,11 @@ class Run:
     @functools.cached_property
     def corpus(self) -> owned.Corpus:
         """Every record, from the configured source."""
-        return read_corpus(self.cfg, self.folder)
+        corpus, cfg = read_corpus(self.cfg, self.folder), self.cfg.corpus
+        if not cfg.merge_others:
+            return corpus
+        owned.split_by_owner(corpus, cfg.forget)
+        return owned.merge_others(corpus, cfg.forget)
 
     @functools.cached_property
     def split(self) -> owned.Split:

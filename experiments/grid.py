@@ -24,7 +24,7 @@ from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import method_config
 
 LOSS_RATES, LOSS_STEPS = (1e-4, 3e-4, 1e-3), (3, 6, 10, 20, 40)
-RL_RATES, RL_STEPS = (1.5e-4, 5e-4, 1.5e-3), (6, 10, 15, 20)
+RL_RATES, RL_STEPS = (1.5e-4, 5e-4, 1.5e-3), (5, 10, 15)
 GRID = {
     "grad_diff": ("grad_diff.steps", LOSS_RATES, LOSS_STEPS),
     "npo": ("npo.steps", LOSS_RATES, LOSS_STEPS),
@@ -49,7 +49,7 @@ def means(log):
     return {name: value["agg_value"] for name, value in log["metrics"].items()}
 
 
-def try_rate(one, name, steps_key, rate, counts, retrained):
+def try_rate(one, suite, name, steps_key, rate, counts, retrained):
     """Runs one learning rate, judging it at every step count."""
     section = steps_key.split(".")[0]
     changes = {f"{section}.learning_rate": rate, steps_key: max(counts)}
@@ -74,7 +74,7 @@ def try_rate(one, name, steps_key, rate, counts, retrained):
         }
         state, _ = method.step(state, batch, key=jax.random.fold_in(key, step))
         if step + 1 in counts:
-            log = evaluate_params(one, suite_of(one), method.params_of(state))
+            log = evaluate_params(one, suite, method.params_of(state))
             metrics = means(log)
             row = {"method": name, "learning_rate": rate, "steps": step + 1}
             row |= {shown: round(metrics[shown], 4) for shown in SHOWN}
@@ -104,14 +104,18 @@ def main():
     cfg = load_config(args.config, overrides)
     with Tracker(args.out) as tracker:
         one = Run(cfg, args.seed, args.out, tracker, Progress(Console()))
-        oracles = {n: means(evaluate(one, n)) for n in ("original", "retrained")}
+        suite = suite_of(one)
+        oracles = {
+            name: means(evaluate(one, suite, name))
+            for name in ("original", "retrained")
+        }
         report = {"oracles": oracles}
         for name in args.methods:
             steps_key, rates, counts = GRID[name]
             rows = []
             for rate in rates:
                 rows += try_rate(
-                    one, name, steps_key, rate, counts, oracles["retrained"]
+                    one, suite, name, steps_key, rate, counts, oracles["retrained"]
                 )
             best = max(rows, key=lambda row: row["tow_rouge"])
             report[name] = {"chosen": choose(rows), "best_tow": best, "rows": rows}

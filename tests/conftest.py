@@ -48,3 +48,55 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set DAREU_DATA to the folder that has it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A seed of tests/tiny.yaml: its corpus, tokens and model; nothing is trained."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from dareu_jax.config import load_config
+    from dareu_jax.reporting.progress import Progress
+    from dareu_jax.stages import Run
+    from dareu_jax.tracking import Tracker
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    cfg = load_config(REPO / "tests" / "tiny.yaml")
+    return Run(cfg, 0, folder, Tracker(folder), Progress(Console(file=StringIO())))
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tiny_run):
+    """What a method may read: fresh models and a classifier after a few steps."""
+    import jax.numpy as jnp
+
+    from dareu_jax.attribution import OwnerBatch, build_index
+    from dareu_jax.corpus import NOBODY, owner_labels
+    from dareu_jax.models import Decoder, decoder_config, init_decoder
+    from dareu_jax.registry import KERNELS
+    from dareu_jax.unlearning import World
+
+    cfg, owners = tiny_run.cfg, tiny_run.corpus.owners
+    vocab = tiny_run.tokenizer.vocab_size
+    prior = Decoder(decoder_config(cfg.prior.model, vocab))
+    start = jax.jit(lambda key: init_decoder(tiny_run.model, key=key))
+    owned = tuple(r for r in tiny_run.corpus.train if r.owner != NOBODY)
+    batch = OwnerBatch(tiny_run.tokens(owned), owner_labels(owned, owners))
+    make = KERNELS.get("classifier")
+    kernel = make(cfg.classifier, vocab=vocab, owners=len(owners), steps=10)
+    forget = tiny_run.split.forget
+    return World(
+        model=tiny_run.model,
+        reference=start(jax.random.key(0)),
+        kernel=kernel,
+        index=build_index(kernel, None, [batch] * 10, key=jax.random.key(1)),
+        forget_columns=tuple(owners.index(o) for o in cfg.corpus.forget),
+        forget_owner=jnp.asarray(owner_labels(forget, owners)),
+        max_new_tokens=12,
+        eos_id=tiny_run.tokenizer.eos_id,
+        original_length=10.0,
+        prior_model=prior,
+        prior=start(jax.random.key(2)),
+    )

@@ -12,6 +12,7 @@ from dareu_jax.config import (
     with_overrides,
 )
 from dareu_jax.errors import UserError
+from dareu_jax.unlearning import method_config
 
 
 @pytest.fixture
@@ -53,9 +54,10 @@ def message_of(call, *args):
         ("classifier.learning_rate", 1e-4),
     ],
 )
-def test_defaults_are_those_of_the_papers_tables(key, value):
+def test_the_paper_preset_has_the_numbers_of_the_papers_tables(key, value):
     section, name = key.split(".")
-    assert getattr(getattr(RunConfig(), section), name) == value
+    cfg = method_config(RunConfig(), "dareu_paper")
+    assert getattr(getattr(cfg, section), name) == value
 
 
 def test_an_empty_file_gives_the_defaults(load):
@@ -65,7 +67,7 @@ def test_an_empty_file_gives_the_defaults(load):
 def test_values_in_the_file_win_over_the_defaults(load):
     cfg = load("seeds: [41, 42]\ndareu:\n  clip: 0.3\n")
     assert cfg.seeds == (41, 42) and cfg.dareu.clip == 0.3
-    assert cfg.dareu.kl_coef == 0.1
+    assert cfg.dareu.value_coef == 0.2
 
 
 def test_overrides_win_over_the_file(load):

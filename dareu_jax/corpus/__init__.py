@@ -19,6 +19,7 @@ from dareu_jax.corpus.records import (
     Record,
     Split,
     check_batch,
+    merge_others,
     shared_records,
     split_by_owner,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "fit_lengths",
     "load_corpus",
     "load_tokenizer",
+    "merge_others",
     "owner_labels",
     "sequential",
     "shared_records",

@@ -237,7 +237,7 @@ class GroupedStream(BatchStream):
 
     def __getitem__(self, step: int) -> TokenBatch:
         """Returns batch `step` without the columns that nobody uses."""
-        return trim_responses(trim_prompts(super().__getitem__(step)))
+        return trim_responses(trim_prompts(super().__getitem__(step), multiple=8))
 
 
 def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:

@@ -2,11 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dareu_jax.errors import UserError
 from dareu_jax.registry import did_you_mean
 
+OTHERS = "others"
+"""The one owner that `merge_others` makes of all who stay."""
 NOBODY = ""
 """The owner of shared knowledge: it is trained on, and nobody can withdraw it."""
 
@@ -88,6 +90,19 @@ def _check_forget(owners: tuple[str, ...], forget: Sequence[str]) -> None:
 def _some(owners: tuple[str, ...], limit: int = 8) -> str:
     """Returns the first `limit` owners as text, with an ellipsis when more exist."""
     return ", ".join(owners[:limit]) + (", ..." if len(owners) > limit else "")
+
+
+def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
+    """Returns the corpus with every owner outside ``keep`` merged into one, `OTHERS`.
+
+    A classifier of it tells the withdrawn owners from the rest and nothing more.
+    """
+
+    def rename(record: Record) -> Record:
+        alone = record.owner in keep or record.owner == NOBODY
+        return record if alone else replace(record, owner=OTHERS)
+
+    return Corpus(tuple(map(rename, corpus.train)), tuple(map(rename, corpus.test)))
 
 
 def shared_records(corpus: Corpus) -> list[tuple[Record, Record]]:

@@ -19,6 +19,7 @@ PAPER: dict[str, Any] = {
     "dareu.temperature": 0.8,
     "dareu.samples_per_prompt": 1,
     "dareu.gae_lambda": 1.0,
+    "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
 }
 PRESETS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from dareu_jax.corpus import (
     Corpus,
     Record,
     check_batch,
+    merge_others,
     shared_records,
     split_by_owner,
 )
@@ -99,3 +100,11 @@ def test_check_batch_names_the_owner_the_counts_and_the_key(corpus):
         check_batch(corpus, 2, setting="train.per_owner")
     for word in ("'adam'", "1 records", "2 of one owner", "train.per_owner"):
         assert word in str(error.value)
+
+
+def test_merging_keeps_the_forget_owners_and_nobody_apart():
+    rows = [Record(str(i), o, f"q{i}", "a.") for i, o in enumerate("abc")]
+    corpus = Corpus((*rows, Record("n", NOBODY, "q", "a.")), (rows[0],))
+    merged = merge_others(corpus, ["c"])
+    assert [r.owner for r in merged.train] == ["others", "others", "c", NOBODY]
+    assert merged.test[0].owner == "others" and merged.owners == ("others", "c")

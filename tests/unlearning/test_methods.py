@@ -1,0 +1,276 @@
+"""Every registered unlearning method on the tiny corpus; the presets; the losses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.config import build_config, with_overrides
+from dareu_jax.corpus import take
+from dareu_jax.errors import UserError
+from dareu_jax.registry import METHODS
+from dareu_jax.unlearning import PRESETS, method_config, uses_prior
+from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
+
+FAST = {
+    "dareu.batch_size": 4,
+    "dareu.retain_batch_size": 4,
+    "reward.prior": "sequence",
+    "grad_diff.batch_size": 4,
+    "npo.batch_size": 4,
+}
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def cfg(tiny_run):
+    return with_overrides(tiny_run.cfg, FAST)
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_run):
+    """Batches of a step, as many and as large as a method needs."""
+    splits = {"forget": tiny_run.split.forget, "retain": tiny_run.split.retain}
+    tokens = {split: tiny_run.tokens(records) for split, records in splits.items()}
+
+    def at(method, step):
+        return {
+            split: [
+                take(
+                    tokens[split],
+                    (np.arange(need.batch_size) + 4 * (step + i))
+                    % len(tokens[split].index),
+                )
+                for i in range(need.batches)
+            ]
+            for split, need in method.needs.items()
+        }
+
+    return at
+
+
+def copies(tree):
+    """Host copies that no later donation can reach."""
+    return jax.tree.map(lambda x: np.array(x), tree)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(not np.array_equal(x, y) for x, y in pairs)
+
+
+def steps_of(method, world, batches, seed=0):
+    """The state and every step's metrics after a few steps."""
+    state, log = method.init(world.reference, key=jax.random.key(seed)), []
+    for step in range(STEPS):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        state, metrics = method.step(state, batches(method, step), key=key)
+        log.append(metrics)
+    return state, log
+
+
+@pytest.fixture(scope="module", params=METHODS.names())
+def stepped(request, cfg, tiny_world, batches):
+    """A method, what it may not touch before and after, its state and metrics."""
+    method = METHODS.get(request.param)(method_config(cfg, request.param), tiny_world)
+    frozen = (tiny_world.reference, tiny_world.index, tiny_world.prior)
+    before = copies(frozen)
+    state, log = steps_of(method, tiny_world, batches)
+    return method, before, frozen, state, log
+
+
+def test_metrics_are_finite_float32_scalars_and_have_the_headline(stepped):
+    method, _, _, _, log = stepped
+    for metrics in log:
+        assert method.headline in metrics
+        for name, value in metrics.items():
+            assert value.shape == () and value.dtype == jnp.float32, name
+            assert np.isfinite(value), name
+
+
+def test_nothing_frozen_changes(stepped):
+    _, before, frozen, _, _ = stepped
+    same(copies(frozen), before)
+
+
+def test_the_policy_changes_and_keeps_its_shape(stepped):
+    method, (reference, *_), _, state, _ = stepped
+    params = method.params_of(state)
+    assert differ(copies(params), reference)
+    for new, old in zip(jax.tree.leaves(params), jax.tree.leaves(reference)):
+        assert new.shape == old.shape and new.dtype == old.dtype
+        assert np.isfinite(new).all()
+
+
+def test_the_same_key_gives_the_same_bits(stepped, tiny_world, batches):
+    method, _, _, state, log = stepped
+    again, metrics = steps_of(method, tiny_world, batches)
+    same(copies(again), copies(state))
+    same(copies(metrics), copies(log))
+
+
+def test_a_method_says_what_it_needs(stepped):
+    method = stepped[0]
+    assert set(method.needs) == {"forget", "retain"} and method.steps >= 1
+    for need in method.needs.values():
+        assert need.batch_size == 4 and need.batches >= 1
+
+
+def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_world, batches):
+    method = METHODS.get("dareu")(cfg, tiny_world)
+    state = method.init(tiny_world.reference, key=jax.random.key(0))
+    for step in range(2):
+        policy = copies(state.trainable["decoder"])
+        state, _ = method.step(state, batches(method, step), key=jax.random.key(step))
+        same(copies(state.behaviour), policy)  # pi_old is the policy it began with
+        assert differ(copies(state.trainable["decoder"]), policy)
+
+
+def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_world):
+    method = METHODS.get("dareu")(cfg, tiny_world)
+    state = method.init(tiny_world.reference, key=jax.random.key(0))
+    assert set(state.trainable) == {"decoder", "value_head"}
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.trainable))
+
+
+def test_dareu_takes_as_many_steps_as_its_data_epochs_need(cfg, tiny_world):
+    steps = METHODS.get("dareu")(cfg, tiny_world).steps
+    assert steps == 2 * 2  # 2 epochs of 8 forget records in batches of 4
+    odd = with_overrides(cfg, {"dareu.batch_size": 3})
+    assert METHODS.get("dareu")(odd, tiny_world).steps == 2 * 3
+
+
+def test_samples_per_prompt_answers_each_prompt_as_often(cfg, tiny_world, batches):
+    twice = with_overrides(
+        cfg,
+        {"dareu.samples_per_prompt": 2, "dareu.batch_size": 2, "reward.prior": "none"},
+    )
+    method = METHODS.get("dareu")(twice, tiny_world)
+    assert method.needs["forget"].batch_size == 2
+    _, log = steps_of(method, tiny_world, batches)
+    assert np.isfinite(log[-1]["reward"])
+
+
+# log-probabilities of two answers of 3 and 2 tokens; junk after the end
+LOGPS = np.asarray([[-1.0, -2.0, -0.5], [-0.25, -3.0, 7.0]], np.float32)
+REF = np.asarray([[-0.5, -2.5, -1.5], [-1.25, -1.0, -9.0]], np.float32)
+MASK = np.asarray([[1, 1, 1], [1, 1, 0]], bool)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 2.5])
+def test_npo_loss_against_numpy(beta):
+    ratio = np.where(MASK, LOGPS - REF, 0.0).sum(axis=1)  # 1, -1
+    np.testing.assert_allclose(ratio, [1.0, -1.0])
+    expected = (2 / beta) * np.mean(np.log1p(np.exp(beta * ratio)))
+    out = npo_loss(jnp.asarray(LOGPS), jnp.asarray(REF), jnp.asarray(MASK), beta)
+    assert out.dtype == jnp.float32
+    assert float(out) == pytest.approx(expected, rel=1e-6)
+
+
+def test_npo_falls_to_zero_as_the_answers_become_unlikely():
+    far = jnp.asarray(LOGPS - 1000.0)
+    out = npo_loss(far, jnp.asarray(REF), jnp.asarray(MASK), 0.1)
+    assert float(out) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_npo_gradient_is_that_of_ascent_times_its_weight():
+    def loss(logps):
+        return npo_loss(logps, jnp.asarray(REF), jnp.asarray(MASK), 0.5)
+
+    ratio = np.asarray([1.0, -1.0])
+    weight = 1 / (1 + np.exp(-0.5 * ratio))  # sigmoid(beta ratio)
+    expected = np.where(MASK, 2 * weight[:, None] / 2, 0.0)
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(LOGPS)), expected, rtol=1e-5)
+
+
+def test_grad_diff_loss_against_numpy():
+    out = grad_diff_loss(jnp.asarray(LOGPS), jnp.asarray(REF), jnp.asarray(MASK))
+    assert float(out) == pytest.approx(LOGPS[MASK].mean(), rel=1e-6)
+
+
+def test_npo_from_the_reference_begins_at_two_over_beta_log_two(
+    cfg, tiny_world, batches
+):
+    method = METHODS.get("npo")(cfg, tiny_world)
+    _, log = steps_of(method, tiny_world, batches)
+    first = {name: float(value) for name, value in log[0].items()}
+    assert first["forget_loss"] == pytest.approx(2 / cfg.npo.beta * np.log(2), rel=1e-5)
+    total = first["forget_loss"] + cfg.npo.retain_weight * first["retain_loss"]
+    assert first["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_dareu_paper_is_what_the_paper_says():
+    paper = method_config(build_config({}), "dareu_paper")
+    assert paper.reward.shape == "paper" and paper.reward.prior == "none"
+    assert paper.reward.combine == "sum" and paper.reward.owner_score == "own"
+    assert paper.reward.attribution_weight == 1.0 and not paper.reward.shuffle_owners
+    assert paper.dareu.kl_in == "reward" and paper.dareu.kl_anchor == "behaviour"
+    assert paper.dareu.kl_estimator == "sampled" and paper.dareu.kl_coef == 0.1
+    assert paper.dareu.temperature == 0.8 and paper.dareu.samples_per_prompt == 1
+    assert paper.dareu.gae_lambda == 1.0 and paper.dareu.whiten  # plain returns
+    assert paper.dareu.old_policy == "per_data_epoch"
+    assert (paper.dareu.clip, paper.dareu.value_coef) == (0.2, 0.2)
+    assert paper.dareu.lambda_dis == 2.0 and paper.reward.slices == 15
+
+
+def test_the_paper_is_the_paper_whatever_the_configuration_says_of_dareu():
+    tuned = {
+        "reward": {"shape": "token", "prior": "sequence", "combine": "product"},
+        "dareu": {"kl_anchor": "prior", "kl_in": "loss", "kl_estimator": "full"},
+    }
+    paper = method_config(build_config(tuned), "dareu_paper")
+    for key, value in PRESETS["dareu_paper"].items():
+        section, name = key.split(".")
+        assert getattr(getattr(paper, section), name) == value
+    assert not uses_prior(paper)
+
+
+def test_controls_differ_from_dareu_in_one_thing_each():
+    cfg = build_config({"reward": {"prior": "sequence"}})
+    dareu = method_config(cfg, "dareu").model_dump()
+    for name, key, value in (
+        ("prior_only", "attribution_weight", 0.0),
+        ("dareu_shuffled", "shuffle_owners", True),
+    ):
+        changed = method_config(cfg, name).model_dump()
+        assert changed["reward"].pop(key) == value != dareu["reward"][key]
+        rest = {**dareu, "reward": {**dareu["reward"]}}
+        rest["reward"].pop(key)
+        assert changed == rest
+
+
+def test_overrides_of_a_method_win_over_its_preset_and_stay_with_it():
+    cfg = build_config(
+        {"overrides": {"dareu_paper": {"dareu.kl_coef": 0.5, "dareu.clip": 0.1}}}
+    )
+    paper = method_config(cfg, "dareu_paper")
+    assert (paper.dareu.kl_coef, paper.dareu.clip) == (0.5, 0.1)
+    assert paper.reward.shape == "paper"
+    assert method_config(cfg, "dareu").dareu == cfg.dareu
+
+
+def test_an_unknown_method_is_an_error():
+    with pytest.raises(UserError, match=r"unknown method 'daru'.*'dareu'"):
+        method_config(build_config({}), "daru")
+
+
+@pytest.mark.parametrize(
+    ("reward", "anchor", "expected"),
+    [
+        ({}, "reference", False),
+        ({}, "behaviour", False),
+        ({}, "prior", True),
+        ({"prior": "sequence"}, "reference", True),
+        ({"prior": "potential"}, "reference", True),
+        ({"combine": "product"}, "reference", True),
+    ],
+)
+def test_the_prior_is_trained_only_where_it_is_read(reward, anchor, expected):
+    reward = {"prior": "none", "combine": "sum", **reward}
+    cfg = build_config({"reward": reward, "dareu": {"kl_anchor": anchor}})
+    assert uses_prior(cfg) is expected

@@ -1,0 +1,475 @@
+"""The phases of one DareU iteration against numbers worked out by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.attribution import Kernel
+from dareu_jax.config import ModelConfig, build_config
+from dareu_jax.corpus import TokenBatch
+from dareu_jax.generation import Rollout
+from dareu_jax.models import Decoder, decoder_config, init_decoder, init_head
+from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.registry import METHODS
+from dareu_jax.unlearning import World
+from dareu_jax.unlearning.phases import Judged, Phases, repeat_rows, repeats_itself
+
+VOCAB, B, P, T = 16, 2, 3, 4
+# scores of every prefix of two responses of 4 and 2 tokens; junk after the end
+SCORES = np.asarray([[0.1, 0.25, 0.5, 0.8], [0.7, 0.2, 0.9, 0.9]], np.float32)
+MASK = np.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+# chi: .1 -> -.10034, .2 -> -.21252, .25 -> -.27398, .5 -> -.66014, .65007 up -> -1
+CHI = np.asarray(
+    [[-0.100343, -0.273983, -0.660140, -1.0], [-1.0, -0.212518, 0.0, 0.0]], np.float32
+)
+# prior log-probs; prefix means -1, -2, -3.5, -6.5 and 0, -.25; floor 4
+PRIOR = np.asarray([[-1.0, -3.0, -6.5, -15.5], [0.0, -0.5, -9.0, -9.0]], np.float32)
+BONUS = np.asarray([[0.75, 0.5, 0.125, 0.0], [1.0, 0.9375, 0.0, 0.0]], np.float32)
+KL = np.asarray([[0.5, -0.25, 1.0, 0.125], [2.0, -1.0, 50.0, 50.0]], np.float32)
+REWARD = {"slices": T, "prior": "none"}
+DAREU = {
+    "kl_coef": 0.0,
+    "kl_in": "reward",
+    "kl_anchor": "reference",
+    "kl_estimator": "sampled",
+    "temperature": 0.8,
+    "whiten": True,
+}
+SPREAD = {
+    "token": CHI,
+    "paper": [[-0.100343, -0.187163, -0.344822, -0.508617], [-1.0, -0.606259, 0, 0]],
+    "sequence": [[0, 0, 0, -1.0], [0, -0.212518, 0, 0]],
+    "potential": [[-0.100343, -0.173640, -0.386157, -0.339860], [-1.0, 0.787482, 0, 0]],
+}
+
+
+def fake_kernel(owners=3):
+    """A kernel whose index is its prefix scores ``[B, T, O]``."""
+    return Kernel(
+        name="fake",
+        owners=owners,
+        init=lambda params, *, key: None,
+        update=lambda params, batch, acc: (acc, {}),
+        finalize=lambda params, acc: acc,
+        score=lambda params, index, queries: index[:, -1],
+        prefix_score=lambda params, index, queries: index,
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(decoder_config(ModelConfig(preset="decoder-40k"), VOCAB))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.jit(lambda key: init_decoder(model, key=key))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def world(model, params):
+    return World(
+        model=model,
+        reference=params,
+        kernel=fake_kernel(),
+        index=None,
+        forget_columns=(0, 2),
+        forget_owner=jnp.asarray([2, 0, 2, 0, 2, 0, 2, 0], jnp.int32),
+        max_new_tokens=T,
+        eos_id=2,
+        original_length=4.0,
+        prior_model=model,
+        prior=params,
+    )
+
+
+@pytest.fixture
+def phases(world):
+    def build(reward=None, dareu=None):
+        reward, dareu = {**REWARD, **(reward or {})}, {**DAREU, **(dareu or {})}
+        cfg = build_config({"reward": reward, "dareu": dareu})
+        return Phases(cfg, world, make_optimiser(1e-3, 10))
+
+    return build
+
+
+def judged(**changes):
+    zero = jnp.zeros((B, T), jnp.float32)
+    logits = jnp.zeros((B, T, VOCAB), jnp.float32)
+    parts = {"prior_logps": jnp.asarray(PRIOR), "kl": jnp.asarray(KL), **changes}
+    return Judged(zero, zero, parts["prior_logps"], zero, logits, parts["kl"])
+
+
+def rewards_of(phase):
+    out = phase.reward(jnp.asarray(SCORES), judged(), jnp.asarray(MASK))
+    assert out.dtype == jnp.float32 and out.shape == (B, T)
+    return np.asarray(out)
+
+
+@pytest.mark.parametrize("shape", SPREAD)
+def test_rewards_are_the_fractions_worked_out_by_hand(phases, shape):
+    out = rewards_of(phases({"shape": shape}))
+    np.testing.assert_allclose(out, SPREAD[shape], atol=2e-6)
+    assert np.any(out != np.round(out))
+
+
+@pytest.mark.parametrize("shape", ["sequence", "potential"])
+@pytest.mark.parametrize("slices", [1, 2, 4])
+def test_these_shapes_sum_to_chi_of_the_whole_response(phases, shape, slices):
+    out = rewards_of(phases({"shape": shape, "slices": slices}))
+    np.testing.assert_allclose(out.sum(axis=1), [-1.0, -0.212518], atol=2e-6)
+
+
+def test_tokens_of_a_slice_share_the_score_at_its_end(phases):
+    out = rewards_of(phases({"shape": "token", "slices": 2}))  # two tokens a slice
+    low, high = -0.273983, -1.0
+    expected = [[low, low, high, high], [-0.212518, -0.212518, 0, 0]]
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def test_attribution_weight_scales_and_zero_leaves_the_prior_alone(phases):
+    half = rewards_of(phases({"shape": "token", "attribution_weight": 0.5}))
+    np.testing.assert_allclose(half, 0.5 * CHI, atol=2e-6)
+    none = rewards_of(
+        phases({"shape": "token", "attribution_weight": 0.0, "prior": "sequence"})
+    )
+    np.testing.assert_allclose(none, [[0, 0, 0, 0.0], [0, 0.9375, 0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prior", "bonus"),
+    [
+        ("sequence", [[0, 0, 0, 0.0], [0, 0.9375, 0, 0]]),
+        ("potential", [[0.75, -0.25, -0.375, -0.125], [1.0, -0.0625, 0, 0]]),
+    ],
+)
+@pytest.mark.parametrize("shape", ["paper", "token"])
+def test_sum_adds_the_weighted_prior_bonus_in_its_own_shape(
+    phases, shape, prior, bonus
+):
+    out = rewards_of(phases({"shape": shape, "prior": prior, "prior_weight": 2.0}))
+    expected = np.asarray(SPREAD[shape]) + 2.0 * np.asarray(bonus)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+
+
+def test_product_pays_where_both_agree(phases):
+    both = (1.0 + CHI) * BONUS  # [.674743, .363009, .042483, 0], [0, .738264]
+    out = rewards_of(phases({"shape": "token", "combine": "product"}))
+    np.testing.assert_allclose(out, np.where(MASK, both, 0.0), atol=2e-6)
+    end = rewards_of(phases({"shape": "sequence", "combine": "product"}))
+    np.testing.assert_allclose(end, [[0, 0, 0, 0.0], [0, 0.738264, 0, 0]], atol=2e-6)
+    step = rewards_of(phases({"shape": "potential", "combine": "product"}))
+    expected = [[0.674743, -0.311734, -0.320526, -0.042483], [0, 0.738264, 0, 0]]
+    np.testing.assert_allclose(step, expected, atol=3e-6)
+
+
+def test_the_kl_penalty_is_in_the_reward_or_not(phases):
+    out = rewards_of(phases({"shape": "paper"}, {"kl_coef": 0.1}))
+    expected = np.asarray(SPREAD["paper"]) - 0.1 * np.where(MASK, KL, 0.0)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    other = rewards_of(phases({"shape": "paper"}, {"kl_coef": 0.1, "kl_in": "loss"}))
+    np.testing.assert_allclose(other, SPREAD["paper"], atol=2e-6)
+
+
+def test_nothing_after_the_response_reaches_a_reward(phases):
+    phase = phases({"shape": "paper", "prior": "potential"}, {"kl_coef": 0.1})
+    spoiled = judged(
+        prior_logps=jnp.where(MASK, PRIOR, jnp.nan), kl=jnp.where(MASK, KL, jnp.nan)
+    )
+    scores = jnp.where(MASK, SCORES, jnp.nan)
+    out = phase.reward(scores, spoiled, jnp.asarray(MASK))
+    np.testing.assert_array_equal(out, rewards_of(phase))
+
+
+def answers_of(index):
+    rows = len(index)
+    return TokenBatch(
+        prompt=jnp.ones((rows, P), jnp.int32),
+        prompt_mask=jnp.ones((rows, P), bool),
+        response=jnp.ones((rows, T), jnp.int32),
+        response_mask=jnp.ones((rows, T), bool),
+        index=jnp.asarray(index, jnp.int32),
+    )
+
+
+def test_own_takes_the_column_of_the_record_and_any_sums_the_forget_owners(phases):
+    scores = jnp.asarray(np.random.default_rng(0).uniform(size=(3, T, 3)), jnp.float32)
+    answers = answers_of([0, 1, 4])  # owners 2, 0, 2
+    own = phases({"owner_score": "own"}).attribute(None, scores, answers)
+    expected = np.stack([scores[0, :, 2], scores[1, :, 0], scores[2, :, 2]])
+    np.testing.assert_array_equal(own, expected)
+    total = phases({"owner_score": "any_forget_owner"}).attribute(None, scores, answers)
+    np.testing.assert_allclose(total, scores[..., 0] + scores[..., 2], rtol=1e-6)
+
+
+def test_repeat_rows_keeps_the_samples_of_a_prompt_together():
+    out = repeat_rows(answers_of([3, 7])._replace(prompt=jnp.asarray([[1], [2]])), 3)
+    np.testing.assert_array_equal(out.index, [3, 3, 3, 7, 7, 7])
+    np.testing.assert_array_equal(out.prompt[:, 0], [1, 1, 1, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "expected"),
+    [
+        ([5] * 10, 10, True),
+        ([1, 2] * 5, 10, True),
+        (list(range(10)), 10, False),
+        ([5] * 10, 8, True),
+        ([5] * 10, 7, False),  # too short to tell
+        ([1, 2, 3, 4, 5, 5, 5, 5, 5, 5], 5, False),  # the loop is padding
+        # 9 pairs: 12 23 34 41 12 23 34 41 12: five of them came before
+        ([1, 2, 3, 4, 1, 2, 3, 4, 1, 2], 10, True),
+        # 9 pairs: 12 23 34 45 51 12 23 34 45: only four did
+        ([1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 10, False),
+        ([1, 2, 1, 3, 1, 4, 1, 5, 1, 6], 10, False),  # tokens, but no pair, repeat
+    ],
+)
+def test_repeats_itself(tokens, length, expected):
+    mask = jnp.arange(10)[None] < length
+    out = repeats_itself(jnp.asarray([tokens], jnp.int32), mask)
+    assert out.dtype == bool and bool(out[0]) is expected
+
+
+def test_pairs_of_a_large_vocabulary_are_told_apart():
+    # no pair occurs twice, but many are alike modulo 2**16, as in vocabularies of 150 k
+    tokens = [1 + (k << 16) for k in (1, 2, 2, 0, 0, 1, 0, 2, 1, 1)]
+    pairs = [*zip(tokens, tokens[1:], strict=False)]
+    assert len(set(pairs)) == len(pairs) == 9
+    out = repeats_itself(jnp.asarray([tokens], jnp.int32), jnp.ones((1, 10), bool))
+    assert not bool(out[0])
+
+
+@pytest.fixture(scope="module")
+def trainable(model, params):
+    head = init_head(1, model.cfg.embed, key=jax.random.key(0))
+    head = jax.tree.map(lambda x: x + 0.01, head)
+    return {"decoder": jax.tree.map(lambda x: 1.05 * x, params), "value_head": head}
+
+
+@pytest.fixture(scope="module")
+def iteration(world, trainable):
+    """Everything of one iteration up to the experience, under a configuration."""
+
+    @functools.cache
+    def phases_of(dareu):
+        cfg = build_config({"dareu": {**DAREU, **dict(dareu)}, "reward": REWARD})
+        return Phases(cfg, world, make_optimiser(1e-3, 10))
+
+    def go(dareu, behaviour):
+        phase = phases_of(tuple(dareu.items()))
+        prompts = answers_of([0, 1])._replace(
+            prompt=jnp.asarray([[3, 4, 5], [6, 7, 8]], jnp.int32)
+        )
+        rollout = phase.rollout(behaviour, prompts, key=jax.random.key(3))
+        answers = phase.answers(prompts, rollout)
+        said = phase.judge(trainable, behaviour, world.reference, world.prior, answers)
+        scores = jnp.full((2, T), 0.3, jnp.float32)
+        rewards = phase.reward(scores, said, answers.response_mask)
+        return (
+            phase,
+            rollout,
+            answers,
+            said,
+            phase.advantage(rewards, rollout, said, answers),
+        )
+
+    return go
+
+
+def test_a_rollout_is_the_behaviour_policys_and_its_log_probs_are_kept(
+    iteration, trainable
+):
+    policy = trainable["decoder"]
+    _, rollout, answers, said, experience = iteration({}, policy)
+    assert isinstance(rollout, Rollout)
+    np.testing.assert_array_equal(answers.response, rollout.tokens)
+    np.testing.assert_array_equal(answers.response_mask, rollout.mask)
+    real = np.asarray(rollout.mask)
+    # behaviour = policy here, so its log-probs at the sampling temperature agree
+    np.testing.assert_allclose(
+        np.asarray(said.logps)[real], np.asarray(rollout.logps)[real], atol=1e-5
+    )
+    np.testing.assert_array_equal(experience.old_logps, rollout.logps)
+
+
+def test_kl_to_the_behaviour_policy_is_zero_where_it_is_the_policy(
+    iteration, trainable, params
+):
+    policy = trainable["decoder"]
+    for estimator in ("sampled", "full"):
+        own = {"kl_anchor": "behaviour", "kl_estimator": estimator}
+        _, _, _, said, _ = iteration(own, policy)
+        assert not np.asarray(said.kl).any()
+        _, _, _, said, _ = iteration(own, params)
+        assert np.asarray(said.kl).any()
+        _, _, _, said, _ = iteration({**own, "kl_anchor": "reference"}, policy)
+        assert np.asarray(said.kl).any()
+
+
+def test_full_kl_is_the_expectation_of_the_sampled_one(iteration, trainable):
+    policy = trainable["decoder"]
+    _, _, _, said, _ = iteration({"kl_estimator": "full"}, policy)
+    assert (np.asarray(said.kl) >= 0.0).all()
+    _, _, _, sampled, _ = iteration({"kl_estimator": "sampled"}, policy)
+    expected = np.asarray(sampled.logps) - np.asarray(sampled.ref_logps)
+    np.testing.assert_allclose(sampled.kl, expected, atol=1e-6)
+
+
+def test_advantages_are_white_and_returns_plain_at_lambda_one(iteration, trainable):
+    _, _, answers, _, experience = iteration({"gae_lambda": 1.0}, trainable["decoder"])
+    real = np.asarray(answers.response_mask)
+    advantages = np.asarray(experience.advantages)
+    assert advantages[real].mean() == pytest.approx(0.0, abs=1e-5)
+    assert advantages[real].std() == pytest.approx(1.0, abs=1e-3)
+    # potential shaping of a constant score: chi(.3) at the first token, then nothing
+    returns = np.where(np.arange(T) == 0, np.log(0.7) / 1.05, 0.0)
+    np.testing.assert_allclose(
+        np.asarray(experience.returns)[real],
+        np.broadcast_to(returns, real.shape)[real],
+        atol=1e-5,
+    )
+
+
+def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
+    iteration, trainable, world
+):
+    phase, _, _, _, experience = iteration({}, trainable["decoder"])
+    held = jax.tree.map(np.array, (world.reference, world.prior, experience))
+    loss = jax.jit(jax.grad(phase.ppo_loss, has_aux=True))
+    grads, metrics = loss(trainable, experience)
+    assert jax.tree.structure(grads) == jax.tree.structure(trainable)
+    for part in ("decoder", "value_head"):
+        assert any(np.asarray(x).any() for x in jax.tree.leaves(grads[part]))
+    assert float(metrics["clip_fraction"]) == 0.0  # the policy is its own behaviour
+    opt_state = phase.optimiser.init(trainable)
+    new, _, _ = phase.update(trainable, opt_state, experience)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trainable))
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        held,
+        (world.reference, world.prior, experience),
+    )
+
+
+def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
+    policy = trainable["decoder"]
+    dareu = {"kl_in": "loss", "kl_estimator": "full"}
+    losses = []
+    for coef in (0.0, 2.0):
+        phase, _, answers, said, experience = iteration(
+            {**dareu, "kl_coef": coef}, policy
+        )
+        losses.append(float(jax.jit(phase.ppo_loss)(trainable, experience)[0]))
+    kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
+    assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
+
+
+def test_distillation_holds_the_policy_to_the_reference(world, trainable):
+    phase = Phases(build_config({}), world, make_optimiser(1e-4, 10))
+    retain = answers_of([0, 1])
+    opt_state = phase.optimiser.init(trainable)
+    tree, losses = trainable, []
+    for _ in range(3):
+        tree, opt_state, metrics = phase.distil(
+            tree, opt_state, world.reference, retain
+        )
+        losses.append(float(metrics["distillation_loss"]))
+    assert losses[0] > losses[1] > losses[2] > 0.0
+    np.testing.assert_array_equal(
+        tree["value_head"]["kernel"], trainable["value_head"]["kernel"]
+    )
+    still = {**trainable, "decoder": world.reference}
+    _, _, metrics = phase.distil(
+        still, phase.optimiser.init(still), world.reference, retain
+    )
+    assert float(metrics["distillation_loss"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_measure_says_how_long_how_broken_and_how_attributable(phases):
+    phase = phases()
+    answers = answers_of([0, 1])._replace(response_mask=jnp.asarray(MASK))
+    rewards = jnp.asarray(SPREAD["token"], jnp.float32)
+    out = phase.measure(jnp.asarray(SCORES), rewards, judged(), answers)
+    numbers = {name: float(value) for name, value in out.items()}
+    expected = {
+        "reward": float(CHI.sum() / 2),
+        "attribution": (0.8 + 0.2) / 2,  # of whole responses
+        "kl_reference": 0.0,
+        "kl_anchor": float(KL[MASK].mean()),
+        "prior_likelihood": float(PRIOR[MASK].mean()),
+        "response_length": 3.0,
+        "length_ratio": 0.75,
+        "collapse_share": 0.5,  # the second is shorter than three tokens
+    }
+    assert numbers == pytest.approx(expected, abs=1e-5)
+
+
+def method_of(world, **dareu):
+    cfg = build_config(
+        {
+            "reward": REWARD,
+            "dareu": {
+                **DAREU,
+                "batch_size": 4,
+                "retain_batch_size": 4,
+                "updates_per_batch": 1,
+                "data_epochs": 2,
+                "learning_rate": 0.01,
+                "kl_anchor": "behaviour",
+                **dareu,
+            },
+        }
+    )
+    return METHODS.get("dareu")(cfg, world)
+
+
+def walk(method, params, steps):
+    """Policies before each step, behaviour policies of it, metrics."""
+    state, out = method.init(params, key=jax.random.key(0)), []
+    batch = {"forget": [answers_of([0, 1, 2, 3])], "retain": [answers_of([0, 1, 2, 3])]}
+    for step in range(steps):
+        policy = jax.tree.map(np.array, state.trainable["decoder"])
+        state, metrics = method.step(state, batch, key=jax.random.key(step))
+        behaviour = jax.tree.map(np.array, state.behaviour)
+        out.append((policy, behaviour, {k: float(v) for k, v in metrics.items()}))
+    return out
+
+
+def equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    """The world with a fixed score for every prefix of a batch of four."""
+    scores = np.random.default_rng(0).uniform(0.1, 0.6, (4, T, 3))
+    return dataclasses.replace(world, index=jnp.asarray(scores, jnp.float32))
+
+
+def test_per_batch_samples_from_the_newest_policy(scored, params):
+    steps = walk(method_of(scored, old_policy="per_batch"), params, 3)
+    for policy, behaviour, metrics in steps:
+        assert equal(behaviour, policy)
+        assert metrics["kl_anchor"] == 0.0  # identically, so it cannot anchor
+    assert steps[0][2]["kl_reference"] == 0.0
+    assert all(metrics["kl_reference"] != 0.0 for _, _, metrics in steps[1:])
+
+
+def test_per_data_epoch_samples_an_epoch_from_the_policy_at_its_start(scored, params):
+    method = method_of(scored, old_policy="per_data_epoch")
+    assert method.steps == 4  # two epochs of two batches
+    steps = walk(method, params, 4)
+    policies = [policy for policy, _, _ in steps]
+    behaviours = [behaviour for _, behaviour, _ in steps]
+    assert equal(behaviours[0], policies[0]) and equal(behaviours[1], policies[0])
+    assert equal(behaviours[2], policies[2]) and equal(behaviours[3], policies[2])
+    assert not equal(policies[0], policies[2])
+    kl = [metrics["kl_anchor"] for _, _, metrics in steps]
+    assert kl[0] == 0.0 and kl[1] != 0.0 and kl[2] == 0.0 and kl[3] != 0.0
