@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.errors import TrainingError
@@ -83,6 +84,7 @@ def run_stage(
                     reason = guards.check(values) if guards else None
                     meta["stopped"] = reason and f"{reason} at step {step}"
                 if save or meta["stopped"]:
+                    _check_state(stage, step, state)
                     meta["done"] = step == steps or bool(meta["stopped"])
                     meta["broken"] = guards.broken if guards else {}
                     meta["wall_s"] = before + time.monotonic() - begun
@@ -97,6 +99,18 @@ def run_stage(
 def new_meta() -> dict[str, Any]:
     """What is saved beside a state that has not begun."""
     return {"done": False, "stopped": None, "broken": {}, "wall_s": 0.0}
+
+
+def _check_state(stage: Stage, step: int, state: Any) -> None:
+    """Raises `TrainingError` when a number of the state is NaN or infinite."""
+    leaves = [
+        x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    if not all(jax.device_get([jnp.isfinite(x).all() for x in leaves])):
+        raise TrainingError(
+            f"seed {stage.seed} {stage.name}: a parameter is no number at step {step}; "
+            f"the last good checkpoint in {stage.folder} is kept; {stage.remedy}"
+        )
 
 
 def _checked(stage: Stage, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:

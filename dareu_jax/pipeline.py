@@ -89,11 +89,17 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> None:
         one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
         for records in (one.split.forget, one.split.retain, one.split.test):
             one.tokens(records)
-        decoder_config(cfg.model, one.tokenizer.vocab_size)
+        judge = cfg.evaluation.judge
+        for model in (m.model for m in (cfg, cfg.classifier, cfg.prior, judge)):
+            decoder_config(model, one.tokenizer.vocab_size)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
         for size in batch_sizes(cfg):
             check_divisible(size, one.mesh)
+    if not one.split.test:
+        progress.say(
+            "note: no test records; Tug-of-War is over forget and retain alone"
+        )
     for first, second in owned.shared_records(one.corpus):
         progress.say(
             f"note: {first.id!r} of {first.owner or 'nobody'!r} and {second.id!r} of "
@@ -104,11 +110,10 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> None:
 
 def batch_sizes(cfg: RunConfig) -> list[int]:
     """Every batch size that must split over the mesh."""
-    sections = (cfg.finetune, cfg.classifier, cfg.prior, cfg.evaluation)
-    return [
-        *(section.batch_size for section in (*sections, cfg.evaluation.judge)),
-        *(cfg.dareu.batch_size, cfg.dareu.retain_batch_size),
-    ]
+    sections = (cfg.finetune, cfg.classifier, cfg.prior, cfg.evaluation.judge)
+    judged = (cfg.evaluation, cfg.dareu, cfg.grad_diff, cfg.npo)
+    sizes = [section.batch_size for section in (*sections, *judged)]
+    return [*sizes, cfg.dareu.retain_batch_size]
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:
@@ -170,11 +175,13 @@ def judge_seed(one: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tow_of(model: Mapping[str, float], retrained: Mapping[str, float]) -> dict:
-    """Tug-of-War of one model on ROUGE-L recall and on probability."""
+    """Tug-of-War on ROUGE-L recall and on probability, over the splits judged."""
+    splits = [split for split in SPLITS if f"{split}_rouge" in model]
     return {
         kind: tow(
-            {split: model[f"{split}_{kind}"] for split in SPLITS},
-            {split: retrained[f"{split}_{kind}"] for split in SPLITS},
+            {split: model[f"{split}_{kind}"] for split in splits},
+            {split: retrained[f"{split}_{kind}"] for split in splits},
+            splits,
         )
         for kind in ("rouge", "probability")
     }
@@ -238,12 +245,13 @@ def suite_of(one: Run) -> Suite:
 
 
 def eval_records(one: Run) -> dict[str, tuple[owned.Record, ...]]:
-    """Records per split; ``evaluation.retain_records`` evenly spaced retain ones."""
+    """Records per split that has any; at most ``evaluation.retain_records`` retain."""
     retain, limit = one.split.retain, one.cfg.evaluation.retain_records
     if limit is not None and limit < len(retain):
         rows = np.linspace(0, len(retain) - 1, limit).round().astype(int)
         retain = tuple(retain[row] for row in rows)
-    return {"forget": one.split.forget, "retain": retain, "test": one.split.test}
+    records = {"forget": one.split.forget, "retain": retain, "test": one.split.test}
+    return {split: rows for split, rows in records.items() if rows}
 
 
 def classifier_report(

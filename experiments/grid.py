@@ -5,7 +5,8 @@ python experiments/grid.py experiments/quickstart/config.yaml --out runs/grid --
 Every method of GRID runs once per learning rate; it is judged at each step count on the
 way, for learning rates are constant. The choice never looks at the retrained model: the
 highest retain ROUGE among runs with attribution (reward judge) at most .10; ties go to
-the lower attribution. Writes grid.json beside the config.
+the lower attribution in hundredths, then to the smaller learning rate, then to fewer
+steps. Writes grid.json beside the config.
 """
 
 import argparse
@@ -90,7 +91,12 @@ def try_rate(one, suite, name, steps_key, rate, counts, retrained):
 def choose(rows):
     """The row with the highest retain ROUGE whose attribution is at most .10."""
     allowed = [row for row in rows if row["attribution_reward"] <= 0.10]
-    rank = lambda row: (round(row["retain_rouge"], 3), -row["attribution_reward"])  # noqa: E731
+
+    def rank(row):
+        attribution = round(row["attribution_reward"], 2)
+        retain = round(row["retain_rouge"], 3)
+        return retain, -attribution, -row["learning_rate"], -row["steps"]
+
     return max(allowed, key=rank) if allowed else None
 
 

@@ -170,11 +170,6 @@ def test_a_bad_record_is_named_by_file_and_line(with_lines, line, parts):
     assert all(part in complaint for part in parts), complaint
 
 
-def test_records_without_a_test_split_are_refused_before_training(with_lines):
-    complaint = with_lines(good=16)
-    assert "test" in complaint and "split" in complaint
-
-
 def test_a_folder_of_another_run_is_refused_and_left_alone(dareu, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -234,7 +234,7 @@ def test_changes_for_a_method_are_applied_on_top(load):
     )
     paper = with_overrides(cfg, cfg.overrides["dareu_paper"])
     assert paper.reward.shape == "paper" and paper.dareu.whiten is False
-    assert cfg.reward.shape == "potential" and cfg.dareu.whiten is True
+    assert cfg.reward.shape == "potential" and cfg.dareu.clip == 0.2
     assert paper.dareu.clip == cfg.dareu.clip and paper.overrides == {}
 
 

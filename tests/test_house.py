@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "evaluation": COMMON | BASE | MAKING,
     "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
+    "__main__": {"cli"},
     "cli": COMMON | {"pipeline", "config", "reporting"},
 }
 PIPELINE = {"pipeline", "stages", "loop"}

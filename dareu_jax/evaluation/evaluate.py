@@ -14,7 +14,6 @@ from dareu_jax.corpus import TokenBatch, Tokenizer, sequential
 from dareu_jax.evaluation.metric import aggregate
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.text_quality import text_quality
-from dareu_jax.evaluation.tow import SPLITS
 from dareu_jax.generation import generate
 from dareu_jax.models import Decoder, response_logps
 
@@ -119,8 +118,7 @@ def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]
     """
     logs: Logs = {}
     given: dict[str, Answers] = {}
-    for split in SPLITS:
-        tokens = suite.tokens[split]
+    for split, tokens in suite.tokens.items():
         answers = answer(suite, params, tokens)
         given[split] = answers
         logs[f"{split}_rouge"] = aggregate(

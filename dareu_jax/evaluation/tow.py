@@ -1,7 +1,7 @@
 """Tug-of-War: how much an unlearned model behaves like the retrained one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dareu_jax.evaluation.metric import Metric, declare
 
@@ -21,11 +21,16 @@ TOW_PROBABILITY = declare(
 )
 
 
-def tow(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+def tow(
+    unlearned: Mapping[str, float],
+    retrained: Mapping[str, float],
+    splits: Sequence[str] = SPLITS,
+) -> float:
     """Returns ``prod_S (1 - |a(u, S) - a(r, S)|)`` over forget, retain and test.
 
     Zhao et al. 2024 (arXiv 2406.01257), with any score ``a`` in [0, 1] in the place
-    of accuracy. Both models must come from the same seed; average over seeds after.
+    of accuracy. Without the test split it is ToW*. Both models must come from the same
+    seed; average over seeds after.
 
     Raises:
       ValueError: when a split is missing or a score lies outside [0, 1].
@@ -35,7 +40,7 @@ def tow(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
             _score(unlearned, split, "unlearned")
             - _score(retrained, split, "retrained")
         )
-        for split in SPLITS
+        for split in splits
     )
     return math.prod(1.0 - gap for gap in gaps)
 

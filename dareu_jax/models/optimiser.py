@@ -1,7 +1,6 @@
 """AdamW with linear warm-up, cosine decay and global-norm clipping."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 
@@ -33,10 +32,24 @@ def make_optimiser(
         schedule = optax.linear_schedule(
             0.0 if rising else learning_rate, learning_rate, max(rising, 1)
         )
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=_matrices),
+    return _in_standard_promotion(
+        optax.chain(
+            optax.clip_by_global_norm(clip_norm),
+            optax.adamw(schedule, weight_decay=weight_decay, mask=_matrices),
+        )
     )
+
+
+def _in_standard_promotion(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Lets optax mix integer counts with floats where the caller is strict."""
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(grads, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _matrices(params):
@@ -46,9 +59,3 @@ def _matrices(params):
         return str(path[-1].key) in ("kernel", "embedding")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def global_norm(tree) -> jax.Array:
-    """sqrt of the sum of squares of every leaf, float32."""
-    squares = [jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))

@@ -86,9 +86,9 @@ def repeats_itself(tokens: Array, mask: Array) -> Array:
 
     Responses of fewer than 8 tokens never count.
     """
-    pair = tokens[:, :-1] * jnp.int32(1 << 16) + tokens[:, 1:]
     valid = mask[:, 1:]
-    same = (pair[:, :, None] == pair[:, None, :]) & valid[:, None, :]
+    alike = tokens[:, :, None] == tokens[:, None, :]
+    same = alike[:, :-1, :-1] & alike[:, 1:, 1:] & valid[:, None, :]
     earlier = jnp.tril(jnp.ones(same.shape[1:], bool), k=-1)[None]
     seen = jnp.any(same & earlier, axis=-1) & valid
     count = jnp.sum(valid.astype(jnp.float32), axis=1)

@@ -40,3 +40,8 @@ def test_refuses_scores_outside_the_range(bad):
 def test_refuses_a_missing_split():
     with pytest.raises(ValueError, match="unlearned model has no test score"):
         tow({"forget": 0.5, "retain": 0.5}, scores(0.5, 0.5, 0.5))
+
+
+def test_without_a_test_split_it_is_the_product_of_forget_and_retain():
+    u, r = {"forget": 0.9, "retain": 0.8}, {"forget": 0.5, "retain": 0.85}
+    assert tow(u, r, ("forget", "retain")) == pytest.approx(0.6 * 0.95)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,7 @@ def test_repeats_itself(tokens, length, expected):
 def test_pairs_of_a_large_vocabulary_are_told_apart():
     # no pair occurs twice, but many are alike modulo 2**16, as in vocabularies of 150 k
     tokens = [1 + (k << 16) for k in (1, 2, 2, 0, 0, 1, 0, 2, 1, 1)]
-    pairs = [*zip(tokens, tokens[1:], strict=False)]
+    pairs = [*itertools.pairwise(tokens)]
     assert len(set(pairs)) == len(pairs) == 9
     out = repeats_itself(jnp.asarray([tokens], jnp.int32), jnp.ones((1, 10), bool))
     assert not bool(out[0])
