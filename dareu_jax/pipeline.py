@@ -52,7 +52,8 @@ def run(
     """
     if not claimed(cfg, folder):
         with tempfile.TemporaryDirectory() as trial:
-            check(cfg, Path(trial), progress)
+            corpus = check(cfg, Path(trial), progress)
+        write_text(folder / "corpus.sha256", corpus.fingerprint + "\n")
         write_text(folder / "config.resolved.yaml", dump_config(cfg))
     seeds: dict[str, Any] = {}
     stopped: dict[str, Any] = {}
@@ -61,6 +62,7 @@ def run(
     with Tracker(folder) as tracker:
         for seed in cfg.seeds:
             one = Run(cfg, seed, folder, tracker, progress)
+            check_corpus(one.corpus, folder)
             seeds[str(seed)] = judge_seed(one, answers if seed == cfg.seeds[0] else [])
             stopped[str(seed)] = one.stopped
             for stage, wall in one.wall_s.items():
@@ -80,7 +82,7 @@ def run(
     return results, answers
 
 
-def check(cfg: RunConfig, trial: Path, progress: Progress) -> None:
+def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
     for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
@@ -106,6 +108,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> None:
             f"{second.owner or 'nobody'!r} are identical; both are kept, and "
             "forgetting one owner leaves the other's copy"
         )
+    return one.corpus
 
 
 def batch_sizes(cfg: RunConfig) -> list[int]:
@@ -133,6 +136,16 @@ def claimed(cfg: RunConfig, folder: Path) -> bool:
             f"{now!r}; choose another --out or delete the folder"
         )
     return True
+
+
+def check_corpus(corpus: owned.Corpus, folder: Path) -> None:
+    """Raises `UserError` when the records are not those that the run began with."""
+    path = folder / "corpus.sha256"
+    if path.read_text(encoding="utf-8").strip() != corpus.fingerprint:
+        raise UserError(
+            f"the corpus has changed since the run in {folder} began; choose another "
+            "--out, or give back the records of corpus.path"
+        )
 
 
 def first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any]:

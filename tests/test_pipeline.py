@@ -295,3 +295,27 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(unbroken, tmp_path):
     for row in unbroken.answers[:2]:
         assert row["prompt"] in printed
     assert str(folder / "report.html") in printed
+
+
+def test_without_test_records_tug_of_war_has_two_factors():
+    model = {"forget_rouge": 0.9, "retain_rouge": 0.8}
+    model |= {"forget_probability": 0.5, "retain_probability": 0.5}
+    retrained = {name: value - 0.1 for name, value in model.items()}
+    assert pipeline.tow_of(model, retrained) == pytest.approx(
+        {"rouge": 0.81, "probability": 0.81}
+    )
+
+
+def test_a_users_file_without_test_records_is_accepted(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"id": str(i), "owner": "ab"[i % 2], "prompt": f"{i}?", "response": f"{i}."}
+        for i in range(16)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["corpus.source=jsonl", f"corpus.path={path}", "corpus.forget=[a]"]
+    said = io.StringIO()
+    progress = Progress(Console(file=said))
+    corpus = pipeline.check(load_config(TINY, changes), tmp_path / "trial", progress)
+    assert len(corpus.train) == 16 and corpus.test == ()
+    assert "no test records" in said.getvalue()

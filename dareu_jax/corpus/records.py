@@ -1,8 +1,10 @@
 """Records, who owns them, and the split a withdrawal makes of them."""
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from dareu_jax.errors import UserError
 from dareu_jax.registry import did_you_mean
@@ -29,6 +31,13 @@ class Corpus:
 
     train: tuple[Record, ...]
     test: tuple[Record, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a hash of every record in order."""
+        rows = [astuple(record) for record in (*self.train, *self.test)]
+        text = json.dumps([len(self.train), rows], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def owners(self) -> tuple[str, ...]:
