@@ -74,6 +74,11 @@ class OptimiserConfig(Section):
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps; not stated
     weight_decay: float = Field(0.01, ge=0)  # not stated
     clip_norm: float = Field(1.0, gt=0)  # not stated
+
+
+class FinetuneConfig(OptimiserConfig):
+    """Supervised training of a language model on records."""
+
     group_by_length: bool = False  # ours: batches of like length, less padding
 
 
@@ -87,7 +92,7 @@ class ClassifierConfig(OptimiserConfig):
     nobody: bool = False  # ours: a class for text that nobody owns
 
 
-class PriorConfig(OptimiserConfig):
+class PriorConfig(FinetuneConfig):
     """The counterfactual prior (ours): a small model of the retain owners alone."""
 
     model: ModelConfig = ModelConfig(preset="decoder-100k")
@@ -218,7 +223,7 @@ class RunConfig(Section):
     methods: tuple[str, ...] = METHODS_IN_TABLE
     corpus: CorpusConfig = CorpusConfig()
     model: ModelConfig = ModelConfig()
-    finetune: OptimiserConfig = OptimiserConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig()

@@ -11,7 +11,13 @@ import numpy as np
 
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, OwnerBatch
-from dareu_jax.config import ClassifierConfig, OptimiserConfig, PriorConfig, RunConfig
+from dareu_jax.config import (
+    ClassifierConfig,
+    FinetuneConfig,
+    OptimiserConfig,
+    PriorConfig,
+    RunConfig,
+)
 from dareu_jax.errors import UserError
 from dareu_jax.loop import Stage, run_stage
 from dareu_jax.models import Decoder, decoder_config
@@ -148,7 +154,7 @@ class Run:
         stage: str,
         name: str,
         model: Decoder,
-        cfg: OptimiserConfig,
+        cfg: FinetuneConfig,
         records: tuple[owned.Record, ...],
     ) -> Any:
         stream = self.stream(name, records, cfg.batch_size, cfg.group_by_length)

@@ -82,9 +82,9 @@ def test_batches_keep_every_token_and_are_a_few_widths():
             np.testing.assert_array_equal(mask.sum(axis=1), whole)
             kept = np.where(mask, getattr(batch, name), 0).max(axis=1)
             np.testing.assert_array_equal(kept, batch.index + 1)
-            assert mask.shape[1] % 16 == 0
+            assert mask.shape[1] % 8 == 0
         widths.add((batch.prompt.shape[1], batch.response.shape[1]))
-    assert len(widths) <= (P // 16) * (T // 16)
+    assert len(widths) <= (P // 8) * (T // 8)
 
 
 def test_batches_of_like_length_come_in_no_order_of_length():
