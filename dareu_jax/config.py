@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dareu_jax.errors import UserError
 from dareu_jax.registry import did_you_mean
@@ -236,6 +236,13 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}
 
+    @field_validator("seeds", "methods")
+    @classmethod
+    def _different(cls, given: tuple) -> tuple:
+        if len(set(given)) < len(given):
+            raise ValueError("names one of them twice")
+        return given
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML file and applies ``key=value`` overrides.
@@ -309,6 +316,9 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
                 f"{below!r}, not a section"
             )
         tree = below
+    here = tree.get(last)
+    if isinstance(here, Mapping) and isinstance(value, Mapping):
+        value = merge(here, value)
     tree[last] = value
 
 

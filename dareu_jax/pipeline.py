@@ -31,7 +31,7 @@ from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
-from dareu_jax.stages import Run, check_forget_batch
+from dareu_jax.stages import LOSS_METHODS, Run, check_forget_batch
 from dareu_jax.tracking import Tracker, read
 from dareu_jax.unlearning import method_config
 
@@ -113,10 +113,16 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
 
 def batch_sizes(cfg: RunConfig) -> list[int]:
     """Every batch size that must split over the mesh."""
-    sections = (cfg.finetune, cfg.classifier, cfg.prior, cfg.evaluation.judge)
-    judged = (cfg.evaluation, cfg.dareu, cfg.grad_diff, cfg.npo)
-    sizes = [section.batch_size for section in (*sections, *judged)]
-    return [*sizes, cfg.dareu.retain_batch_size]
+    judge = cfg.evaluation.judge
+    parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
+    sizes = [part.batch_size for part in parts]
+    for name in cfg.methods:
+        row = method_config(cfg, name)
+        if name in LOSS_METHODS:
+            sizes.append(getattr(row, name).batch_size)
+        else:
+            sizes += [row.dareu.batch_size, row.dareu.retain_batch_size]
+    return sizes
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:

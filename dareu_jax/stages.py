@@ -37,6 +37,7 @@ from dareu_jax.unlearning.guards import Guards
 
 Array = jax.Array
 LOG_EVERY = 10
+LOSS_METHODS = ("grad_diff", "npo")
 
 
 class Run:
@@ -228,10 +229,11 @@ class Run:
         shuffle = np.random.default_rng(zlib.crc32(f"{self.seed}/{stage}".encode()))
         return stream, shuffle.permutation(stream.owners)
 
-    def world(self, cfg: RunConfig) -> World:
-        """What a method with configuration ``cfg`` may read."""
+    def world(self, cfg: RunConfig, name: str = "dareu") -> World:
+        """What method ``name`` with configuration ``cfg`` may read."""
         kernel, index = self.shuffled if cfg.reward.shuffle_owners else self.classifier
-        prior_model, prior = self.prior if uses_prior(cfg) else (None, None)
+        reads_prior = name not in LOSS_METHODS and uses_prior(cfg)
+        prior_model, prior = self.prior if reads_prior else (None, None)
         owners = self.corpus.owners
         gold = self.tokens(self.split.forget).response_mask
         return World(
@@ -255,7 +257,7 @@ class Run:
     def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
         """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""
         check_forget_batch(self, name, cfg)
-        method = METHODS.get(name)(cfg, self.world(cfg))
+        method = METHODS.get(name)(cfg, self.world(cfg, name))
         splits = {"forget": self.split.forget, "retain": self.split.retain}
         streams = {
             split: self.stream(f"unlearn/{split}", splits[split], need.batch_size)
@@ -348,7 +350,7 @@ def optimiser_of(cfg: OptimiserConfig, steps: int):
 
 def check_forget_batch(run: Run, name: str, cfg: RunConfig) -> None:
     """Raises `UserError` when the forget records cannot fill one batch."""
-    section = name if name in ("grad_diff", "npo") else "dareu"
+    section = name if name in LOSS_METHODS else "dareu"
     size = getattr(cfg, section).batch_size
     have = len(run.split.forget)
     if have < size:

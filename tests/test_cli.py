@@ -107,6 +107,17 @@ def test_a_config_that_is_not_yaml(refused, tmp_path):
         ("mesh.data=3", ("mesh data=3", "8 are there")),
         ("finetune.batch_size=6", ("batch 6 must divide by 8 devices",)),
         ("npo.batch_size=6", ("batch 6 must divide by 8 devices",)),
+        (
+            "overrides={dareu: {dareu.batch_size: 6}}",
+            ("batch 6 must divide by 8 devices",),
+        ),
+        (
+            "overrides={dareu: {corpus.forget: [owner_001]}}",
+            ("overrides.dareu", "corpus.forget", "every row"),
+        ),
+        ("overrides={npo: {reward.kernel: x}}", ("overrides.npo", "reward.kernel")),
+        ("seeds=[1, 1]", ("seeds", "twice")),
+        ("methods=[npo, npo]", ("methods", "twice")),
     ],
 )
 def test_a_bad_value_names_its_key_and_the_remedy(refused, override, parts):

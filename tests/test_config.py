@@ -294,3 +294,10 @@ def test_every_key_of_the_defaults_is_a_known_key():
 def test_a_mapping_is_validated_without_a_file():
     assert build_config({"dareu": {"clip": 0.1}}).dareu.clip == 0.1
     assert "unknown key 'x' = 1" in message_of(build_config, {"x": 1})
+
+
+def test_an_override_of_a_section_keeps_its_other_keys(load):
+    cfg = load("dareu: {clip: 0.1, gamma: 0.5}\n", "dareu={clip: 0.3}")
+    assert (cfg.dareu.clip, cfg.dareu.gamma) == (0.3, 0.5)
+    row = with_overrides(cfg, {"dareu": {"gamma": 0.9}})
+    assert (row.dareu.clip, row.dareu.gamma) == (0.3, 0.9)

@@ -75,6 +75,14 @@ def test_epochs_are_passes_over_the_records(tiny_run, epochs, steps):
     assert training_steps(OptimiserConfig(epochs=epochs), stream) == steps
 
 
+def test_a_loss_method_trains_no_prior(tiny_run, monkeypatch):
+    cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": "prior"})
+    for name in ("original", "classifier", "prior"):
+        monkeypatch.setitem(tiny_run.__dict__, name, (name, name))
+    assert tiny_run.world(cfg, "dareu").prior == "prior"
+    assert tiny_run.world(cfg, "npo").prior is None
+
+
 @pytest.mark.parametrize(
     ("method", "key"),
     [("dareu", "dareu"), ("dareu_paper", "dareu"), ("npo", "npo")],

@@ -67,11 +67,11 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         for s in range(hp.updates_per_batch):
             trainable, opt_state, ppo = phase.update(trainable, opt_state, experience)
             for retain in batch["retain"][s :: hp.updates_per_batch]:
+                key = jax.random.fold_in(key, 1)
                 retain = phase.teach(world.reference, retain, key=key)
                 trainable, opt_state, kept = phase.distil(
                     trainable, opt_state, world.reference, retain
                 )
-
         metrics = phase.measure(scores, rewards, judged, answers)
         state = DareuState(trainable, opt_state, behaviour, state.step + 1)
         return state, {**metrics, **ppo, **kept}

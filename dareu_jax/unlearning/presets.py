@@ -3,6 +3,7 @@
 from typing import Any
 
 from dareu_jax.config import RunConfig, with_overrides
+from dareu_jax.errors import UserError
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning.dareu import make_dareu
 
@@ -27,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "prior_only": {"reward.attribution_weight": 0.0},
     "dareu_shuffled": {"reward.shuffle_owners": True},
 }
+OF_A_ROW = ("dareu", "reward", "guards", "grad_diff", "npo")
 METHODS.register("dareu_paper", "DareU with the paper's reward and KL, methods 1.4")(
     make_dareu
 )
@@ -41,7 +43,14 @@ METHODS.register("dareu_shuffled", "control: dareu, attribution with shuffled ow
 def method_config(cfg: RunConfig, name: str) -> RunConfig:
     """Returns the configuration of one row: its preset, then ``overrides.<name>``."""
     METHODS.get(name)
-    changes = {**PRESETS.get(name, {}), **cfg.overrides.get(name, {})}
+    own = cfg.overrides.get(name, {})
+    for key in own:
+        if key.split(".")[0] not in OF_A_ROW or key == "reward.kernel":
+            raise UserError(
+                f"overrides.{name}: {key} is the same for every row of a run; a row "
+                f"can set keys of {', '.join(OF_A_ROW)}"
+            )
+    changes = {**PRESETS.get(name, {}), **own}
     return with_overrides(cfg, changes, f"overrides.{name}")
 
 
