@@ -19,7 +19,7 @@ from dareu_jax.config import (
     RunConfig,
 )
 from dareu_jax.errors import UserError
-from dareu_jax.loop import Stage, run_stage
+from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import make_mesh, put_batch, shard
@@ -27,6 +27,7 @@ from dareu_jax.registry import KERNELS, METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
+    Method,
     World,
     finetune_step,
     init_training,
@@ -254,8 +255,8 @@ class Run:
         """Parameters after method ``name``."""
         return self.unlearn(name, method_config(self.cfg, name), name)
 
-    def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
-        """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""
+    def prepare(self, name: str, cfg: RunConfig) -> tuple[Method, Any, StepFn]:
+        """Returns method ``name``, its first state and ``(state, step) -> ...``."""
         check_forget_batch(self, name, cfg)
         method = METHODS.get(name)(cfg, self.world(cfg, name))
         splits = {"forget": self.split.forget, "retain": self.split.retain}
@@ -275,7 +276,11 @@ class Run:
             }
             return method.step(state, batch, key=jax.random.fold_in(key, step))
 
-        state = self._shard(method.init(self.original, key=key))
+        return method, self._shard(method.init(self.original, key=key)), step_fn
+
+    def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
+        """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""
+        method, state, step_fn = self.prepare(name, cfg)
         every = self.cfg.checkpoint.every_iterations
         remedy = f"lower {name}'s learning_rate"
         where = self._stage(stage, method.headline, remedy, every)

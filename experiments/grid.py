@@ -6,19 +6,17 @@ Every method of GRID runs once per learning rate; it is judged at each step coun
 way, for learning rates are constant. The choice never looks at the retrained model: the
 highest retain ROUGE among runs with attribution (reward judge) at most .10; ties go to
 the lower attribution in hundredths, then to the smaller learning rate, then to fewer
-steps. Writes grid.json beside the config.
+steps. Writes grid_seed0.json beside the config.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
 from dareu_jax.pipeline import evaluate, evaluate_params, suite_of, tow_of
-from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
@@ -54,26 +52,11 @@ def try_rate(one, suite, name, steps_key, rate, counts, retrained):
     """Runs one learning rate, judging it at every step count."""
     section = steps_key.split(".")[0]
     changes = {f"{section}.learning_rate": rate, steps_key: max(counts)}
-    method = METHODS.get(name)(
-        cfg := with_overrides(method_config(one.cfg, name), changes), one.world(cfg)
-    )
-    splits = {"forget": one.split.forget, "retain": one.split.retain}
-    streams = {
-        split: one.stream(f"unlearn/{split}", splits[split], need.batch_size)
-        for split, need in method.needs.items()
-    }
-    key = one.key(f"unlearn/{name}")
-    state = method.init(one.original, key=key)
+    cfg = with_overrides(method_config(one.cfg, name), changes)
+    method, state, step_fn = one.prepare(name, cfg)
     rows = []
     for step in range(max(counts)):
-        batch = {
-            split: [
-                one.place(streams[split][step * need.batches + i])
-                for i in range(need.batches)
-            ]
-            for split, need in method.needs.items()
-        }
-        state, _ = method.step(state, batch, key=jax.random.fold_in(key, step))
+        state, _ = step_fn(state, step)
         if step + 1 in counts:
             log = evaluate_params(one, suite, method.params_of(state))
             metrics = means(log)
