@@ -172,7 +172,7 @@ class GuardConfig(Section):
     kl_budget: float | None = Field(None, gt=0)  # nats per token, policy to reference
     utility_floor: float | None = Field(0.5, ge=0, le=1)  # retain token accuracy
     collapse_share: float | None = Field(0.5, gt=0, le=1)  # empty, short or looping
-    min_length: float | None = Field(0.3, ge=0)  # mean length / the original's
+    min_length: float | None = Field(0.3, ge=0)  # mean length / the records' own
     max_length: float | None = Field(3.0, gt=0)
     patience: int = Field(2, ge=1)  # iterations in a row
 

@@ -21,7 +21,7 @@ import yaml
 import dareu_jax
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, attribution_accuracy
-from dareu_jax.config import RunConfig, dump_config
+from dareu_jax.config import RunConfig, dump_config, merge
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
@@ -31,7 +31,7 @@ from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
-from dareu_jax.stages import LOSS_METHODS, Run, check_forget_batch
+from dareu_jax.stages import Run, check_forget_batch
 from dareu_jax.tracking import Tracker, read
 from dareu_jax.unlearning import method_config
 
@@ -96,7 +96,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
             decoder_config(model, one.tokenizer.vocab_size)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
-        for size in batch_sizes(cfg):
+        for size in batch_sizes(cfg, one):
             check_divisible(size, one.mesh)
     if not one.split.test:
         progress.say(
@@ -111,17 +111,14 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
     return one.corpus
 
 
-def batch_sizes(cfg: RunConfig) -> list[int]:
+def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:
     """Every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
     sizes = [part.batch_size for part in parts]
     for name in cfg.methods:
-        row = method_config(cfg, name)
-        if name in LOSS_METHODS:
-            sizes.append(getattr(row, name).batch_size)
-        else:
-            sizes += [row.dareu.batch_size, row.dareu.retain_batch_size]
+        needs = one.draft(name, method_config(cfg, name)).needs
+        sizes += [need.batch_size for need in needs.values()]
     return sizes
 
 
@@ -135,6 +132,7 @@ def claimed(cfg: RunConfig, folder: Path) -> bool:
     if not path.exists():
         return False
     there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    there = merge(RunConfig().model_dump(mode="json"), there)
     key, was, now = first_difference(there, yaml.safe_load(dump_config(cfg)))
     if key:
         raise UserError(

@@ -1,5 +1,6 @@
 """The stages of one seed of a run, each saved, each resumable, run when asked for."""
 
+import dataclasses
 import functools
 import zlib
 from pathlib import Path
@@ -32,13 +33,11 @@ from dareu_jax.unlearning import (
     finetune_step,
     init_training,
     method_config,
-    uses_prior,
 )
 from dareu_jax.unlearning.guards import Guards
 
 Array = jax.Array
 LOG_EVERY = 10
-LOSS_METHODS = ("grad_diff", "npo")
 
 
 class Run:
@@ -230,23 +229,36 @@ class Run:
         shuffle = np.random.default_rng(zlib.crc32(f"{self.seed}/{stage}".encode()))
         return stream, shuffle.permutation(stream.owners)
 
-    def world(self, cfg: RunConfig, name: str = "dareu") -> World:
-        """What method ``name`` with configuration ``cfg`` may read."""
-        kernel, index = self.shuffled if cfg.reward.shuffle_owners else self.classifier
-        reads_prior = name not in LOSS_METHODS and uses_prior(cfg)
-        prior_model, prior = self.prior if reads_prior else (None, None)
+    def untrained_world(self, cfg: RunConfig) -> World:
+        """What a method may know before any model is trained."""
         owners = self.corpus.owners
         gold = self.tokens(self.split.forget).response_mask
         return World(
             model=self.model,
-            reference=self.original,
-            kernel=kernel,
-            index=index,
+            reference=None,
+            kernel=None,
+            index=None,
             forget_columns=tuple(owners.index(o) for o in self.cfg.corpus.forget),
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
             max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
             eos_id=self.tokenizer.eos_id,
-            original_length=float(gold.sum() / len(gold)),
+            gold_length=float(gold.sum() / len(gold)),
+        )
+
+    def draft(self, name: str, cfg: RunConfig) -> Method:
+        """Method ``name`` before any model is trained: what it needs and reads."""
+        return METHODS.get(name)(cfg, self.untrained_world(cfg))
+
+    def world(self, name: str, cfg: RunConfig) -> World:
+        """What method ``name`` with configuration ``cfg`` may read."""
+        kernel, index = self.shuffled if cfg.reward.shuffle_owners else self.classifier
+        reads_prior = self.draft(name, cfg).reads_prior
+        prior_model, prior = self.prior if reads_prior else (None, None)
+        return dataclasses.replace(
+            self.untrained_world(cfg),
+            reference=self.original,
+            kernel=kernel,
+            index=index,
             prior_model=prior_model,
             prior=prior,
         )
@@ -258,7 +270,7 @@ class Run:
     def prepare(self, name: str, cfg: RunConfig) -> tuple[Method, Any, StepFn]:
         """Returns method ``name``, its first state and ``(state, step) -> ...``."""
         check_forget_batch(self, name, cfg)
-        method = METHODS.get(name)(cfg, self.world(cfg, name))
+        method = METHODS.get(name)(cfg, self.world(name, cfg))
         splits = {"forget": self.split.forget, "retain": self.split.retain}
         streams = {
             split: self.stream(f"unlearn/{split}", splits[split], need.batch_size)
@@ -355,11 +367,10 @@ def optimiser_of(cfg: OptimiserConfig, steps: int):
 
 def check_forget_batch(run: Run, name: str, cfg: RunConfig) -> None:
     """Raises `UserError` when the forget records cannot fill one batch."""
-    section = name if name in LOSS_METHODS else "dareu"
-    size = getattr(cfg, section).batch_size
+    need = run.draft(name, cfg).needs["forget"]
     have = len(run.split.forget)
-    if have < size:
+    if have < need.batch_size:
         raise UserError(
             f"forget owners {', '.join(cfg.corpus.forget)} have {have} records but a "
-            f"batch takes {section}.batch_size = {size}; lower it to at most {have}"
+            f"batch takes {need.key} = {need.batch_size}; lower it to at most {have}"
         )

@@ -96,7 +96,7 @@ def tiny_world(tiny_run):
         forget_owner=jnp.asarray(owner_labels(forget, owners)),
         max_new_tokens=12,
         eos_id=tiny_run.tokenizer.eos_id,
-        original_length=10.0,
+        gold_length=10.0,
         prior_model=prior,
         prior=start(jax.random.key(2)),
     )

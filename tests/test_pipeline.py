@@ -175,6 +175,14 @@ def test_the_same_command_again_does_nothing(unbroken):
     assert "done in" not in again.said
 
 
+def test_a_folder_written_before_a_key_existed_is_the_same_run(unbroken, copied):
+    path = copied / "config.resolved.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["guards"]["patience"], old["prior"]["prompt_dropout"]  # at their defaults
+    path.write_text(yaml.safe_dump(old))
+    assert run(copied).results == unbroken.results
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

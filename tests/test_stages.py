@@ -79,8 +79,8 @@ def test_a_loss_method_trains_no_prior(tiny_run, monkeypatch):
     cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": "prior"})
     for name in ("original", "classifier", "prior"):
         monkeypatch.setitem(tiny_run.__dict__, name, (name, name))
-    assert tiny_run.world(cfg, "dareu").prior == "prior"
-    assert tiny_run.world(cfg, "npo").prior is None
+    assert tiny_run.world("dareu", cfg).prior == "prior"
+    assert tiny_run.world("npo", cfg).prior is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from dareu_jax.unlearning import loss_methods as loss_methods
 from dareu_jax.unlearning.finetune import TrainState, finetune_step, init_training
 from dareu_jax.unlearning.method import Method, Need, World
-from dareu_jax.unlearning.presets import PRESETS, method_config, uses_prior
+from dareu_jax.unlearning.presets import PRESETS, method_config
 
 __all__ = [
     "PRESETS",
@@ -14,5 +14,4 @@ __all__ = [
     "finetune_step",
     "init_training",
     "method_config",
-    "uses_prior",
 ]

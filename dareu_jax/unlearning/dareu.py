@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax.config import RunConfig
+from dareu_jax.config import DareuConfig, RunConfig
 from dareu_jax.models import init_head
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
@@ -26,6 +26,25 @@ class DareuState(NamedTuple):
     opt_state: optax.OptState
     behaviour: dict  # decoder parameters of pi_old
     step: Array  # [] int32
+
+
+def uses_prior(cfg: RunConfig) -> bool:
+    """True when the reward or the KL anchor reads the counterfactual prior."""
+    reward = cfg.reward
+    return (
+        reward.prior != "none"
+        or reward.combine == "product"
+        or cfg.dareu.kl_anchor == "prior"
+    )
+
+
+def batches_of(hp: DareuConfig) -> dict[str, Need]:
+    """Forget and retain batches of one iteration."""
+    retain = hp.updates_per_batch * hp.retain_updates
+    return {
+        "forget": Need(hp.batch_size, 1, "dareu.batch_size"),
+        "retain": Need(hp.retain_batch_size, retain, "dareu.retain_batch_size"),
+    }
 
 
 @METHODS.register("dareu", "PPO on de-attribution, anchored, with retain distillation")
@@ -77,15 +96,11 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         return state, {**metrics, **ppo, **kept}
 
     return Method(
-        needs={
-            "forget": Need(hp.batch_size, 1),
-            "retain": Need(
-                hp.retain_batch_size, hp.updates_per_batch * hp.retain_updates
-            ),
-        },
+        needs=batches_of(hp),
         steps=hp.data_epochs * per_epoch,
         init=init,
         step=step,
         params_of=lambda state: state.trainable["decoder"],
         headline="attribution",
+        reads_prior=uses_prior(cfg),
     )

@@ -37,7 +37,7 @@ def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
 
 
 def make_loss_method(
-    cfg: LossMethodConfig, world: World, forget_loss: ForgetLoss
+    name: str, cfg: LossMethodConfig, world: World, forget_loss: ForgetLoss
 ) -> Method:
     """Returns a method that minimises ``forget_loss + alpha * retain nll``."""
     model = world.model
@@ -71,7 +71,7 @@ def make_loss_method(
     def step(state: TrainState, batch, *, key: Array):
         return update(state, world.reference, batch["forget"][0], batch["retain"][0])
 
-    need = Need(cfg.batch_size, 1)
+    need = Need(cfg.batch_size, 1, f"{name}.batch_size")
     return Method(
         needs={"forget": need, "retain": need},
         steps=cfg.steps,
@@ -85,7 +85,7 @@ def make_loss_method(
 @METHODS.register("grad_diff", "gradient ascent on forget, descent on retain")
 def make_grad_diff(cfg: RunConfig, world: World) -> Method:
     """GradDiff: -nll_F + alpha nll_R."""
-    return make_loss_method(cfg.grad_diff, world, grad_diff_loss)
+    return make_loss_method("grad_diff", cfg.grad_diff, world, grad_diff_loss)
 
 
 @METHODS.register("npo", "negative preference optimisation plus a retain term")
@@ -96,4 +96,4 @@ def make_npo(cfg: RunConfig, world: World) -> Method:
     def loss(logps, ref_logps, mask):
         return npo_loss(logps, ref_logps, mask, npo.beta)
 
-    return make_loss_method(npo, world, loss)
+    return make_loss_method("npo", npo, world, loss)

@@ -15,15 +15,19 @@ Batches = dict[str, list[TokenBatch]]
 
 
 class Need(NamedTuple):
-    """Batches a method wants at each step: how large, how many."""
+    """Batches a method wants at each step: how large, how many, set by which key."""
 
     batch_size: int
     batches: int
+    key: str
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
     """What a method reads and never changes.
+
+    A method is made before anything is trained, to ask what it needs: until its
+    ``init``, the parameters, kernel, index and prior may be None.
 
     Attributes:
       model: the decoder of policy and reference alike.
@@ -31,9 +35,9 @@ class World:
       kernel, index: the attribution function; columns are owners.
       forget_columns: columns of the owners that withdraw.
       forget_owner: ``[n]`` int32, column of the owner of each forget record.
-      prior_model, prior: the counterfactual prior, where the reward uses one.
+      prior_model, prior: the counterfactual prior, for a method that reads it.
       max_new_tokens: T of rollouts; eos_id: the end-of-text token.
-      original_length: mean tokens of the original's answers to forget prompts.
+      gold_length: mean tokens of the forget records' own responses.
     """
 
     model: Decoder
@@ -44,7 +48,7 @@ class World:
     forget_owner: Array
     max_new_tokens: int
     eos_id: int
-    original_length: float
+    gold_length: float
     prior_model: Decoder | None = None
     prior: Any = None
 
@@ -60,6 +64,7 @@ class Method:
       step: ``(state, batch, *, key) -> (state, metrics of float32 scalars)``.
       params_of: ``state -> decoder parameters``.
       headline: the metric shown while it runs.
+      reads_prior: whether it reads the counterfactual prior.
     """
 
     needs: dict[str, Need]
@@ -68,3 +73,4 @@ class Method:
     step: Callable[..., tuple[Any, dict[str, Array]]]
     params_of: Callable[[Any], Any]
     headline: str
+    reads_prior: bool = False

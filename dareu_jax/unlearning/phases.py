@@ -266,6 +266,6 @@ class Phases:
             "kl_anchor": rl.masked_mean(judged.kl, mask),
             "prior_likelihood": rl.masked_mean(judged.prior_logps, mask),
             "response_length": jnp.mean(length),
-            "length_ratio": jnp.mean(length) / self.world.original_length,
+            "length_ratio": jnp.mean(length) / self.world.gold_length,
             "collapse_share": share((short | loops).astype(jnp.float32)),
         }

@@ -52,13 +52,3 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
             )
     changes = {**PRESETS.get(name, {}), **own}
     return with_overrides(cfg, changes, f"overrides.{name}")
-
-
-def uses_prior(cfg: RunConfig) -> bool:
-    """True when the reward or the KL anchor reads the counterfactual prior."""
-    reward = cfg.reward
-    return (
-        reward.prior != "none"
-        or reward.combine == "product"
-        or cfg.dareu.kl_anchor == "prior"
-    )

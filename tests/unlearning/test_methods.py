@@ -9,7 +9,7 @@ from dareu_jax.config import build_config, with_overrides
 from dareu_jax.corpus import take
 from dareu_jax.errors import UserError
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning import PRESETS, method_config, uses_prior
+from dareu_jax.unlearning import PRESETS, method_config
 from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
 
 FAST = {
@@ -227,7 +227,6 @@ def test_the_paper_is_the_paper_whatever_the_configuration_says_of_dareu():
     for key, value in PRESETS["dareu_paper"].items():
         section, name = key.split(".")
         assert getattr(getattr(paper, section), name) == value
-    assert not uses_prior(paper)
 
 
 def test_controls_differ_from_dareu_in_one_thing_each():
@@ -270,7 +269,10 @@ def test_an_unknown_method_is_an_error():
         ({"combine": "product"}, "reference", True),
     ],
 )
-def test_the_prior_is_trained_only_where_it_is_read(reward, anchor, expected):
+def test_the_prior_is_trained_only_where_it_is_read(
+    tiny_world, reward, anchor, expected
+):
     reward = {"prior": "none", "combine": "sum", **reward}
     cfg = build_config({"reward": reward, "dareu": {"kl_anchor": anchor}})
-    assert uses_prior(cfg) is expected
+    assert METHODS.get("dareu")(cfg, tiny_world).reads_prior is expected
+    assert not METHODS.get("npo")(cfg, tiny_world).reads_prior

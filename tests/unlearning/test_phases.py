@@ -82,7 +82,7 @@ def world(model, params):
         forget_owner=jnp.asarray([2, 0, 2, 0, 2, 0, 2, 0], jnp.int32),
         max_new_tokens=T,
         eos_id=2,
-        original_length=4.0,
+        gold_length=4.0,
         prior_model=model,
         prior=params,
     )
