@@ -132,7 +132,7 @@ class Checkpoints:
         manager.wait_until_finished()
         if jax.process_index() == 0:
             _write_manifest(self._path(step), tree)
-        _wait_for_all(f"saved {step}")
+        wait_for_all(f"saved {step}")
 
     def _restore(
         self, step: int, abstract_tree: Any
@@ -169,11 +169,11 @@ class Checkpoints:
     def _remove(self, steps: list[int]) -> None:
         if not steps:
             return
-        _wait_for_all(f"removing {steps}")
+        wait_for_all(f"removing {steps}")
         if jax.process_index() == 0:
             for step in steps:
                 shutil.rmtree(self._path(step), ignore_errors=True)
-        _wait_for_all(f"removed {steps}")
+        wait_for_all(f"removed {steps}")
         if self._open is not None:
             self._open.reload()
 
@@ -307,7 +307,8 @@ def _agreed_problem(folder: Path) -> str:
     return (reason or "process 0 rejected it") if bool(bad) else ""
 
 
-def _wait_for_all(what: str) -> None:
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come this far; ``what`` names the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 

@@ -12,9 +12,18 @@ from rich.console import Console
 
 from dareu_jax.config import load_config
 from dareu_jax.errors import UserError
-from dareu_jax.registry import KERNELS, METHODS, METRICS, MODELS, SOURCES, did_you_mean
+from dareu_jax.registry import (
+    FAMILIES,
+    KERNELS,
+    METHODS,
+    METRICS,
+    MODELS,
+    SOURCES,
+    did_you_mean,
+)
 
 REGISTRIES = {
+    "families": FAMILIES,
     "kernels": KERNELS,
     "methods": METHODS,
     "metrics": METRICS,
@@ -59,6 +68,43 @@ def run(
     print_results(console, results)
     console.print(f"results: {folder / 'results.json'}", soft_wrap=True)
     console.print(f"report:  {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command("import")
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
+    out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
+) -> None:
+    """Take in a Hugging Face folder: give the result to a run as model.path."""
+    check_disk(out)
+    prepare_jax()
+    from dareu_jax.imported import import_folder
+
+    made = import_folder(folder, out)
+    Console(soft_wrap=True).print(f"model.path={made.folder}", markup=False)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="New folder, for transformers or vLLM.")],
+    model: Annotated[
+        str, typer.Option(help="A row of the run's table; unlearned: its first method.")
+    ] = "unlearned",
+    seed: Annotated[int | None, typer.Option(help="[default: the first]")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
+    ] = False,
+) -> None:
+    """Write a run's model as a Hugging Face folder."""
+    check_disk(out)
+    prepare_jax()
+    from dareu_jax.export import export_run
+    from dareu_jax.reporting.progress import Progress
+
+    console = Console(soft_wrap=True)
+    made = export_run(run_folder, model, out, Progress(console), seed, adapter)
+    console.print(f"model: {made}", markup=False)
 
 
 @app.command("list")

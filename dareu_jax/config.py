@@ -39,7 +39,8 @@ class CorpusConfig(Section):
     general_knowledge: bool = False  # tofu: train on the test facts too (from scratch)
     tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
     vocab_size: int = Field(1024, ge=260)
-    template: str = "Question: {prompt}\nAnswer:"  # methods 4.4
+    template: str = "Question: {prompt}\nAnswer:"  # methods 4.4; chat: the tokenizer's
+    system: str | None = None  # system prompt of the template "chat"
     max_prompt_tokens: int | None = Field(None, ge=1)  # none: the longest
     max_response_tokens: int | None = Field(None, ge=1)
     truncate: bool = False
@@ -49,6 +50,7 @@ class ModelConfig(Section):
     """A decoder: a preset of `dareu list models`, fields given here win over it."""
 
     preset: str = "decoder-1m"
+    path: str | None = None  # folder of dareu import: its shape instead of a preset's
     layers: int | None = Field(None, ge=1)
     embed: int | None = Field(None, ge=2)
     heads: int | None = Field(None, ge=1)
@@ -65,6 +67,15 @@ class ModelConfig(Section):
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on the model's dense layers; the rest is frozen (1.5)."""
+
+    rank: int = Field(8, ge=1)  # methods 1.5 (base LLM)
+    alpha: float = Field(16, gt=0)  # methods 1.5
+    dropout: float = Field(0.05, ge=0, lt=1)  # methods 1.5
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # not stated
+
+
 class OptimiserConfig(Section):
     """AdamW with linear warm-up, cosine decay and gradient clipping."""
 
@@ -79,6 +90,7 @@ class OptimiserConfig(Section):
 class FinetuneConfig(OptimiserConfig):
     """Supervised training of a language model on records."""
 
+    epochs: float = Field(5, ge=0)  # 0: model.path is the original as it is
     group_by_length: bool = False  # ours: batches of like length, less padding
 
 
@@ -96,6 +108,7 @@ class PriorConfig(FinetuneConfig):
     """The counterfactual prior (ours): a small model of the retain owners alone."""
 
     model: ModelConfig = ModelConfig(preset="decoder-100k")
+    epochs: float = Field(5, gt=0)
     prompt_dropout: float = Field(0.5, ge=0, le=1)  # so that a new name is no shock
 
 
@@ -215,6 +228,12 @@ METHODS_IN_TABLE = (
 )
 
 
+class RetrainedConfig(Section):
+    """The oracle, where it is not trained by the run itself."""
+
+    path: str | None = None  # folder of dareu import; none: fine-tuned as the original
+
+
 class RunConfig(Section):
     """Everything a run depends on."""
 
@@ -223,7 +242,9 @@ class RunConfig(Section):
     methods: tuple[str, ...] = METHODS_IN_TABLE
     corpus: CorpusConfig = CorpusConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig | None = None  # none: every parameter is trained
     finetune: FinetuneConfig = FinetuneConfig()
+    retrained: RetrainedConfig = RetrainedConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig()
@@ -254,7 +275,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
       UserError: missing file, bad YAML, unknown key, wrong type, out of range.
     """
-    path = Path(path)
+    tree = read_yaml(Path(path))
+    for item in overrides:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise UserError(f"override {item!r} must look like key=value")
+        set_key(tree, key.strip(), parse_value(item, value))
+    return build_config(tree, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file; raises `UserError` where there is none."""
     if not path.is_file():
         raise UserError(f"no such config file: {path}")
     try:
@@ -265,12 +296,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold `key: value` lines, found {tree!r:.60}")
-    for item in overrides:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise UserError(f"override {item!r} must look like key=value")
-        set_key(tree, key.strip(), parse_value(item, value))
-    return build_config(tree, str(path))
+    return tree
 
 
 def parse_value(item: str, text: str) -> Any:

@@ -25,7 +25,9 @@ from dareu_jax.config import RunConfig, dump_config, merge
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
-from dareu_jax.models import decoder_config
+from dareu_jax.imported import open_imported
+from dareu_jax.models import decoder_config, init_adapters
+from dareu_jax.models.hf_io import abstract_params
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
@@ -92,8 +94,9 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
         for records in (one.split.forget, one.split.retain, one.split.test):
             one.tokens(records)
         judge = cfg.evaluation.judge
-        for model in (m.model for m in (cfg, cfg.classifier, cfg.prior, judge)):
-            decoder_config(model, one.tokenizer.vocab_size)
+        check_models(one)
+        for model in (m.model for m in (cfg.classifier, cfg.prior, judge)):
+            decoder_config(model, one.model.cfg.vocab)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
         for size in batch_sizes(cfg, one):
@@ -109,6 +112,32 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
             "forgetting one owner leaves the other's copy"
         )
     return one.corpus
+
+
+def check_models(one: Run) -> None:
+    """Checks that original, retrained and adapters can be had.
+
+    Raises:
+      UserError: an imported model is missing or does not fit, or ``lora.targets`` has
+        a name that the model has not.
+    """
+    cfg = one.cfg
+    assert one.model
+    if cfg.finetune.epochs == 0 and (one.imported is None or not cfg.retrained.path):
+        raise UserError(
+            "finetune.epochs = 0 takes imported models as they are; it needs "
+            "model.path, the original, and retrained.path, a model trained without "
+            "the forget owners"
+        )
+    if (lora := cfg.lora) is not None:
+        rank, targets = lora.rank, lora.targets
+        start = functools.partial(init_adapters, abstract_params(one.model.cfg))
+        jax.eval_shape(
+            lambda key: start(rank, targets, key=key),
+            jax.random.key(0),
+        )
+    if cfg.retrained.path:
+        one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
 
 
 def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:
@@ -303,8 +332,9 @@ def scale_of(cfg: RunConfig, one: Run) -> str:
     """The sentence that opens the report: how small the experiment is."""
     count = sum(leaf.size for leaf in jax.tree.leaves(one.original))
     seeds = f"{len(cfg.seeds)} seed" + "s" * (len(cfg.seeds) > 1)
+    origin = "imported" if one.imported else "trained from scratch"
     facts = (
-        f"{count / 1e6:.1f} M parameters trained from scratch, "
+        f"{count / 1e6:.1f} M parameters {origin}, "
         f"{len(one.corpus.owners)} owners, {len(one.corpus.train)} records, "
         f"{len(cfg.corpus.forget)} owner(s) withdrawn, {seeds}."
     )

@@ -20,10 +20,12 @@ from dareu_jax.config import (
     RunConfig,
 )
 from dareu_jax.errors import UserError
+from dareu_jax.imported import Imported, open_imported
+from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.models import Decoder, decoder_config
+from dareu_jax.models import Decoder, decoder_config, init_adapters, join, split
 from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.parallel import make_mesh, put_batch, shard
+from dareu_jax.parallel import shard
 from dareu_jax.registry import KERNELS, METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -40,7 +42,7 @@ Array = jax.Array
 LOG_EVERY = 10
 
 
-class Run:
+class Run(Inputs):
     """One seed of one configuration in one folder; a stage runs when first asked for.
 
     Args:
@@ -56,98 +58,65 @@ class Run:
         tracker: Tracker,
         progress: Progress,
     ):
-        self.cfg, self.seed, self.folder = cfg, seed, folder
+        super().__init__(cfg, seed, folder)
         self.tracker, self.progress = tracker, progress
-        self.mesh = make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor)
-        self.place = functools.partial(put_batch, mesh=self.mesh)
         self.stopped: dict[str, str | None] = {}
         self.wall_s: dict[str, float] = {}
 
     @functools.cached_property
-    def corpus(self) -> owned.Corpus:
-        """Every record, from the configured source."""
-        corpus, cfg = read_corpus(self.cfg, self.folder), self.cfg.corpus
-        if not cfg.merge_others:
-            return corpus
-        owned.split_by_owner(corpus, cfg.forget)
-        return owned.merge_others(corpus, cfg.forget)
-
-    @functools.cached_property
-    def split(self) -> owned.Split:
-        """Forget, retain and test records."""
-        return owned.split_by_owner(self.corpus, self.cfg.corpus.forget)
-
-    @functools.cached_property
-    def tokenizer(self) -> owned.Tokenizer:
-        """The configured tokenizer, or one trained on the corpus."""
-        cfg = self.cfg.corpus
-        texts = [f"{r.prompt} {r.response}" for r in self.corpus.train]
-        texts += [cfg.template.replace("{prompt}", r.prompt) for r in self.corpus.test]
-        place = self.folder / "tokenizer"
-        return owned.load_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, place)
-
-    @functools.cached_property
-    def lengths(self) -> tuple[int, int]:
-        """P and T: tokens of the longest prompt and response, or the set limits."""
-        cfg = self.cfg.corpus
-        records = self.corpus.train + self.corpus.test
-        fit = owned.fit_lengths(records, self.tokenizer, cfg.template)
-        return cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
-
-    @functools.cached_property
-    def model(self) -> Decoder:
-        """The decoder that is fine-tuned and unlearned."""
-        return Decoder(decoder_config(self.cfg.model, self.tokenizer.vocab_size))
-
-    def key(self, stage: str) -> Array:
-        """The stage's key: the seed with the stage's name folded in."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
-
-    def tokens(self, records: tuple[owned.Record, ...]) -> owned.TokenBatch:
-        """Tokenises records to this run's lengths."""
-        cfg, (p, t) = self.cfg.corpus, self.lengths
-        return owned.tokenise(
-            records,
-            self.tokenizer,
-            cfg.template,
-            max_prompt=p,
-            max_response=t,
-            truncate=cfg.truncate,
-        )
-
-    def stream(
-        self,
-        stage: str,
-        records: tuple[owned.Record, ...],
-        batch_size: int,
-        group_by_length: bool = False,
-    ) -> owned.BatchStream:
-        """Shuffled batches of records, the order given by seed and stage."""
-        seed = zlib.crc32(f"{self.seed}/{stage}".encode())
-        if group_by_length:
-            return owned.GroupedStream(self.tokens(records), batch_size, seed)
-        labels = owned.owner_labels(records, self.corpus.owners)
-        return owned.BatchStream(self.tokens(records), batch_size, seed, labels)
-
-    @functools.cached_property
     def original(self) -> Any:
-        """Parameters fine-tuned on all owners."""
+        """Parameters fine-tuned on all owners, or imported as they are."""
+        if self.cfg.finetune.epochs == 0:
+            assert self.imported is not None
+            return self.load(self.imported)
         return self.finetune("finetune_original", self.corpus.train)
 
     @functools.cached_property
     def retrained(self) -> Any:
         """Parameters fine-tuned on the retain owners: same seed, same recipe."""
+        path = self.cfg.retrained.path
+        if path is not None:
+            return self.load(open_imported(Path(path), "retrained.path"))
         return self.finetune("finetune_retrained", self.split.retain)
 
+    def check_shape(self, imported: Imported) -> None:
+        """Raises `UserError` when an imported model is not of this run's shape."""
+        own = ("remat", "param_dtype", "compute_dtype", "lora_alpha", "lora_dropout")
+        given, cfg = (dataclasses.asdict(c) for c in (imported.cfg, self.model.cfg))
+        if any(given[name] != cfg[name] for name in cfg if name not in own):
+            raise UserError(
+                f"{imported.folder} holds a model of another shape than this run's; "
+                "import one of the same family and size"
+            )
+
+    def load(self, imported: Imported) -> Any:
+        """Imported parameters in the dtype and place of this run's model."""
+        self.check_shape(imported)
+        dtype = jnp.dtype(self.model.cfg.param_dtype)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), imported.load(self.mesh))
+
+    def with_adapters(self, params: Any) -> Any:
+        """Parameters with fresh adapters, where ``lora`` asks for some it lacks."""
+        cfg = self.cfg.lora
+        if cfg is None or split(params)[1]:
+            return params
+        fresh = init_adapters(params, cfg.rank, cfg.targets, key=self.key("lora"))
+        return join(params, self._shard(fresh))
+
+    @functools.cached_property
+    def start(self) -> Any:
+        """What an unlearning method begins with: the original and its adapters."""
+        return self.with_adapters(self.original)
+
     def finetune(self, stage: str, records: tuple[owned.Record, ...]) -> Any:
-        """Trains the decoder from the seed's initialisation on ``records``."""
+        """Trains the decoder on ``records``, from ``model.path`` or the seed."""
         return self._train_lm(stage, "finetune", self.model, self.cfg.finetune, records)
 
     @functools.cached_property
     def prior(self) -> tuple[Decoder, Any]:
         """The counterfactual prior: a small decoder of the retain owners alone."""
         cfg = self.cfg.prior
-        model = Decoder(decoder_config(cfg.model, self.tokenizer.vocab_size))
+        model = Decoder(decoder_config(cfg.model, self.model.cfg.vocab))
         return model, self._train_lm("prior", "prior", model, cfg, self.split.retain)
 
     def _train_lm(
@@ -164,18 +133,21 @@ class Run:
 
         hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
         key = self.key(name)
+        start = self.imported if name == "finetune" else None
+        params = None if start is None else self.with_adapters(self.load(start))
+        frozen = {} if params is None else split(params)[1]
 
         def step_fn(state, step):
             batch, noise = self.place(stream[step]), jax.random.fold_in(key, step)
             return finetune_step(
-                model, optimiser, state, batch, prompt_dropout=hide, key=noise
+                model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
 
-        state = init_training(model, optimiser, key=key)
+        state = init_training(model, optimiser, params, key=key)
         where = self._stage(stage, "loss", f"lower {name}.learning_rate")
         state, meta = run_stage(where, self._shard(state), steps, step_fn)
         self.wall_s[stage] = meta["wall_s"]
-        return state.params
+        return join(frozen, state.params)
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
@@ -200,7 +172,7 @@ class Run:
         steps = training_steps(cfg, stream)
         kernel = KERNELS.get(kernel_name)(
             cfg,
-            vocab=self.tokenizer.vocab_size,
+            vocab=self.model.cfg.vocab,
             owners=len(self.corpus.owners),
             steps=steps,
         )
@@ -241,7 +213,7 @@ class Run:
             forget_columns=tuple(owners.index(o) for o in self.cfg.corpus.forget),
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
             max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
-            eos_id=self.tokenizer.eos_id,
+            stop_ids=self.tokenizer.stop_ids,
             gold_length=float(gold.sum() / len(gold)),
         )
 
@@ -256,7 +228,8 @@ class Run:
         prior_model, prior = self.prior if reads_prior else (None, None)
         return dataclasses.replace(
             self.untrained_world(cfg),
-            reference=self.original,
+            reference=self.start,
+            frozen=split(self.start)[1],
             kernel=kernel,
             index=index,
             prior_model=prior_model,
@@ -288,7 +261,7 @@ class Run:
             }
             return method.step(state, batch, key=jax.random.fold_in(key, step))
 
-        return method, self._shard(method.init(self.original, key=key)), step_fn
+        return method, self._shard(method.init(self.start, key=key)), step_fn
 
     def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
         """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""
@@ -331,22 +304,6 @@ class Run:
             headline=headline,
             remedy=remedy,
         )
-
-
-def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
-    """Returns the corpus of the configuration; its dataset is kept in ``folder``."""
-    c = cfg.corpus
-    options = owned.SourceOptions(
-        path=c.path,
-        owners=c.owners,
-        records_per_owner=c.records_per_owner,
-        general_facts=c.general_facts,
-        seed=c.seed,
-        authors_per_owner=c.authors_per_owner,
-        last_authors=c.last_authors,
-        general_knowledge=c.general_knowledge,
-    )
-    return owned.load_corpus(c.source, options, folder / "data")
 
 
 def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:

@@ -95,7 +95,7 @@ def tiny_world(tiny_run):
         forget_columns=tuple(owners.index(o) for o in cfg.corpus.forget),
         forget_owner=jnp.asarray(owner_labels(forget, owners)),
         max_new_tokens=12,
-        eos_id=tiny_run.tokenizer.eos_id,
+        stop_ids=tiny_run.tokenizer.stop_ids,
         gold_length=10.0,
         prior_model=prior,
         prior=start(jax.random.key(2)),

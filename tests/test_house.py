@@ -34,9 +34,12 @@ MAY_IMPORT = {
     "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
-    "cli": COMMON | {"pipeline", "config", "reporting"},
+    "cli": COMMON | {"pipeline", "config", "reporting", "imported", "export"},
 }
-PIPELINE = {"pipeline", "stages", "loop"}
+PIPELINE = {
+    *("pipeline", "stages", "loop", "inputs"),
+    *("imported", "export", "folders"),
+}
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)
 MODULES = {path.stem for path in PACKAGE.iterdir()}

@@ -24,7 +24,7 @@ from dareu_jax.corpus.records import (
     split_by_owner,
 )
 from dareu_jax.corpus.sources.base import SourceOptions
-from dareu_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from dareu_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
 
 __all__ = [
     "NOBODY",
@@ -43,6 +43,7 @@ __all__ = [
     "load_tokenizer",
     "merge_others",
     "owner_labels",
+    "read_tokenizer",
     "sequential",
     "shared_records",
     "split_by_owner",

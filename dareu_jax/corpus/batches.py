@@ -10,6 +10,8 @@ from dareu_jax.corpus.tokenizer import Tokenizer
 from dareu_jax.errors import UserError
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
+CHAT = "chat"
+"""The template that stands for the tokenizer's own."""
 
 
 Rows = Any
@@ -34,28 +36,24 @@ def tokenise(
     max_prompt: int,
     max_response: int,
     truncate: bool = False,
+    system: str | None = None,
 ) -> TokenBatch:
     """Returns all N records as one `TokenBatch` of numpy arrays.
 
     A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
     the response begins on a token boundary. The template may hold special tokens of
-    the tokenizer. ``truncate`` keeps a prompt's bos and
+    the tokenizer; ``chat`` stands for the tokenizer's own, with ``system`` before the
+    question and no space before the response. ``truncate`` keeps a prompt's bos and
     tail and a response's head; a cut response has no eos, for it does not end there.
 
     Raises:
       UserError: a record is longer than its limit and ``truncate`` is false.
     """
-    prompts, responses = _encode(records, tokenizer, template)
+    prompts, responses = _encode(records, tokenizer, template, system)
     if not truncate:
         _check_lengths("prompt", prompts, max_prompt)
         _check_lengths("response", responses, max_response)
-    bos = _bos(tokenizer)
-    prompts = [
-        ids
-        if len(ids) <= max_prompt
-        else (bos + ids[len(ids) - max_prompt + len(bos) :])
-        for ids in prompts
-    ]
+    prompts = [_keep_tail(ids, max_prompt, tokenizer) for ids in prompts]
     prompt, prompt_mask = _pad(prompts, max_prompt, tokenizer.pad_id, left=True)
     response, response_mask = _pad(
         [ids[:max_response] for ids in responses], max_response, tokenizer.pad_id
@@ -69,28 +67,37 @@ def fit_lengths(
     tokenizer: Tokenizer,
     template: str = TEMPLATE,
     multiple: int = 8,
+    system: str | None = None,
 ) -> tuple[int, int]:
     """Returns the smallest multiples ``(P, T)`` that hold every record uncut."""
-    prompts, responses = _encode(records, tokenizer, template)
+    prompts, responses = _encode(records, tokenizer, template, system)
     longest = (max(map(len, side), default=1) for side in (prompts, responses))
     max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
     return max_prompt, max_response
 
 
-def _bos(tokenizer: Tokenizer) -> list[int]:
-    """Returns the tokens every prompt begins with: bos, or none."""
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
+    """Returns at most ``width`` tokens of a prompt: its bos, if any, and its end."""
+    if len(ids) <= width:
+        return ids
+    head = ids[:1] if ids[0] == tokenizer.bos_id else []
+    return head + ids[len(ids) - width + len(head) :]
 
 
 def _encode(
-    records: Sequence[Record], tokenizer: Tokenizer, template: str
+    records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the token lists of every prompt and of every response."""
+    eos = [tokenizer.eos_id]
+    if template == CHAT:
+        prompts = [tokenizer.chat(r.prompt, system) for r in records]
+        return prompts, [tokenizer.encode(r.response) + eos for r in records]
     if "{prompt}" not in template:
         raise UserError(
-            f"corpus.template {template!r} lacks {{prompt}}, the place of the question"
+            f"corpus.template {template!r} lacks {{prompt}}, the place of the question "
+            "(chat: the tokenizer's own template)"
         )
-    bos, eos = _bos(tokenizer), [tokenizer.eos_id]
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     prompts = [
         bos + tokenizer.encode(template.replace("{prompt}", r.prompt), markup=True)
         for r in records

@@ -21,13 +21,17 @@ SMALLEST_VOCAB = 256 + len(SPECIAL)
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer and the ids the library needs of it."""
+    """A Hugging Face tokenizer and the ids the library needs of it.
+
+    A response is trained to end in ``eos_id``; any of ``stop_ids`` ends a sampled one.
+    """
 
     hf: Any
     pad_id: int
     bos_id: int | None
     eos_id: int
     vocab_size: int
+    stop_ids: tuple[int, ...]
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
         """Returns the tokens of `text`; none is added in front or behind.
@@ -39,6 +43,28 @@ class Tokenizer:
             text, add_special_tokens=False, split_special_tokens=not markup
         )
         return list(encoded["input_ids"])
+
+    def chat(self, prompt: str, system: str | None) -> list[int]:
+        """Returns the tokens of a question in the tokenizer's own chat template.
+
+        They end where the assistant's turn begins. Where the template writes today's
+        date it writes `TEMPLATE_DATE`, so that tokens do not depend on the day.
+
+        Raises:
+          UserError: the tokenizer has no chat template.
+        """
+        if not self.hf.chat_template:
+            raise UserError(
+                "corpus.template = 'chat', but the tokenizer has no chat template; "
+                "write the template out, with {prompt} in it"
+            )
+        turns = [{"role": "user", "content": prompt}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        text = self.hf.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+        )
+        return self.encode(text, markup=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids` without special tokens."""
@@ -60,6 +86,7 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+TEMPLATE_DATE = "26 Jul 2024"
 _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
 
 
@@ -79,17 +106,21 @@ def load_tokenizer(
         too small for all bytes.
     """
     if spec is not None:
-        return _read(Path(spec))
+        return read_tokenizer(Path(spec))
     if not folder.exists():
         _save(_train(texts, vocab_size), folder)
-    return _read(folder)
+    return read_tokenizer(folder)
 
 
-def _read(folder: Path) -> Tokenizer:
-    """Returns the tokenizer saved in `folder`; never asks the network."""
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Returns the tokenizer saved in `folder`; never asks the network.
+
+    Raises:
+      UserError: no such folder, no tokenizer in it, no eos token.
+    """
     if not folder.is_dir():
         raise UserError(
-            f"corpus.tokenizer: no folder {str(folder)!r}; give a local Hugging Face "
+            f"tokenizer: no folder {str(folder)!r}; give a local Hugging Face "
             "tokenizer folder, or null to train one on the corpus"
         )
     try:
@@ -99,7 +130,7 @@ def _read(folder: Path) -> Tokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"corpus.tokenizer: folder {str(folder)!r} holds no tokenizer "
+            f"tokenizer: folder {str(folder)!r} holds no tokenizer "
             f"transformers can read ({reason}); it needs tokenizer.json and "
             "tokenizer_config.json"
         ) from error
@@ -110,11 +141,25 @@ def _wrap(hf: Any, folder: Path) -> Tokenizer:
     """Returns `hf` with its special ids checked; pad falls back to eos."""
     if hf.eos_token_id is None:
         raise UserError(
-            f"corpus.tokenizer: {str(folder)!r} has no eos token, so a response could "
+            f"tokenizer: {str(folder)!r} has no eos token, so a response could "
             'not end; set "eos_token" in its tokenizer_config.json'
         )
-    pad_id = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
-    return Tokenizer(hf, pad_id, hf.bos_token_id, hf.eos_token_id, len(hf))
+    eos_id = hf.eos_token_id
+    pad_id = eos_id if hf.pad_token_id is None else hf.pad_token_id
+    stop_ids = _stop_ids(folder / "generation_config.json", eos_id)
+    return Tokenizer(hf, pad_id, hf.bos_token_id, eos_id, len(hf), stop_ids)
+
+
+def _stop_ids(path: Path, eos_id: int) -> tuple[int, ...]:
+    """Returns ``eos_id`` and the other end-of-text ids of a generation config."""
+    try:
+        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except FileNotFoundError:
+        more = None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    more = [more] if isinstance(more, int) else more or []
+    return tuple(dict.fromkeys([eos_id, *more]))
 
 
 def _train(texts: Iterable[str], vocab_size: int) -> Any:

@@ -79,12 +79,12 @@ def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
             batch.prompt_mask,
             max_new_tokens=suite.max_new_tokens,
             temperature=0.0,
-            eos_id=suite.tokenizer.eos_id,
+            stop_ids=suite.tokenizer.stop_ids,
             key=jax.random.key(0),
         )
 
     rollout = in_batches(suite, tokens, decode)
-    ends = rollout.mask & (rollout.tokens == suite.tokenizer.eos_id)
+    ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
     text = [
         suite.tokenizer.decode(row[keep].tolist()).strip()
         for row, keep in zip(rollout.tokens, rollout.mask, strict=True)

@@ -52,7 +52,7 @@ def sample_token(logps: Array, *, key: Array) -> tuple[Array, Array]:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "max_new_tokens", "temperature", "top_p", "eos_id"),
+    static_argnames=("model", "max_new_tokens", "temperature", "top_p", "stop_ids"),
 )
 def generate(
     model: Decoder,
@@ -62,7 +62,7 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     key: Array,
     top_p: float = 1.0,
 ) -> Rollout:
@@ -72,11 +72,11 @@ def generate(
       model, params: the policy.
       prompt, prompt_mask: ``[B, P]``, left-padded.
       max_new_tokens: T; temperature: 0 is greedy.
-      eos_id: the end-of-text token.
+      stop_ids: the tokens that end a text; the first one fills what is behind it.
       key: one key for the whole call.
 
     Returns:
-      `Rollout` of ``[B, T]``; tokens after the end are ``eos_id``, mask false.
+      `Rollout` of ``[B, T]``; tokens after the end are ``stop_ids[0]``, mask false.
     """
     b, p = prompt.shape
     t = max_new_tokens
@@ -85,7 +85,7 @@ def generate(
     last, cache = _prefill(model, params, prompt, prompt_mask, slots, cache)
     length = jnp.sum(prompt_mask.astype(jnp.int32), axis=1)
     out = Rollout(
-        tokens=jnp.full((b, t), eos_id, jnp.int32),
+        tokens=jnp.full((b, t), stop_ids[0], jnp.int32),
         mask=jnp.zeros((b, t), bool),
         logps=jnp.zeros((b, t), jnp.float32),
     )
@@ -99,12 +99,13 @@ def generate(
         step_key = jax.random.fold_in(key, i)
         logps = sampling_logits(logits, temperature, top_p)
         token, logp = sample_token(logps, key=step_key)
-        out = _write(out, i, token, logp, done, eos_id)
+        out = _write(out, i, token, logp, done, stop_ids[0])
         slots = slots.at[:, p + i].set(~done)
         logits, cache = _decode(
             model, params, out.tokens[:, i], length + i, slots, cache, p + i
         )
-        return i + 1, logits, done | (token == eos_id), slots, cache, out
+        done |= jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
+        return i + 1, logits, done, slots, cache, out
 
     start = (jnp.int32(0), last, jnp.zeros(b, bool), slots, cache, out)
     return jax.lax.while_loop(more, body, start)[-1]
@@ -133,9 +134,9 @@ def _decode(model, params, token, position, slots, cache, slot):
     return logits_of(model, params, hidden[:, 0]), cache
 
 
-def _write(out: Rollout, i, token, logp, done, eos_id) -> Rollout:
+def _write(out: Rollout, i, token, logp, done, fill: int) -> Rollout:
     return Rollout(
-        tokens=out.tokens.at[:, i].set(jnp.where(done, eos_id, token)),
+        tokens=out.tokens.at[:, i].set(jnp.where(done, fill, token)),
         mask=out.mask.at[:, i].set(~done),
         logps=out.logps.at[:, i].set(jnp.where(done, 0.0, logp)),
     )

@@ -1,7 +1,8 @@
 """One decoder, its heads, and named shapes."""
 
 from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
-from dareu_jax.models.presets import decoder_config
+from dareu_jax.models.lora import init_adapters, join, merge, split
+from dareu_jax.models.presets import decoder_config, over_imported
 from dareu_jax.models.scoring import (
     apply_head,
     hidden_states,
@@ -22,12 +23,17 @@ __all__ = [
     "apply_head",
     "decoder_config",
     "hidden_states",
+    "init_adapters",
     "init_decoder",
     "init_head",
+    "join",
     "logits_of",
+    "merge",
+    "over_imported",
     "positions_of",
     "response_hidden",
     "response_logits",
     "response_logps",
+    "split",
     "token_logps",
 ]

@@ -38,8 +38,11 @@ class DecoderConfig:
     qk_norm: bool = False
     qkv_bias: bool = False
     tied: bool = True
+    sliding_window: int | None = None
     norm_eps: float = 1e-6
     dropout: float = 0.0
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.0
     remat: bool = False
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
@@ -115,6 +118,30 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
 
+def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
+    """``[1, T, S]`` bool: true where a key is at most ``window - 1`` tokens back.
+
+    Slots of one row are contiguous, so their distance is the tokens' distance.
+
+    Args:
+      window: as in Mistral (Jiang et al., 2023).
+      shape: ``(T, S)``; slot: the slot of the first of the T tokens.
+    """
+    t, s = (jnp.arange(size, dtype=jnp.int32) for size in shape)
+    return ((slot + t)[:, None] - s[None, :] < window)[None]
+
+
+def linear_of(cfg: DecoderConfig, op: DenseOp) -> functools.partial:
+    """`Dense` as every layer of this decoder has it."""
+    return functools.partial(
+        Dense,
+        param_dtype=cfg.param_dtype,
+        op=op,
+        lora_alpha=cfg.lora_alpha,
+        lora_dropout=cfg.lora_dropout,
+    )
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an optional cache."""
 
@@ -125,7 +152,7 @@ class Attention(nn.Module):
     def __call__(self, x, positions, visible, cache, slot):
         """Returns ``([B, T, D], cache)``; ``slot`` = where the new keys go."""
         cfg = self.cfg
-        linear = functools.partial(Dense, param_dtype=cfg.param_dtype, op=self.op)
+        linear = linear_of(cfg, self.op)
 
         def heads(name: str, count: int) -> Array:
             y = linear(count * cfg.head_dim, cfg.qkv_bias, name=name)(x)
@@ -169,7 +196,8 @@ class Layer(nn.Module):
             norm("attention_norm")(x), positions, visible, cache, slot
         )
         x = x + drop(mixed)
-        mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, cfg.param_dtype, self.op, name="mlp")
+        linear = linear_of(cfg, self.op)
+        mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
         return x + drop(mlp(norm("mlp_norm")(x))), cache
 
 
@@ -200,7 +228,7 @@ class Decoder(nn.Module):
         self.layers = stack(cfg, self.op)
         self.final_norm = RMSNorm(cfg.norm_eps, cfg.param_dtype)
         if not cfg.tied:
-            self.lm_head = Dense(cfg.vocab, param_dtype=cfg.param_dtype, op=self.op)
+            self.lm_head = linear_of(cfg, self.op)(cfg.vocab)
 
     def __call__(self, tokens, positions, visible, cache=None, slot=0):
         """Runs the trunk; dropout is on when a ``dropout`` rng is given.
@@ -213,6 +241,8 @@ class Decoder(nn.Module):
         Returns:
           ``(hidden [B, T, D], cache)``.
         """
+        if self.cfg.sliding_window is not None:
+            visible &= in_window(self.cfg.sliding_window, visible.shape[1:], slot)
         x = jnp.take(self.embed.embedding, tokens, axis=0)
         x = x.astype(jnp.dtype(self.cfg.compute_dtype))
         x, cache = self.layers(x, positions, visible, cache, slot)

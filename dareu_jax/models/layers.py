@@ -1,6 +1,5 @@
 """Layers of the decoder: dense, RMS norm, rotary embedding, gated MLP."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -22,13 +21,18 @@ def dense(x: Array, kernel: Array) -> Array:
 
 
 class Dense(nn.Module):
-    """A matrix product with optional bias; parameters and compute in own dtypes."""
+    """A matrix product with optional bias; parameters and compute in own dtypes.
+
+    Where the parameters hold low-rank adapters (`models.lora`), their product is added.
+    """
 
     features: int
     use_bias: bool = False
     scale: float = 1.0
     param_dtype: str = "float32"
     op: DenseOp = dense
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -45,7 +49,19 @@ class Dense(nn.Module):
                 jnp.dtype(self.param_dtype),
             )
             y = y + bias.astype(x.dtype)
+        if self.has_variable("params", "lora_a"):
+            y = y + self._low_rank(x)
         return y
+
+    def _low_rank(self, x: Array) -> Array:
+        """(alpha / r) x A B, with dropout on x when a ``dropout`` rng is given."""
+        a: Array = self.get_variable("params", "lora_a")
+        b: Array = self.get_variable("params", "lora_b")
+        still = self.lora_dropout == 0.0 or not self.has_rng("dropout")
+        drop = nn.Dropout(self.lora_dropout, deterministic=still, name="lora_drop")
+        low = self.op(drop(x), a.astype(x.dtype)).astype(x.dtype)
+        scale = self.lora_alpha / a.shape[-1]
+        return (self.op(low, b.astype(x.dtype)) * scale).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -69,16 +85,14 @@ class GatedMLP(nn.Module):
 
     ffn: int
     out_scale: float
-    param_dtype: str = "float32"
-    op: DenseOp = dense
+    linear: Callable[..., Dense] = Dense
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps ``x [B, T, D]`` to ``[B, T, D]``."""
-        linear = functools.partial(Dense, param_dtype=self.param_dtype, op=self.op)
-        gate = nn.silu(linear(self.ffn, name="gate")(x))
-        up = linear(self.ffn, name="up")(x)
-        down = linear(x.shape[-1], scale=self.out_scale, name="down")
+        gate = nn.silu(self.linear(self.ffn, name="gate")(x))
+        up = self.linear(self.ffn, name="up")(x)
+        down = self.linear(x.shape[-1], scale=self.out_scale, name="down")
         return down(gate * up)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from dareu_jax.config import ModelConfig
+from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.registry import MODELS
 
@@ -51,6 +52,11 @@ _preset(
 
 def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> DecoderConfig:
     """Returns the preset's shape with the fields that ``cfg`` sets put over it."""
+    if cfg.path is not None:
+        raise UserError(
+            f"path = {cfg.path!r}: only `model` can be an imported one; classifier, "
+            "prior and judge have a preset"
+        )
     shape = dict(MODELS.get(cfg.preset))
     given = cfg.model_dump(exclude={"preset"}, exclude_none=True)
     if "rope_scaling" in given:
@@ -59,3 +65,19 @@ def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> Decode
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
     kept = {name: value for name, value in shape.items() if name in known}
     return DecoderConfig(vocab=vocab, dropout=dropout, **kept)
+
+
+def over_imported(cfg: ModelConfig, shape: DecoderConfig) -> DecoderConfig:
+    """Returns an imported decoder's shape with dtypes and remat as ``cfg`` says.
+
+    Raises:
+      UserError: ``cfg`` asks for another shape.
+    """
+    given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
+    wrong = sorted(set(given) - {"remat", "param_dtype", "compute_dtype"})
+    if wrong:
+        raise UserError(
+            f"model.{wrong[0]} = {given[wrong[0]]!r}: the shape is that of the model "
+            f"in {cfg.path}; take the key out"
+        )
+    return dataclasses.replace(shape, **given)

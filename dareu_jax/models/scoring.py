@@ -74,17 +74,25 @@ def hidden_states(
 
 
 def response_hidden(
-    model: Decoder, params: dict, prompt, prompt_mask, response, response_mask
+    model: Decoder,
+    params: dict,
+    prompt,
+    prompt_mask,
+    response,
+    response_mask,
+    *,
+    key: Array | None = None,
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
     Args:
       prompt, prompt_mask: ``[B, P]``, left-padded.
       response, response_mask: ``[B, T]``, right-padded.
+      key: dropout is on with one.
     """
     tokens = jnp.concatenate([prompt, response], axis=1)
     mask = jnp.concatenate([prompt_mask, response_mask], axis=1)
-    hidden = hidden_states(model, params, tokens, mask)
+    hidden = hidden_states(model, params, tokens, mask, key=key)
     start = prompt.shape[1] - 1
     return hidden[:, start : start + response.shape[1]]
 
@@ -94,7 +102,9 @@ def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
     return cast(Array, model.apply({"params": params}, hidden, method="unembed"))
 
 
-def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
+def response_logits(
+    model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
+) -> Array:
     """Float32 logits ``[B, T, V]`` at the response positions, over temperature."""
     hidden = response_hidden(
         model,
@@ -103,6 +113,7 @@ def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Arr
         batch.prompt_mask,
         batch.response,
         batch.response_mask,
+        key=key,
     )
     return logits_of(model, params, hidden) / temperature
 
@@ -115,9 +126,11 @@ def token_logps(logits: Array, tokens: Array) -> Array:
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
-def response_logps(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
+def response_logps(
+    model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
+) -> Array:
     """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
     logps = token_logps(
-        response_logits(model, params, batch, temperature), batch.response
+        response_logits(model, params, batch, temperature, key=key), batch.response
     )
     return jnp.where(batch.response_mask, logps, 0.0)

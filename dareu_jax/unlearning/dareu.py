@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dareu_jax.config import DareuConfig, RunConfig
-from dareu_jax.models import init_head
+from dareu_jax.models import init_head, join, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning.method import Method, Need, World
@@ -24,7 +24,7 @@ class DareuState(NamedTuple):
 
     trainable: dict  # {"decoder", "value_head"}
     opt_state: optax.OptState
-    behaviour: dict  # decoder parameters of pi_old
+    behaviour: dict  # trainable decoder parameters of pi_old
     step: Array  # [] int32
 
 
@@ -64,32 +64,35 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
     phase = Phases(cfg, world, optimiser)
 
     def init(params, *, key: Array) -> DareuState:
+        decoder, _ = split(params)
         head = init_head(1, world.model.cfg.embed, key=key)
-        trainable = {"decoder": params, "value_head": head}
-        return DareuState(trainable, optimiser.init(trainable), params, jnp.int32(0))
+        trainable = {"decoder": decoder, "value_head": head}
+        return DareuState(trainable, optimiser.init(trainable), decoder, jnp.int32(0))
 
     def step(state: DareuState, batch, *, key: Array):
-        trainable, opt_state = state.trainable, state.opt_state
+        trainable, opt_state, frozen = state.trainable, state.opt_state, world.frozen
         fresh = int(state.step) % refresh_every == 0
         behaviour = trainable["decoder"] if fresh else state.behaviour
         prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
-        rollout = phase.rollout(behaviour, prompts, key=key)
+        rollout = phase.rollout(join(frozen, behaviour), prompts, key=key)
         answers = phase.answers(prompts, rollout)
         scores = phase.attribute(world.reference, world.index, answers)
         judged = phase.judge(
-            trainable, behaviour, world.reference, world.prior, answers
+            frozen, trainable, behaviour, world.reference, world.prior, answers
         )
         rewards = phase.reward(scores, judged, answers.response_mask)
         experience = phase.advantage(rewards, rollout, judged, answers)
         kept: dict[str, Array] = {}
         for s in range(hp.updates_per_batch):
-            trainable, opt_state, ppo = phase.update(trainable, opt_state, experience)
+            trainable, opt_state, ppo = phase.update(
+                frozen, trainable, opt_state, experience
+            )
             for retain in batch["retain"][s :: hp.updates_per_batch]:
                 key = jax.random.fold_in(key, 1)
                 retain = phase.teach(world.reference, retain, key=key)
                 trainable, opt_state, kept = phase.distil(
-                    trainable, opt_state, world.reference, retain
+                    frozen, trainable, opt_state, world.reference, retain
                 )
         metrics = phase.measure(scores, rewards, judged, answers)
         state = DareuState(trainable, opt_state, behaviour, state.step + 1)
@@ -100,7 +103,7 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         steps=hp.data_epochs * per_epoch,
         init=init,
         step=step,
-        params_of=lambda state: state.trainable["decoder"],
+        params_of=lambda state: join(world.frozen, state.trainable["decoder"]),
         headline="attribution",
         reads_prior=uses_prior(cfg),
     )

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.models import Decoder, init_decoder, response_logps
+from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
 from dareu_jax.reinforcement import cross_entropy
 
 Array = jax.Array
 
 
 class TrainState(NamedTuple):
-    """Parameters, optimiser state and the number of updates done."""
+    """Trainable parameters, optimiser state and the number of updates done."""
 
     params: Any
     opt_state: optax.OptState
@@ -23,11 +23,16 @@ class TrainState(NamedTuple):
 
 
 def init_training(
-    model: Decoder, optimiser: optax.GradientTransformation, *, key: Array
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    params: Any = None,
+    *,
+    key: Array,
 ) -> TrainState:
-    """Returns a fresh decoder with its optimiser state."""
-    params = init_decoder(model, key=key)
-    return TrainState(params, optimiser.init(params), jnp.int32(0))
+    """Returns what is trained of ``params`` (none: a fresh decoder), with its state."""
+    params = init_decoder(model, key=key) if params is None else params
+    trainable, _ = split(params)
+    return TrainState(trainable, optimiser.init(trainable), jnp.int32(0))
 
 
 def apply_gradients(
@@ -55,6 +60,7 @@ def finetune_step(
     model: Decoder,
     optimiser: optax.GradientTransformation,
     state: TrainState,
+    frozen: Any,
     batch: TokenBatch,
     *,
     prompt_dropout: float = 0.0,
@@ -64,14 +70,16 @@ def finetune_step(
 
     Args:
       model, optimiser, state, batch: what to train on what.
+      frozen: parameters beside the trainable ones, or ``{}``.
       prompt_dropout: share of prompt tokens hidden from the model at random.
-      key: decides which.
+      key: decides which; also where adapters drop inputs out.
     """
+    drop = key if frozen else None
     if prompt_dropout:
         batch = hide_prompt_tokens(batch, prompt_dropout, key=key)
 
-    def loss_fn(params):
-        logps = response_logps(model, params, batch)
+    def loss_fn(trainable):
+        logps = response_logps(model, join(frozen, trainable), batch, key=drop)
         return cross_entropy(logps, batch.response_mask)
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)

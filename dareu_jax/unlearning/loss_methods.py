@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.config import LossMethodConfig, NpoConfig, RunConfig
-from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.models import response_logps
+from dareu_jax.models import join, response_logps, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
 from dareu_jax.reinforcement import cross_entropy
@@ -50,13 +49,15 @@ def make_loss_method(
     )
 
     def init(params, *, key: Array) -> TrainState:
-        return TrainState(params, optimiser.init(params), jnp.int32(0))
+        trainable, _ = split(params)
+        return TrainState(trainable, optimiser.init(trainable), jnp.int32(0))
 
     @jax.jit
-    def update(state: TrainState, reference, forget: TokenBatch, retain: TokenBatch):
+    def update(state: TrainState, frozen, reference, forget, retain):
         ref_logps = response_logps(model, reference, forget)
 
-        def loss_fn(params):
+        def loss_fn(trainable):
+            params = join(frozen, trainable)
             logps = response_logps(model, params, forget)
             lost = forget_loss(logps, ref_logps, forget.response_mask)
             kept = cross_entropy(
@@ -69,7 +70,8 @@ def make_loss_method(
         return apply_gradients(optimiser, state, grads), metrics
 
     def step(state: TrainState, batch, *, key: Array):
-        return update(state, world.reference, batch["forget"][0], batch["retain"][0])
+        forget, retain = batch["forget"][0], batch["retain"][0]
+        return update(state, world.frozen, world.reference, forget, retain)
 
     need = Need(cfg.batch_size, 1, f"{name}.batch_size")
     return Method(
@@ -77,7 +79,7 @@ def make_loss_method(
         steps=cfg.steps,
         init=init,
         step=step,
-        params_of=lambda state: state.params,
+        params_of=lambda state: join(world.frozen, state.params),
         headline="loss",
     )
 

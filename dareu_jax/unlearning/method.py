@@ -32,11 +32,13 @@ class World:
     Attributes:
       model: the decoder of policy and reference alike.
       reference: parameters of the original model.
+      frozen: the part of them that is not trained, ``{}`` when all is: the model's
+        parameters are ``join(frozen, trainable)``.
       kernel, index: the attribution function; columns are owners.
       forget_columns: columns of the owners that withdraw.
       forget_owner: ``[n]`` int32, column of the owner of each forget record.
       prior_model, prior: the counterfactual prior, for a method that reads it.
-      max_new_tokens: T of rollouts; eos_id: the end-of-text token.
+      max_new_tokens: T of rollouts; stop_ids: the tokens that end a text.
       gold_length: mean tokens of the forget records' own responses.
     """
 
@@ -47,10 +49,11 @@ class World:
     forget_columns: tuple[int, ...]
     forget_owner: Array
     max_new_tokens: int
-    eos_id: int
+    stop_ids: tuple[int, ...]
     gold_length: float
     prior_model: Decoder | None = None
     prior: Any = None
+    frozen: Any = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Method:
       steps: how many steps make the whole run.
       init: ``(params, *, key) -> state``; all trainable state is one pytree.
       step: ``(state, batch, *, key) -> (state, metrics of float32 scalars)``.
-      params_of: ``state -> decoder parameters``.
+      params_of: ``state -> decoder parameters``, frozen ones included.
       headline: the metric shown while it runs.
       reads_prior: whether it reads the counterfactual prior.
     """

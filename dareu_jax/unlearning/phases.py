@@ -15,6 +15,7 @@ from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
     Decoder,
     apply_head,
+    join,
     logits_of,
     response_hidden,
     response_logits,
@@ -63,18 +64,19 @@ def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
 
 
 def policy_and_value(
-    model: Decoder, trainable: dict, answers: TokenBatch, hp: DareuConfig
+    model: Decoder, frozen: dict, trainable: dict, answers: TokenBatch, hp: DareuConfig
 ) -> tuple[Array, Array]:
     """Logits ``[B, T, V]`` and values V(c_t) ``[B, T]`` from one shared trunk."""
+    params = join(frozen, trainable["decoder"])
     hidden = response_hidden(
         model,
-        trainable["decoder"],
+        params,
         answers.prompt,
         answers.prompt_mask,
         answers.response,
         answers.response_mask,
     )
-    logits = logits_of(model, trainable["decoder"], hidden) / hp.temperature
+    logits = logits_of(model, params, hidden) / hp.temperature
     if hp.value_gradient == "head":
         hidden = jax.lax.stop_gradient(hidden)
     values = apply_head(1, trainable["value_head"], hidden)[..., 0]
@@ -108,20 +110,20 @@ class Phases:
         self.judge = jax.jit(self._judge)
         self.reward = jax.jit(self._reward)
         self.advantage = jax.jit(self._advantage)
-        self.update = jax.jit(self._update, donate_argnums=(1,))
-        self.distil = jax.jit(self._distil, donate_argnums=(1,))
+        self.update = jax.jit(self._update, donate_argnums=(2,))
+        self.distil = jax.jit(self._distil, donate_argnums=(2,))
         self.measure = jax.jit(self._measure)
 
-    def rollout(self, behaviour: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
-        """Samples one answer per row from the behaviour policy."""
+    def rollout(self, params: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
+        """Samples one answer per row from a policy's parameters."""
         return generate(
             self.world.model,
-            behaviour,
+            params,
             prompts.prompt,
             prompts.prompt_mask,
             max_new_tokens=self.world.max_new_tokens,
             temperature=self.hp.temperature,
-            eos_id=self.world.eos_id,
+            stop_ids=self.world.stop_ids,
             key=key,
         )
 
@@ -146,17 +148,18 @@ class Phases:
         columns = jnp.asarray(self.world.forget_columns, jnp.int32)
         return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
 
-    def _judge(self, trainable, behaviour, reference, prior, answers) -> Judged:
+    def _judge(self, frozen, trainable, behaviour, reference, prior, answers):
         """Runs policy, reference, prior and KL anchor over the answers."""
         hp, model, tokens = self.hp, self.world.model, answers.response
-        logits, values = policy_and_value(model, trainable, answers, hp)
+        logits, values = policy_and_value(model, frozen, trainable, answers, hp)
         score = functools.partial(response_logits, batch=answers)
         ref_logits = score(model, reference, temperature=hp.temperature)
         anchor, prior_logps = ref_logits, jnp.zeros_like(values)
         if self.world.prior_model is not None:
             prior_logps = response_logps(self.world.prior_model, prior, answers)
         if hp.kl_anchor == "behaviour":
-            anchor = score(model, behaviour, temperature=hp.temperature)
+            before = join(frozen, behaviour)
+            anchor = score(model, before, temperature=hp.temperature)
         elif hp.kl_anchor == "prior" and self.world.prior_model is not None:
             anchor = score(self.world.prior_model, prior, temperature=hp.temperature)
         logps, anchor_logps = token_logps(logits, tokens), token_logps(anchor, tokens)
@@ -203,16 +206,18 @@ class Phases:
             judged.anchor_logits,
         )
 
-    def _update(self, trainable, opt_state, experience: Experience):
+    def _update(self, frozen, trainable, opt_state, experience: Experience):
         """One clipped PPO step on policy and value head."""
-        grads, metrics = jax.grad(self.ppo_loss, has_aux=True)(trainable, experience)
+        loss = functools.partial(self.ppo_loss, frozen)
+        grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
         return *self._apply(trainable, opt_state, grads), metrics
 
-    def ppo_loss(self, trainable, experience: Experience):
+    def ppo_loss(self, frozen, trainable, experience: Experience):
         """-J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
         hp, answers = self.hp, experience.answers
         mask = answers.response_mask
-        logits, values = policy_and_value(self.world.model, trainable, answers, hp)
+        model = self.world.model
+        logits, values = policy_and_value(model, frozen, trainable, answers, hp)
         logps = token_logps(logits, answers.response)
         surrogate = rl.policy_loss(
             logps, experience.old_logps, experience.advantages, mask, hp.clip
@@ -231,13 +236,14 @@ class Phases:
             "clip_fraction": clipped,
         }
 
-    def _distil(self, trainable, opt_state, reference, retain: TokenBatch):
+    def _distil(self, frozen, trainable, opt_state, reference, retain: TokenBatch):
         """One step on lambda_dis KL(reference || policy) at gold retain answers."""
         ref_logits = response_logits(self.world.model, reference, retain)
         mask = retain.response_mask
 
         def loss_fn(trainable):
-            logits = response_logits(self.world.model, trainable["decoder"], retain)
+            params = join(frozen, trainable["decoder"])
+            logits = response_logits(self.world.model, params, retain)
             loss = rl.distillation_loss(ref_logits, logits, mask)
             hit = jnp.argmax(logits, axis=-1) == retain.response
             accuracy = rl.masked_mean(hit.astype(jnp.float32), mask)

@@ -97,7 +97,7 @@ def generation():
             seen,
             max_new_tokens=T,
             temperature=0.0,
-            eos_id=V - 1,
+            stop_ids=(V - 1,),
             key=jax.random.key(2),
         ).tokens
 

@@ -97,7 +97,7 @@ def test_no_eos_is_an_error(tokenizer, folder, tmp_path):
 
 
 def test_missing_or_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"corpus\.tokenizer: no folder '.*nowhere'"):
+    with pytest.raises(UserError, match=r"tokenizer: no folder '.*nowhere'"):
         load_tokenizer(str(tmp_path / "nowhere"), [], 0, tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer") as error:
         load_tokenizer(str(tmp_path), [], 0, tmp_path)
@@ -118,3 +118,41 @@ def test_no_notice_about_torch(tokenizer, folder):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     assert "PyTorch" not in done.stderr
+
+
+CHAT_TEMPLATE = (
+    "<bos>{% if date_string is defined %}[{{ date_string }}]{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(folder, tmp_path):
+    return load_tokenizer(
+        edited(folder, tmp_path / "chat", chat_template=CHAT_TEMPLATE), [], 0, tmp_path
+    )
+
+
+def test_the_chat_template_is_the_tokenizers_with_a_fixed_date(chatty):
+    ids = chatty.chat("Who?", "Be brief.")
+    assert ids[0] == chatty.bos_id and chatty.bos_id not in ids[1:]
+    wanted = "[26 Jul 2024]<system>Be brief.<user>Who?<assistant>"
+    assert chatty.decode(ids) == wanted
+    assert chatty.decode(chatty.chat("Who?", None)).startswith("[26 Jul 2024]<user>")
+
+
+def test_a_tokenizer_without_a_chat_template_says_so(tokenizer):
+    with pytest.raises(UserError, match=r"no chat template.*write the template out"):
+        tokenizer.chat("Who?", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "stops"),
+    [(None, (2,)), ({"eos_token_id": 5}, (2, 5)), ({"eos_token_id": [5, 2]}, (2, 5))],
+)
+def test_generation_config_may_name_more_ends_of_text(folder, tmp_path, given, stops):
+    spec = edited(folder, tmp_path / "t")
+    if given is not None:
+        (tmp_path / "t" / "generation_config.json").write_text(json.dumps(given))
+    assert load_tokenizer(spec, [], 0, tmp_path).stop_ids == stops

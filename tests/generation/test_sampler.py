@@ -94,7 +94,7 @@ def lengths_until(tokens, eos_id):
 
 @pytest.fixture(scope="module")
 def greedy(model, eos_id):
-    def run(params, prompt, seed=0):
+    def run(params, prompt, seed=0, more=()):
         return generate(
             model,
             params,
@@ -102,7 +102,7 @@ def greedy(model, eos_id):
             PROMPT_MASK,
             max_new_tokens=T,
             temperature=0.0,
-            eos_id=eos_id,
+            stop_ids=(eos_id, *more),
             key=jax.random.key(seed),
         )
 
@@ -119,7 +119,7 @@ def sample(model, params, prompt):
             PROMPT_MASK,
             max_new_tokens=T,
             temperature=temperature,
-            eos_id=3,
+            stop_ids=(3,),
             key=jax.random.key(seed),
             top_p=top_p,
         )
@@ -169,6 +169,16 @@ def test_a_row_stops_after_its_end_token_which_the_mask_includes(
     assert out.tokens[0, lengths[0] - 1] == eos_id
     assert np.all(np.asarray(out.tokens)[~np.asarray(out.mask)] == eos_id)
     assert np.all(np.asarray(out.logps)[~np.asarray(out.mask)] == 0.0)
+
+
+def test_any_of_several_tokens_ends_a_row(greedy, params, prompt, plain_greedy, eos_id):
+    other = int(plain_greedy[1][2])
+    assert other != eos_id
+    out = greedy(params, prompt, more=(other,))
+    first = np.minimum(*(lengths_until(plain_greedy, x) for x in (eos_id, other)))
+    np.testing.assert_array_equal(out.mask, np.arange(T)[None] < first[:, None])
+    assert first[1] <= 3 and out.tokens[1, first[1] - 1] == other
+    assert np.all(np.asarray(out.tokens)[~np.asarray(out.mask)] == eos_id)
 
 
 def test_greedy_log_probabilities_are_zero_and_the_key_does_not_matter(
@@ -224,7 +234,7 @@ def test_decoding_stops_when_every_row_has_ended(model, params, prompt):
             PROMPT_MASK,
             max_new_tokens=T,
             temperature=0.0,
-            eos_id=3,
+            stop_ids=(3,),
             key=jax.random.key(0),
         )
         jax.block_until_ready(out)
@@ -293,7 +303,7 @@ def test_log_probabilities_of_a_bfloat16_policy_are_float32(model, params, promp
         PROMPT_MASK,
         max_new_tokens=2,
         temperature=0.8,
-        eos_id=3,
+        stop_ids=(3,),
         key=jax.random.key(0),
     )
     assert out.logps.dtype == jnp.float32

@@ -1,10 +1,17 @@
 """Two processes with two devices each: batches, checkpoints, metrics."""
 
+import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+
+from dareu_jax.corpus import load_tokenizer
+from dareu_jax.models.hf_folder import HfFolder
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -52,9 +59,31 @@ with Checkpoints(folder / "stage", keep=2, warn=said.append) as stage:
 assert step == meta["step"] == 3 and len(said) == 1, (step, said)
 with Tracker(folder) as tracker:
     tracker.log("dareu", rank, {"loss": 1.0}, seed=0)
+
+from dareu_jax.imported import import_folder
+from dareu_jax.models.hf_folder import HfFolder, write_tensors
+from dareu_jax.models.hf_io import hf_arrays, tensor_sizes
+
+imported = import_folder(folder / "hf", folder / "imported")
+params = imported.load(make_mesh(data=1, fsdp=2, tensor=2))
+kernel = params["layers"]["mlp"]["up"]["kernel"]
+assert not kernel.is_fully_addressable
+sizes = tensor_sizes(imported.cfg)
+write_tensors(folder / "exported", sizes, hf_arrays(imported.cfg, params), 20_000)
 print("fingerprint", fingerprint(tree), fingerprint(back))
 jax.distributed.shutdown()
 """
+
+
+def tiny_hf_folder(folder):
+    """A Hugging Face folder with a tokenizer; returns the module that made it."""
+    path = REPO / "tests" / "models" / "make_golden.py"
+    spec = importlib.util.spec_from_file_location("make_golden", path)
+    hf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hf)
+    load_tokenizer(None, ["any text"], 300, folder)
+    hf.make_folder(folder, {**hf.config_of("qwen3"), "vocab_size": 300}, shards=2)
+    return hf
 
 
 def free_port() -> int:
@@ -65,6 +94,8 @@ def free_port() -> int:
 
 def test_two_processes(tmp_path):
     port = str(free_port())
+    hf = tiny_hf_folder(tmp_path / "hf")
+    (tmp_path / "exported").mkdir()
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(rank), port, str(tmp_path)],
@@ -87,4 +118,9 @@ def test_two_processes(tmp_path):
     (line,) = prints
     assert line.split()[1] == line.split()[2]
     metrics = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    shutil.copyfile(tmp_path / "hf/config.json", tmp_path / "exported/config.json")
+    exported = HfFolder(tmp_path / "exported")
+    for name, shape in exported.shapes.items():
+        np.testing.assert_array_equal(exported.read(name), hf.tensor(name, shape))
+    assert len(exported.shapes) == len(HfFolder(tmp_path / "hf").shapes)
     assert len(metrics) == 1 and '"step": 0' in metrics[0]

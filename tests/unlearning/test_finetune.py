@@ -31,6 +31,7 @@ def step(model):
             model,
             OPTIMISER,
             state,
+            {},
             batch,
             prompt_dropout=prompt_dropout,
             key=jax.random.key(seed),

@@ -1,5 +1,7 @@
 """Every registered unlearning method on the tiny corpus; the presets; the losses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from dareu_jax.config import build_config, with_overrides
 from dareu_jax.corpus import take
 from dareu_jax.errors import UserError
+from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import PRESETS, method_config
 from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
@@ -111,6 +114,25 @@ def test_the_same_key_gives_the_same_bits(stepped, tiny_world, batches):
     again, metrics = steps_of(method, tiny_world, batches)
     same(copies(again), copies(state))
     same(copies(metrics), copies(log))
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_world, batches, name):
+    base = tiny_world.reference
+    adapters = init_adapters(base, rank=2, key=jax.random.key(3))
+    model = Decoder(dataclasses.replace(tiny_world.model.cfg, lora_alpha=4.0))
+    world = dataclasses.replace(
+        tiny_world, model=model, reference=join(base, adapters), frozen=base
+    )
+    method = METHODS.get(name)(method_config(cfg, name), world)
+    before = copies(base)
+    state = method.init(world.reference, key=jax.random.key(0))
+    state, _ = method.step(state, batches(method, 0), key=jax.random.key(0))
+    trained, frozen = split(method.params_of(state))
+    same(copies(frozen), before)
+    assert differ(copies(trained), copies(adapters))
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held < sum(leaf.size for leaf in jax.tree.leaves(base))
 
 
 def test_a_method_says_what_it_needs(stepped):

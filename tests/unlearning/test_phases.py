@@ -81,7 +81,7 @@ def world(model, params):
         forget_columns=(0, 2),
         forget_owner=jnp.asarray([2, 0, 2, 0, 2, 0, 2, 0], jnp.int32),
         max_new_tokens=T,
-        eos_id=2,
+        stop_ids=(2,),
         gold_length=4.0,
         prior_model=model,
         prior=params,
@@ -267,7 +267,8 @@ def iteration(world, trainable):
         )
         rollout = phase.rollout(behaviour, prompts, key=jax.random.key(3))
         answers = phase.answers(prompts, rollout)
-        said = phase.judge(trainable, behaviour, world.reference, world.prior, answers)
+        frozen = (world.reference, world.prior)
+        said = phase.judge({}, trainable, behaviour, *frozen, answers)
         scores = jnp.full((2, T), 0.3, jnp.float32)
         rewards = phase.reward(scores, said, answers.response_mask)
         return (
@@ -340,14 +341,14 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
 ):
     phase, _, _, _, experience = iteration({}, trainable["decoder"])
     held = jax.tree.map(np.array, (world.reference, world.prior, experience))
-    loss = jax.jit(jax.grad(phase.ppo_loss, has_aux=True))
-    grads, metrics = loss(trainable, experience)
+    loss = jax.jit(jax.grad(phase.ppo_loss, argnums=1, has_aux=True))
+    grads, metrics = loss({}, trainable, experience)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
     for part in ("decoder", "value_head"):
         assert any(np.asarray(x).any() for x in jax.tree.leaves(grads[part]))
     assert float(metrics["clip_fraction"]) == 0.0  # the policy is its own behaviour
     opt_state = phase.optimiser.init(trainable)
-    new, _, _ = phase.update(trainable, opt_state, experience)
+    new, _, _ = phase.update({}, trainable, opt_state, experience)
     assert any(
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trainable))
@@ -367,7 +368,7 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
         phase, _, answers, said, experience = iteration(
             {**dareu, "kl_coef": coef}, policy
         )
-        losses.append(float(jax.jit(phase.ppo_loss)(trainable, experience)[0]))
+        losses.append(float(jax.jit(phase.ppo_loss)({}, trainable, experience)[0]))
     kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
     assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
 
@@ -379,7 +380,7 @@ def test_distillation_holds_the_policy_to_the_reference(world, trainable):
     tree, losses = trainable, []
     for _ in range(3):
         tree, opt_state, metrics = phase.distil(
-            tree, opt_state, world.reference, retain
+            {}, tree, opt_state, world.reference, retain
         )
         losses.append(float(metrics["distillation_loss"]))
     assert losses[0] > losses[1] > losses[2] > 0.0
@@ -388,7 +389,7 @@ def test_distillation_holds_the_policy_to_the_reference(world, trainable):
     )
     still = {**trainable, "decoder": world.reference}
     _, _, metrics = phase.distil(
-        still, phase.optimiser.init(still), world.reference, retain
+        {}, still, phase.optimiser.init(still), world.reference, retain
     )
     assert float(metrics["distillation_loss"]) == pytest.approx(0.0, abs=1e-6)
 

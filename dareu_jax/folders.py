@@ -1,0 +1,46 @@
+"""Folders that appear whole or not at all, on one process or several."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from dareu_jax.checkpoints import wait_for_all
+from dareu_jax.errors import UserError
+
+
+def check_new(out: Path) -> None:
+    """Raises `UserError` when ``out`` exists."""
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another --out or delete it")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yields a draft folder that becomes ``out`` when the block ends without error.
+
+    Every process gets the same draft, on a disk that all of them see; process 0 makes
+    and renames it.
+
+    Raises:
+      UserError: ``out`` exists.
+    """
+    check_new(out)
+    wait_for_all(f"looked for {out}")
+    first = jax.process_index() == 0
+    draft = out.parent / f".{out.name}.partial"
+    if first:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    wait_for_all(f"made {draft}")
+    try:
+        yield draft
+        wait_for_all(f"filled {draft}")
+        if first:
+            draft.rename(out)
+        wait_for_all(f"renamed {draft}")
+    finally:
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""What one seed of a run reads: corpus, split, tokenizer, model shape, batches."""
+
+import dataclasses
+import functools
+import zlib
+from pathlib import Path
+
+import jax
+
+from dareu_jax import corpus as owned
+from dareu_jax.config import RunConfig
+from dareu_jax.imported import Imported, check_vocabulary, open_imported
+from dareu_jax.models import Decoder, decoder_config, over_imported
+from dareu_jax.parallel import make_mesh, put_batch
+
+Array = jax.Array
+
+
+class Inputs:
+    """What is known before anything is trained; each part is read when asked for.
+
+    Args:
+      cfg: the configuration; seed: one of its seeds; folder: the run folder.
+    """
+
+    def __init__(self, cfg: RunConfig, seed: int, folder: Path):
+        self.cfg, self.seed, self.folder = cfg, seed, folder
+        self.mesh = make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor)
+        self.place = functools.partial(put_batch, mesh=self.mesh)
+
+    @functools.cached_property
+    def corpus(self) -> owned.Corpus:
+        """Every record, from the configured source."""
+        corpus, cfg = read_corpus(self.cfg, self.folder), self.cfg.corpus
+        if not cfg.merge_others:
+            return corpus
+        owned.split_by_owner(corpus, cfg.forget)
+        return owned.merge_others(corpus, cfg.forget)
+
+    @functools.cached_property
+    def split(self) -> owned.Split:
+        """Forget, retain and test records."""
+        return owned.split_by_owner(self.corpus, self.cfg.corpus.forget)
+
+    @functools.cached_property
+    def tokenizer(self) -> owned.Tokenizer:
+        """The configured tokenizer, or one trained on the corpus."""
+        cfg = self.cfg.corpus
+        texts = [f"{r.prompt} {r.response}" for r in self.corpus.train]
+        texts += [cfg.template.replace("{prompt}", r.prompt) for r in self.corpus.test]
+        place, spec = self.folder / "tokenizer", cfg.tokenizer
+        if spec is None and self.imported is not None:
+            spec = str(self.imported.files)
+        return owned.load_tokenizer(spec, texts, cfg.vocab_size, place)
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, int]:
+        """P and T: tokens of the longest prompt and response, or the set limits."""
+        cfg = self.cfg.corpus
+        records = self.corpus.train + self.corpus.test
+        fit = owned.fit_lengths(
+            records, self.tokenizer, cfg.template, system=cfg.system
+        )
+        return cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
+
+    @functools.cached_property
+    def imported(self) -> Imported | None:
+        """The model in ``model.path``, where one is given."""
+        path = self.cfg.model.path
+        return None if path is None else open_imported(Path(path))
+
+    @functools.cached_property
+    def model(self) -> Decoder:
+        """The decoder that is fine-tuned and unlearned."""
+        cfg = self.cfg.model
+        if self.imported is not None:
+            check_vocabulary(self.tokenizer, self.imported.cfg, self.imported.files)
+            shape = over_imported(cfg, self.imported.cfg)
+        else:
+            shape = decoder_config(cfg, self.tokenizer.vocab_size)
+        lora = self.cfg.lora
+        if lora is None:
+            return Decoder(shape)
+        return Decoder(
+            dataclasses.replace(shape, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
+        )
+
+    def key(self, stage: str) -> Array:
+        """The stage's key: the seed with the stage's name folded in."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
+
+    def tokens(self, records: tuple[owned.Record, ...]) -> owned.TokenBatch:
+        """Tokenises records to this run's lengths."""
+        cfg, (p, t) = self.cfg.corpus, self.lengths
+        return owned.tokenise(
+            records,
+            self.tokenizer,
+            cfg.template,
+            max_prompt=p,
+            max_response=t,
+            truncate=cfg.truncate,
+            system=cfg.system,
+        )
+
+    def stream(
+        self,
+        stage: str,
+        records: tuple[owned.Record, ...],
+        batch_size: int,
+        group_by_length: bool = False,
+    ) -> owned.BatchStream:
+        """Shuffled batches of records, the order given by seed and stage."""
+        seed = zlib.crc32(f"{self.seed}/{stage}".encode())
+        if group_by_length:
+            return owned.GroupedStream(self.tokens(records), batch_size, seed)
+        labels = owned.owner_labels(records, self.corpus.owners)
+        return owned.BatchStream(self.tokens(records), batch_size, seed, labels)
+
+
+def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
+    """Returns the corpus of the configuration; its dataset is kept in ``folder``."""
+    c = cfg.corpus
+    options = owned.SourceOptions(
+        path=c.path,
+        owners=c.owners,
+        records_per_owner=c.records_per_owner,
+        general_facts=c.general_facts,
+        seed=c.seed,
+        authors_per_owner=c.authors_per_owner,
+        last_authors=c.last_authors,
+        general_knowledge=c.general_knowledge,
+    )
+    return owned.load_corpus(c.source, options, folder / "data")

@@ -1,0 +1,23 @@
+"""Model families: how a Hugging Face folder's names and fields map to the decoder."""
+
+from dareu_jax.models.families import llama as llama
+from dareu_jax.models.families import mistral as mistral
+from dareu_jax.models.families import qwen2 as qwen2
+from dareu_jax.models.families import qwen3 as qwen3
+from dareu_jax.models.families.family import (
+    Family,
+    Weight,
+    config_json,
+    family_of,
+    read_config,
+    weights_of,
+)
+
+__all__ = [
+    "Family",
+    "Weight",
+    "config_json",
+    "family_of",
+    "read_config",
+    "weights_of",
+]

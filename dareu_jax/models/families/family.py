@@ -1,0 +1,262 @@
+"""What a family says, and the parts that every family shares.
+
+One `Family` serves both directions: `read_config` and `config_json` are inverse, and so
+are reading and writing weights by the one table of `weights_of`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dareu_jax.errors import UserError
+from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.registry import FAMILIES
+
+Fields = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A Hugging Face tensor and the parameter that holds it.
+
+    Attributes:
+      name: of the tensor; ``{layer}`` in it: one tensor per layer, stacked here.
+      path: of the parameter, joined by ``/``.
+      transpose: whether its matrix is stored ``[out, in]``; ours are ``[in, out]``.
+    """
+
+    name: str
+    path: str
+    transpose: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether the parameter stacks one tensor of each layer."""
+        return "{layer}" in self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one ``model_type`` of transformers maps to `DecoderConfig`.
+
+    Attributes:
+      model_type, architecture: as in ``config.json``.
+      must_be: fields of which only these values have the decoder's maths.
+      reads: fields of ``config.json`` that ``read`` looks at.
+      read: ``config.json -> fields of DecoderConfig`` that only this family has.
+      write: the way back.
+      fits: whether a decoder can be written as this family.
+    """
+
+    model_type: str
+    architecture: str
+    must_be: Mapping[str, tuple]
+    reads: tuple[str, ...]
+    read: Callable[[Fields], dict[str, Any]]
+    write: Callable[[DecoderConfig], dict[str, Any]]
+    fits: Callable[[DecoderConfig], bool]
+
+
+SHAPE = {
+    "vocab_size": "vocab",
+    "num_hidden_layers": "layers",
+    "hidden_size": "embed",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn",
+}
+"""Fields that every config.json must have, and ours."""
+
+MUST_BE: dict[str, tuple] = {
+    "hidden_act": ("silu",),
+    "mlp_bias": (False,),
+    "partial_rotary_factor": (1.0,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+MAPPED = {
+    *SHAPE,
+    *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "model_type"),
+}
+
+NO_MATHS = {
+    *("architectures", "auto_map", "_name_or_path", "name_or_path"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"),
+    *("torch_dtype", "dtype", "use_cache", "initializer_range", "pretraining_tp"),
+    *("max_position_embeddings", "attention_dropout", "_attn_implementation"),
+    *("output_attentions", "output_hidden_states", "return_dict", "tokenizer_class"),
+    *("id2label", "label2id", "problem_type", "chunk_size_feed_forward"),
+    *("unsloth_version", "unsloth_fixed", "_unsloth_fixed", "finetuning_task"),
+    *("attn_implementation", "task_specific_params", "transformers_version"),
+}
+"""Fields that change no logit of the decoder."""
+
+ROPE_FIELDS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_position",
+    },
+}
+"""Scaling rules: field of config.json -> field of ours."""
+
+
+def family_of(fields: Fields, where: str) -> Family:
+    """Returns the family of a ``config.json``.
+
+    Raises:
+      UserError: no ``model_type``, or one that is not supported.
+    """
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES.names():
+        known = ", ".join(FAMILIES.names())
+        raise UserError(
+            f"{where}: model_type = {kind!r} is not supported; known: {known}"
+        )
+    return FAMILIES.get(kind)
+
+
+def read_config(fields: Fields, where: str) -> DecoderConfig:
+    """Returns the decoder that a ``config.json`` describes.
+
+    Args:
+      fields: the parsed file, old (``rope_theta``) or new (``rope_parameters``).
+      where: what to call the file in messages.
+
+    Raises:
+      UserError: an unsupported family, a missing field, a value with other maths, or
+        a field that nobody here knows.
+    """
+    family = family_of(fields, where)
+    _check_fields(family, fields, where)
+    missing = [name for name in (*SHAPE, "rms_norm_eps") if fields.get(name) is None]
+    if missing:
+        raise UserError(f"{where}: lacks {', '.join(missing)}")
+    shape = {ours: fields[name] for name, ours in SHAPE.items()}
+    theta, scaling = _read_rope(fields, where)
+    heads = shape["heads"]
+    return DecoderConfig(
+        **shape,
+        kv_heads=fields.get("num_key_value_heads") or heads,
+        head_dim=fields.get("head_dim") or shape["embed"] // heads,
+        norm_eps=fields["rms_norm_eps"],
+        tied=bool(fields.get("tie_word_embeddings", False)),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        **family.read(fields),
+    )
+
+
+def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
+    """Returns the fields of a ``config.json`` that describes ``cfg``.
+
+    Raises:
+      UserError: no family has this decoder's maths.
+    """
+    families = [FAMILIES.get(name) for name in FAMILIES.names()]
+    family = next((family for family in families if family.fits(cfg)), None)
+    if family is None:
+        raise UserError(
+            "no Hugging Face family has a decoder with "
+            f"qk_norm = {cfg.qk_norm}, qkv_bias = {cfg.qkv_bias} and "
+            f"sliding_window = {cfg.sliding_window}"
+        )
+    shape = {name: getattr(cfg, ours) for name, ours in SHAPE.items()}
+    return {
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        **shape,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tied,
+        "max_position_embeddings": max_positions,
+        **_write_rope(cfg),
+        **family.write(cfg),
+    }
+
+
+def weights_of(cfg: DecoderConfig) -> tuple[Weight, ...]:
+    """Returns the table of every tensor of a decoder of any family."""
+    layer, attn, mlp = "model.layers.{layer}.", "layers/attention/", "layers/mlp/"
+    table = [
+        Weight("model.embed_tokens.weight", "embed/embedding"),
+        Weight("model.norm.weight", "final_norm/scale"),
+        Weight(f"{layer}input_layernorm.weight", "layers/attention_norm/scale"),
+        Weight(f"{layer}post_attention_layernorm.weight", "layers/mlp_norm/scale"),
+    ]
+    for one in "qkvo":
+        name = f"{layer}self_attn.{one}_proj."
+        table.append(Weight(f"{name}weight", f"{attn}{one}/kernel", transpose=True))
+        if cfg.qkv_bias and one != "o":
+            table.append(Weight(f"{name}bias", f"{attn}{one}/bias"))
+    for one in ("gate", "up", "down"):
+        name = f"{layer}mlp.{one}_proj.weight"
+        table.append(Weight(name, f"{mlp}{one}/kernel", transpose=True))
+    if cfg.qk_norm:
+        for one in "qk":
+            name = f"{layer}self_attn.{one}_norm.weight"
+            table.append(Weight(name, f"{attn}{one}_norm/scale"))
+    if not cfg.tied:
+        table.append(Weight("lm_head.weight", "lm_head/kernel", transpose=True))
+    return tuple(table)
+
+
+def _check_fields(family: Family, fields: Fields, where: str) -> None:
+    rules = {**MUST_BE, **family.must_be}
+    mapped = {*MAPPED, *family.reads}
+    for name, value in fields.items():
+        if name in rules and value not in rules[name]:
+            allowed = " or ".join(repr(x) for x in rules[name])
+            raise UserError(
+                f"{where}: {name} = {value!r} is not supported for "
+                f"{family.model_type}; supported: {allowed}"
+            )
+        known = name in rules or name in mapped or name in NO_MATHS
+        if not known and value not in (None, False):
+            names = ", ".join(sorted({*rules, *mapped}))
+            raise UserError(
+                f"{where}: unknown field {name} = {value!r} may change the model; "
+                f"take it out if it does not. Fields that are read: {names}"
+            )
+
+
+def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
+    """Returns theta and the scaling rule, from either spelling."""
+    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    theta = rope.pop("rope_theta", None) or fields.get("rope_theta", 10_000.0)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    if kind == "default":
+        return float(theta), None
+    names = ROPE_FIELDS.get(kind)
+    if names is None or set(rope) - set(names):
+        known = ", ".join(["default", *ROPE_FIELDS])
+        raise UserError(
+            f"{where}: rope scaling {kind!r} with {sorted(rope)} is not supported; "
+            f"known: {known}"
+        )
+    rule = {ours: float(rope[name]) for name, ours in names.items() if name in rope}
+    return float(theta), tuple(sorted({"type": kind, **rule}.items()))
+
+
+def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
+    """Both spellings: transformers 5 reads the new one, vLLM and older the old."""
+    if cfg.rope_scaling is None:
+        rope: dict[str, Any] = {"rope_type": "default"}
+    else:
+        rule = dict(cfg.rope_scaling)
+        names = ROPE_FIELDS[rule["type"]]
+        rope = {"rope_type": rule["type"]}
+        rope |= {name: rule[ours] for name, ours in names.items()}
+    old = None if cfg.rope_scaling is None else rope
+    return {
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": old,
+        "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
+    }

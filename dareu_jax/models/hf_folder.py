@@ -1,0 +1,177 @@
+"""A Hugging Face model folder on disk: which tensor is where; never a pickle."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dareu_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth")
+SHARD_BYTES = 5 * 10**9
+
+
+class HfFolder:
+    """Tensors of a folder by name: shapes, dtypes, slices.
+
+    Attributes:
+      folder: where; config: the parsed ``config.json``.
+      shapes: ``{tensor: shape}``; dtypes: ``{tensor: safetensors name}``.
+
+    Raises:
+      UserError: no folder, no or broken ``config.json``, no safetensors, a shard that
+        is missing or broken, an index that names a tensor that is not there.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise UserError(f"no folder {str(folder)!r}")
+        self.folder = folder
+        self.config = read_json(folder / "config.json")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._file: dict[str, Path] = {}
+        promised = self._promised()
+        for path in dict.fromkeys(promised.values()) or [folder / SINGLE]:
+            self._read_header(path)
+        for name, path in promised.items():
+            if self._file.get(name) != path:
+                raise UserError(
+                    f"{folder / INDEX} says that {name} is in {path.name}, it is not; "
+                    "download the folder again"
+                )
+
+    def read(self, name: str, rows: tuple[slice, ...] = ()) -> np.ndarray:
+        """Returns a tensor, or the part of it that ``rows`` slices out.
+
+        The file is opened for each call and unmapped after it: pages of one tensor at
+        most stay in memory.
+
+        Raises:
+          UserError: a value is NaN or infinite.
+        """
+        with _opened(self._file[name]) as file:
+            part = file.get_slice(name)
+            value = np.array(part[rows] if rows else part[:])
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise UserError(
+                f"{self._file[name]}: {name} has values that are NaN or infinite"
+            )
+        return value
+
+    def _promised(self) -> dict[str, Path]:
+        """``{tensor: file}`` of the index; empty for a single file."""
+        index = self.folder / INDEX
+        if index.exists():
+            names = read_json(index).get("weight_map", {})
+            return {name: self.folder / file for name, file in names.items()}
+        if (self.folder / SINGLE).exists():
+            return {}
+        pickled = [p.name for kind in PICKLES for p in self.folder.glob(kind)]
+        if pickled:
+            raise UserError(
+                f"{self.folder} has its weights in {pickled[0]}, a pickle, which can "
+                "run code when it is read; save it as safetensors first"
+            )
+        raise UserError(f"{self.folder} holds neither {SINGLE} nor {INDEX}")
+
+    def _read_header(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError(f"{path} is missing; {INDEX} names it")
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                self.shapes[name] = tuple(part.get_shape())
+                self.dtypes[name] = part.get_dtype()
+                self._file[name] = path
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is no whole safetensors file ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises `UserError` naming what is wrong."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold an object")
+    return value
+
+
+def plan_shards(
+    sizes: Mapping[str, int], limit: int = SHARD_BYTES
+) -> dict[str, list[str]]:
+    """Returns ``{file: tensors}``, each file at most ``limit`` bytes or one tensor.
+
+    Args:
+      sizes: bytes of every tensor, in the order to write.
+    """
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    count = len(groups)
+    return {
+        f"model-{i + 1:05d}-of-{count:05d}.safetensors": group
+        for i, group in enumerate(groups)
+    }
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file as transformers and PEFT read it, from process 0."""
+    from safetensors.numpy import save_file
+
+    if jax.process_index() != 0:
+        return
+    held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(held, str(path), metadata={"format": "pt"})
+
+
+def write_tensors(
+    folder: Path,
+    sizes: Mapping[str, int],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    limit: int = SHARD_BYTES,
+) -> None:
+    """Writes tensors as safetensors, with an index when there is more than one file.
+
+    Args:
+      folder: where; sizes: bytes by name, in the order of ``tensors``.
+      tensors: ``(name, array)``, made one at a time: one file's worth is held.
+      limit: bytes of a file.
+    """
+    plan = plan_shards(sizes, limit)
+    ready = iter(tensors)
+    for file, names in plan.items():
+        save_tensors(folder / file, {name: next(ready)[1] for name in names})
+    if len(plan) > 1 and jax.process_index() == 0:
+        index = {
+            "metadata": {"total_size": sum(sizes.values())},
+            "weight_map": {n: file for file, names in plan.items() for n in names},
+        }
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / INDEX).write_text(text, encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Low-rank adapters (Hu et al., 2021): y = x W + (alpha / r) x A B, W frozen.
+
+Adapters are leaves ``lora_a [.., D, r]`` and ``lora_b [.., r, F]`` beside the
+``kernel`` they adapt, so parameters with and without them go through the same model.
+What is trained is the pytree that `split` puts first; code that joins the two parts
+again cannot tell adapters from full parameters.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.errors import UserError
+
+Array = jax.Array
+A, B = "lora_a", "lora_b"
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def split(params: Any) -> tuple[Any, Any]:
+    """Returns ``(trainable, frozen)``: the adapters and the rest, or all and ``{}``."""
+    adapters = _filter(params, lambda name: name in (A, B))
+    if not adapters:
+        return params, {}
+    return adapters, _filter(params, lambda name: name not in (A, B))
+
+
+def join(frozen: Any, trainable: Any) -> Any:
+    """Returns the parameters whose `split` they are; nothing is copied."""
+    if not isinstance(frozen, dict) or not isinstance(trainable, dict):
+        return trainable
+    return {
+        name: join(frozen.get(name, {}), trainable[name])
+        if name in trainable
+        else frozen[name]
+        for name in [*frozen, *(n for n in trainable if n not in frozen)]
+    }
+
+
+def init_adapters(
+    params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
+) -> Any:
+    """Returns fresh adapters: A uniform within 1/sqrt(D), B zero, float32.
+
+    Args:
+      params: of a decoder, arrays or their shapes.
+      rank: r; targets: names of the dense layers to adapt.
+      key: decides every A, by its path.
+
+    Raises:
+      UserError: a target names no dense layer.
+    """
+    out: dict[str, Any] = {}
+    found = set()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = [str(part.key) for part in path]
+        if names[-1] != "kernel" or names[-2] not in targets:
+            continue
+        found.add(names[-2])
+        *stack, d, f = leaf.shape
+        own = jax.random.fold_in(key, zlib.crc32("/".join(names).encode()))
+        a = jax.random.uniform(own, (*stack, d, rank), minval=-1.0, maxval=1.0)
+        here = out
+        for name in names[:-1]:
+            here = here.setdefault(name, {})
+        here[A] = a.astype(jnp.float32) / jnp.sqrt(jnp.float32(d))
+        here[B] = jnp.zeros((*stack, rank, f), jnp.float32)
+    missing = sorted(set(targets) - found)
+    if missing:
+        raise UserError(f"lora.targets: no dense layer {missing[0]!r} in this model")
+    return out
+
+
+def delta(a: Array, b: Array, alpha: float) -> Array:
+    """(alpha / r) A B ``[.., D, F]`` float32."""
+    return jnp.matmul(a, b) * (alpha / a.shape[-1])
+
+
+def merge(params: Any, alpha: float) -> Any:
+    """Returns parameters without adapters that compute the same, in their own dtype."""
+    return _add(params, alpha)
+
+
+def unmerge(merged: Any, adapters: Any, alpha: float) -> Any:
+    """Returns the base under ``adapters``, joined with them: `merge` undoes it."""
+    base = _add(join(merged, adapters), -alpha)
+    return join(base, adapters)
+
+
+def _add(params: Any, alpha: float) -> Any:
+    if not isinstance(params, dict):
+        return params
+    out = {name: _add(below, alpha) for name, below in params.items()}
+    if A in out:
+        kernel, a, b = out["kernel"], out.pop(A), out.pop(B)
+        wide = kernel.astype(jnp.float32) + delta(a, b, alpha)
+        out["kernel"] = wide.astype(kernel.dtype)
+    return out
+
+
+def _filter(params: Any, keep) -> Any:
+    out = {}
+    for name, below in params.items():
+        if not isinstance(below, dict):
+            if keep(name):
+                out[name] = below
+        elif inner := _filter(below, keep):
+            out[name] = inner
+    return out

@@ -1,0 +1,39 @@
+"""The model card of an exported model: what was done, the numbers, the limits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dareu_jax.reporting import summary
+
+LIMITS = """\
+## Limits
+
+These numbers compare this model with one retrained without the withdrawn owners, on the
+prompts of this run. They do not show that the owners' data cannot be brought back by
+further training, by quantisation or by other prompts, and they are no statement about
+texts that were not evaluated.
+"""
+
+
+def model_card(results: Mapping[str, Any], name: str, seed: int) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+      results: of ``results.json``; name: the exported row; seed: the exported seed.
+    """
+    one = {"models": {}, "tow": {}, "seeds": {str(seed): results["seeds"][str(seed)]}}
+    rows = list(dict.fromkeys(["original", "retrained", name]))
+    shown = summary.present(one, summary.METRIC_ORDER)
+    lines = [f"| metric | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
+    for metric in shown:
+        cells = [summary.cell(one, row, metric) for row in rows]
+        lines.append(f"| {metric.name} | {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    return (
+        f"---\ntags: [unlearning, dareu_jax]\n---\n# {name}\n\n"
+        f"**{results['scale']}**\n\n"
+        f"The model `{name}` of a dareu_jax run, seed {seed}. The target of every "
+        "number is the column `retrained`: a model that never saw the withdrawn "
+        "owners.\n\n"
+        f"{table}\n\n{summary.LEGEND}\n\n{LIMITS}"
+    )

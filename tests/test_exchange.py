@@ -1,0 +1,299 @@
+"""A Hugging Face folder in, a run on it, Hugging Face folders out."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from dareu_jax import cli, pipeline
+from dareu_jax.config import load_config
+from dareu_jax.corpus import load_tokenizer
+from dareu_jax.errors import UserError
+from dareu_jax.export import export_run
+from dareu_jax.imported import import_folder, open_imported
+from dareu_jax.models.hf_folder import HfFolder
+from dareu_jax.parallel import make_mesh
+from dareu_jax.reporting.progress import Progress
+
+TESTS = Path(__file__).resolve().parent
+VOCAB = 300
+
+
+def load_maker():
+    path = TESTS / "models" / "make_golden.py"
+    spec = importlib.util.spec_from_file_location("make_golden", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hf = load_maker()
+CONFIG = {**hf.config_of("qwen3"), "vocab_size": VOCAB, "torch_dtype": "float32"}
+MANY_TEXTS = [f"{i} {i * i} {i**3} words and numbers" for i in range(400)]
+TEXTS = ["Where was the author born? The author was born in a town by the sea."] * 9
+
+
+def quiet():
+    return Progress(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A Hugging Face folder with a tokenizer, in three files."""
+    folder = tmp_path_factory.mktemp("source") / "hf"
+    load_tokenizer(None, TEXTS, VOCAB, folder)
+    return hf.make_folder(folder, CONFIG, shards=3)
+
+
+@pytest.fixture(scope="module")
+def imported(source, tmp_path_factory):
+    return import_folder(source, tmp_path_factory.mktemp("imported") / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(imported, tmp_path_factory):
+    """A run whose original, and retrained for want of one, is the imported model."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    overrides = [
+        "methods=[npo]",
+        f"model={{path: {imported.folder}}}",
+        "finetune.epochs=0",
+        f"retrained.path={imported.folder}",
+        "npo.learning_rate=0.01",
+    ]
+    cfg = load_config(TESTS / "tiny.yaml", overrides)
+    results, _ = pipeline.run(cfg, folder, quiet())
+    return SimpleNamespace(folder=folder, results=results)
+
+
+def test_a_run_takes_an_imported_model_as_it_is(finished):
+    models = finished.results["models"]
+    assert set(models) == {"original", "retrained", "npo"}
+    assert models["original"]["forget_rouge"] == models["retrained"]["forget_rouge"]
+    stages = {p.name for p in (finished.folder / "checkpoints" / "seed_0").iterdir()}
+    assert "finetune_original" not in stages and "npo" in stages
+    assert not (finished.folder / "tokenizer").exists()
+
+
+def test_an_exported_original_is_the_imported_folder(source, finished, tmp_path):
+    out = export_run(finished.folder, "original", tmp_path / "out", quiet())
+    before, after = HfFolder(source), HfFolder(out)
+    assert after.shapes == before.shapes
+    for name in before.shapes:
+        np.testing.assert_array_equal(after.read(name), before.read(name))
+    for key, value in before.config.items():
+        assert after.config[key] == value, key
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_an_unlearned_model_differs_and_can_be_imported_again(finished, tmp_path):
+    out = export_run(finished.folder, "unlearned", tmp_path / "out", quiet())
+    again = import_folder(out, tmp_path / "again")
+    shapes = hf.shapes_of(CONFIG)
+    moved = [
+        np.abs(HfFolder(out).read(name) - hf.tensor(name, shape)).max()
+        for name, shape in shapes.items()
+    ]
+    assert max(moved) > 1e-3
+    card = (out / "README.md").read_text()
+    assert "| metric | original | retrained | npo |" in card and "forget_rouge" in card
+    assert finished.results["scale"] in card and "## Limits" in card
+    assert again.cfg == open_imported(tmp_path / "again").cfg
+
+
+def test_a_model_trained_from_scratch_is_exported_too(tmp_path):
+    overrides = ["methods=[]", "finetune.epochs=1", "classifier.epochs=1"]
+    overrides += ["evaluation.judge.epochs=1"]
+    cfg = load_config(TESTS / "tiny.yaml", overrides)
+    pipeline.run(cfg, tmp_path / "run", quiet())
+    out = export_run(tmp_path / "run", "original", tmp_path / "out", quiet())
+    assert HfFolder(out).config["model_type"] == "llama"
+    ids = json.loads((out / "generation_config.json").read_text())
+    assert ids == {"pad_token_id": 0, "eos_token_id": 2}
+    again = import_folder(out, tmp_path / "again")
+    assert again.cfg.tied and again.cfg.layers == 1
+
+
+def test_imported_parameters_go_where_the_mesh_wants_them(imported):
+    one, spread = imported.load(make_mesh(-1)), imported.load(make_mesh(1, 4, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, spread)
+    kernel = spread["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+@pytest.fixture(scope="module")
+def adapted(imported, tmp_path_factory):
+    """A run that fine-tunes and unlearns adapters on the imported model."""
+    folder = tmp_path_factory.mktemp("runs") / "lora"
+    overrides = [
+        "methods=[dareu]",
+        f"model={{path: {imported.folder}}}",
+        "lora={rank: 2, alpha: 4, targets: [q, v, down]}",
+        "finetune.epochs=1",
+        "finetune.learning_rate=0.02",
+        "dareu.learning_rate=0.01",
+    ]
+    cfg = load_config(TESTS / "tiny.yaml", overrides)
+    pipeline.run(cfg, folder, quiet())
+    return folder
+
+
+def test_adapters_alone_are_trained_and_kept(adapted, source):
+    for stage in ("finetune_original", "finetune_retrained", "dareu"):
+        newest = max((adapted / "checkpoints" / "seed_0" / stage).iterdir())
+        leaves = json.loads((newest / "integrity.json").read_text())["leaves"]
+        decoder = [path for path in leaves if "layers/" in path]
+        assert decoder and all("lora_" in path for path in decoder)
+
+
+def test_merged_and_adapter_exports_are_one_model(adapted, source, tmp_path):
+    merged = HfFolder(export_run(adapted, "dareu", tmp_path / "merged", quiet()))
+    out = export_run(adapted, "dareu", tmp_path / "adapter", quiet(), adapter=True)
+    fields = json.loads((out / "adapter_config.json").read_text())
+    assert fields["r"] == 2 and fields["lora_alpha"] == 4
+    assert fields["target_modules"] == ["q_proj", "v_proj", "down_proj"]
+    assert fields["base_model_name_or_path"] == str(source)
+    adapter = load_file(str(out / "adapter_model.safetensors"))
+    base, moved = HfFolder(source), 0
+    for name in base.shapes:
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        wanted = base.read(name)
+        if f"{module}.lora_A.weight" in adapter:
+            a, b = (adapter.pop(f"{module}.lora_{x}.weight") for x in "AB")
+            wanted, moved = wanted + 4 / 2 * b @ a, moved + 1
+        np.testing.assert_allclose(merged.read(name), wanted, atol=1e-6)
+    assert not adapter and moved == 3 * 2
+
+
+def test_an_adapter_needs_a_run_with_adapters(finished, tmp_path):
+    with pytest.raises(UserError, match="no adapters; leave --adapter out"):
+        export_run(finished.folder, "npo", tmp_path / "x", quiet(), adapter=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is not installed"
+)
+def test_peft_reads_the_adapter(adapted, source, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    out = export_run(adapted, "dareu", tmp_path / "adapter", quiet(), adapter=True)
+    merged = export_run(adapted, "dareu", tmp_path / "merged", quiet())
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokens, mask = (torch.tensor(np.asarray(x, np.int64)) for x in hf.inputs())
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(base, out).eval()
+        found = model(
+            input_ids=tokens, attention_mask=mask, position_ids=position
+        ).logits.numpy()
+    wanted, _ = hf.run_transformers(merged)
+    keep = np.asarray(mask, bool)
+    np.testing.assert_allclose(found[keep], wanted[keep], atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed"
+)
+def test_transformers_reads_the_exported_folder(source, finished, tmp_path):
+    out = export_run(finished.folder, "original", tmp_path / "out", quiet())
+    for found, wanted in zip(hf.run_transformers(out), hf.run_transformers(source)):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def run_cli(arguments, capsys):
+    """Exit status and stderr of ``dareu ARGUMENTS``."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(lambda: cli.app([str(a) for a in arguments], standalone_mode=False))
+    return end.value.code, capsys.readouterr().err
+
+
+def no_eos(folder):
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("eos_token")
+    path.write_text(json.dumps(config))
+
+
+def fewer_rows(folder):
+    hf.make_folder(folder, {**CONFIG, "vocab_size": 250})
+
+
+SPOILT = {
+    "no eos": (no_eos, "has no eos token"),
+    "vocabularies differ": (fewer_rows, "tokens, the model 250 embeddings"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_what_cannot_be_imported_leaves_nothing(tmp_path, capsys, how):
+    folder = tmp_path / "hf"
+    load_tokenizer(None, TEXTS, VOCAB, folder)
+    hf.make_folder(folder, CONFIG)
+    spoil, message = SPOILT[how]
+    spoil(folder)
+    code, said = run_cli(["import", folder, "--out", tmp_path / "out"], capsys)
+    assert code == 2 and message in said and "Traceback" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_import_and_export_refuse_a_folder_that_is_there(source, finished, capsys):
+    there = source.parent
+    for command in (["import", source], ["export", finished.folder]):
+        code, said = run_cli([*command, "--out", there], capsys)
+        assert code == 2 and "exists already" in said
+
+
+def test_export_names_what_there_is(finished, tmp_path, capsys):
+    out = ["--out", tmp_path / "out"]
+    cases = {
+        "known: unlearned, original, retrained, npo": [finished.folder, "--model", "x"],
+        "has no seed 7; known: [0]": [finished.folder, "--seed", "7"],
+        "holds no finished run": [tmp_path],
+    }
+    for message, arguments in cases.items():
+        code, said = run_cli(["export", *arguments, *out], capsys)
+        assert code == 2 and message in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model={path: HF}"], "run dareu import"),
+        (["model={path: /nowhere}"], "holds no imported model"),
+        (["model={path: IN}", "finetune.epochs=0"], "and retrained.path"),
+        (["finetune.epochs=0"], "it needs model.path"),
+        (["lora={targets: [query]}"], "no dense layer 'query' in this model"),
+        (["lora={rank: 0}"], r"lora\.rank = 0"),
+        (["corpus.template=chat"], "no chat template"),
+        (["model={path: IN, layers: 3}"], "model.layers = 3: the shape is that of"),
+        (["model={path: IN}", "retrained.path=HF"], "retrained.path: "),
+        (["prior.model.path=IN"], "only `model` can be an imported one"),
+        (["model={path: IN}", "corpus.tokenizer=LARGE"], "the model 300 embeddings"),
+    ],
+)
+def test_a_run_says_what_is_wrong_with_an_imported_model(
+    source, imported, tmp_path, overrides, message
+):
+    load_tokenizer(None, MANY_TEXTS, 400, tmp_path / "large")
+    places = {"HF": source, "IN": imported.folder, "LARGE": tmp_path / "large"}
+    for name, place in places.items():
+        overrides = [o.replace(name, str(place)) for o in overrides]
+    with pytest.raises(UserError, match=message):
+        cfg = load_config(TESTS / "tiny.yaml", ["methods=[npo]", *overrides])
+        pipeline.run(cfg, tmp_path / "run", quiet())
+    assert not (tmp_path / "run" / "config.resolved.yaml").exists()
