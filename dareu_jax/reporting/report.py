@@ -14,6 +14,7 @@ from dareu_jax.reporting import summary
 _ANSWERS_OPEN = 10
 _HEADLINE = (
     ("ROUGE-L recall on the forget prompts", summary.ROUGE[0]),
+    ("probability of the gold answers to them", summary.PROBABILITY[0]),
     ("ROUGE-L recall on the retain prompts", summary.ROUGE[1]),
     ("attribution to the forget owners, unseen classifier", summary.ATTRIBUTION[1]),
     ("Tug-of-War on ROUGE (1 = like retrained)", summary.ROUGE[3]),
@@ -68,7 +69,7 @@ def render(
 
 
 def headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns four key numbers of dareu beside original and retrained, or {}."""
+    """Returns key numbers of dareu beside original and retrained, or {}."""
     names = [
         name
         for name in ("original", "retrained", "dareu")
