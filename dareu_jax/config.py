@@ -4,6 +4,7 @@ Defaults are those of the DareU paper (Lu et al., ICML 2026), section or table n
 beside them, except where the field says "ours".
 """
 
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -369,9 +370,10 @@ def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += all_keys(kind, f"{prefix}{name}.")
+        kinds = typing.get_args(field.annotation) or (field.annotation,)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += all_keys(kind, f"{prefix}{name}.")
     return keys
 
 

@@ -100,7 +100,7 @@ def import_folder(source: Path, out: Path) -> Imported:
     dtype = stored_dtype(folder)
     cfg = read_config(folder.config, str(source / "config.json"))
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    check_vocabulary(read_tokenizer(source), cfg, source)
+    check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source)
     with new_folder(out) as draft:
         params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dareu_jax import cli
-from dareu_jax.registry import KERNELS, METHODS, METRICS, MODELS, SOURCES
+from dareu_jax.registry import FAMILIES, KERNELS, METHODS, METRICS, MODELS, SOURCES
 
 TESTS = Path(__file__).resolve().parent
 TINY = TESTS / "tiny.yaml"
 REGISTRIES = {
+    "families": FAMILIES,
     "kernels": KERNELS,
     "methods": METHODS,
     "metrics": METRICS,
@@ -220,8 +221,8 @@ def test_an_unknown_registry(dareu):
     status, _, complaint = dareu("list", "kernel")
     assert status == 2
     assert complaint == (
-        "dareu: no registry 'kernel' (did you mean 'kernels'?); known: kernels, "
-        "methods, metrics, models, sources\n"
+        "dareu: no registry 'kernel' (did you mean 'kernels'?); known: families, "
+        "kernels, methods, metrics, models, sources\n"
     )
 
 

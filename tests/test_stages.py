@@ -77,7 +77,8 @@ def test_epochs_are_passes_over_the_records(tiny_run, epochs, steps):
 
 def test_a_loss_method_trains_no_prior(tiny_run, monkeypatch):
     cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": "prior"})
-    for name in ("original", "classifier", "prior"):
+    monkeypatch.setitem(tiny_run.__dict__, "original", {})
+    for name in ("classifier", "prior"):
         monkeypatch.setitem(tiny_run.__dict__, name, (name, name))
     assert tiny_run.world("dareu", cfg).prior == "prior"
     assert tiny_run.world("npo", cfg).prior is None

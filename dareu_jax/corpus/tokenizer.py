@@ -112,15 +112,15 @@ def load_tokenizer(
     return read_tokenizer(folder)
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the tokenizer saved in `folder`; never asks the network.
+def read_tokenizer(folder: Path, key: str = "corpus.tokenizer") -> Tokenizer:
+    """Returns the tokenizer saved in `folder`, which `key` names; never downloads.
 
     Raises:
       UserError: no such folder, no tokenizer in it, no eos token.
     """
     if not folder.is_dir():
         raise UserError(
-            f"tokenizer: no folder {str(folder)!r}; give a local Hugging Face "
+            f"{key}: no folder {str(folder)!r}; give a local Hugging Face "
             "tokenizer folder, or null to train one on the corpus"
         )
     try:
@@ -130,18 +130,18 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"tokenizer: folder {str(folder)!r} holds no tokenizer "
+            f"{key}: folder {str(folder)!r} holds no tokenizer "
             f"transformers can read ({reason}); it needs tokenizer.json and "
             "tokenizer_config.json"
         ) from error
-    return _wrap(hf, folder)
+    return _wrap(hf, folder, key)
 
 
-def _wrap(hf: Any, folder: Path) -> Tokenizer:
+def _wrap(hf: Any, folder: Path, key: str) -> Tokenizer:
     """Returns `hf` with its special ids checked; pad falls back to eos."""
     if hf.eos_token_id is None:
         raise UserError(
-            f"tokenizer: {str(folder)!r} has no eos token, so a response could "
+            f"{key}: {str(folder)!r} has no eos token, so a response could "
             'not end; set "eos_token" in its tokenizer_config.json'
         )
     eos_id = hf.eos_token_id

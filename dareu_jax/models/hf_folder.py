@@ -149,6 +149,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         return
     held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(held, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)  # the library leaves it to its owner alone
 
 
 def write_tensors(

@@ -30,6 +30,8 @@ LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("layers/(attention|mlp)_norm/scale", ("layers", "embed")),
     ("final_norm/scale", ("embed",)),
     ("lm_head/kernel", ("embed", "vocab")),
+    ("lm_head/lora_a", ("embed", "rank")),
+    ("lm_head/lora_b", ("rank", "vocab")),
     ("value_head/kernel", ("embed", "value")),
     ("value_head/bias", ("value",)),
     ("owner_head/kernel", ("embed", "owners")),

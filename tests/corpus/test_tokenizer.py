@@ -97,7 +97,7 @@ def test_no_eos_is_an_error(tokenizer, folder, tmp_path):
 
 
 def test_missing_or_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer: no folder '.*nowhere'"):
+    with pytest.raises(UserError, match=r"corpus\.tokenizer: no folder '.*nowhere'"):
         load_tokenizer(str(tmp_path / "nowhere"), [], 0, tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer") as error:
         load_tokenizer(str(tmp_path), [], 0, tmp_path)
@@ -128,7 +128,7 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture
-def chatty(folder, tmp_path):
+def chatty(tokenizer, folder, tmp_path):
     return load_tokenizer(
         edited(folder, tmp_path / "chat", chat_template=CHAT_TEMPLATE), [], 0, tmp_path
     )
@@ -151,7 +151,9 @@ def test_a_tokenizer_without_a_chat_template_says_so(tokenizer):
     ("given", "stops"),
     [(None, (2,)), ({"eos_token_id": 5}, (2, 5)), ({"eos_token_id": [5, 2]}, (2, 5))],
 )
-def test_generation_config_may_name_more_ends_of_text(folder, tmp_path, given, stops):
+def test_generation_config_may_name_more_ends_of_text(
+    tokenizer, folder, tmp_path, given, stops
+):
     spec = edited(folder, tmp_path / "t")
     if given is not None:
         (tmp_path / "t" / "generation_config.json").write_text(json.dumps(given))

@@ -19,7 +19,7 @@ from dareu_jax.parallel import (
     shardings_for,
 )
 
-L, D, NH, KH, H, F, V, O = 2, 8, 16, 8, 4, 12, 32, 3  # noqa: E741
+L, D, NH, KH, H, F, V, O, R = 2, 8, 16, 8, 4, 12, 32, 3, 5  # noqa: E741
 EXPECTED = {
     "embed/embedding": ((V, D), P("tensor", "fsdp")),
     "layers/attention/q/kernel": ((L, D, NH), P(None, "fsdp", "tensor")),
@@ -38,6 +38,16 @@ EXPECTED = {
     "layers/mlp_norm/scale": ((L, D), P(None, "fsdp")),
     "final_norm/scale": ((D,), P("fsdp")),
     "lm_head/kernel": ((D, V), P("fsdp", "tensor")),
+    "layers/attention/q/lora_a": ((L, D, R), P(None, "fsdp", None)),
+    "layers/attention/v/lora_b": ((L, R, KH), P(None, None, "tensor")),
+    "layers/attention/o/lora_a": ((L, NH, R), P(None, "tensor", None)),
+    "layers/attention/o/lora_b": ((L, R, D), P(None, None, "fsdp")),
+    "layers/mlp/gate/lora_a": ((L, D, R), P(None, "fsdp", None)),
+    "layers/mlp/up/lora_b": ((L, R, F), P(None, None, "tensor")),
+    "layers/mlp/down/lora_a": ((L, F, R), P(None, "tensor", None)),
+    "layers/mlp/down/lora_b": ((L, R, D), P(None, None, "fsdp")),
+    "lm_head/lora_a": ((D, R), P("fsdp", None)),
+    "lm_head/lora_b": ((R, V), P(None, "tensor")),
     "value_head/kernel": ((D, 1), P("fsdp", None)),
     "value_head/bias": ((1,), P(None)),
     "owner_head/kernel": ((D, O), P("fsdp", None)),
