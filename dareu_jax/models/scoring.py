@@ -1,5 +1,6 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
+from collections.abc import Callable
 from typing import cast
 
 import chex
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from dareu_jax.models.decoder import Decoder
 
 Array = jax.Array
+LOGITS_AT_ONCE = 2**27
+"""Numbers of a batch's logits that exist at the same time: 512 MiB of float32."""
 
 
 class Head(nn.Module):
@@ -102,9 +105,7 @@ def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
     return cast(Array, model.apply({"params": params}, hidden, method="unembed"))
 
 
-def response_logits(
-    model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
-) -> Array:
+def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
     """Float32 logits ``[B, T, V]`` at the response positions, over temperature."""
     hidden = response_hidden(
         model,
@@ -113,7 +114,6 @@ def response_logits(
         batch.prompt_mask,
         batch.response,
         batch.response_mask,
-        key=key,
     )
     return logits_of(model, params, hidden) / temperature
 
@@ -129,8 +129,46 @@ def token_logps(logits: Array, tokens: Array) -> Array:
 def response_logps(
     model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
 ) -> Array:
-    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
-    logps = token_logps(
-        response_logits(model, params, batch, temperature, key=key), batch.response
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false.
+
+    Logits exist for a few positions at a time where the vocabulary is large.
+    """
+    hidden = response_hidden(
+        model,
+        params,
+        batch.prompt,
+        batch.prompt_mask,
+        batch.response,
+        batch.response_mask,
+        key=key,
     )
+
+    def score(hidden: Array, tokens: Array) -> Array:
+        return token_logps(logits_of(model, params, hidden) / temperature, tokens)
+
+    size = positions_at_once(len(hidden), model.cfg.vocab)
+    logps = over_positions(score, size, hidden, batch.response)
     return jnp.where(batch.response_mask, logps, 0.0)
+
+
+def positions_at_once(rows: int, vocab: int) -> int:
+    """How many positions of ``rows`` may have logits at the same time."""
+    return max(1, LOGITS_AT_ONCE // (rows * vocab))
+
+
+def over_positions(score: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """``score`` of ``arrays [B, T, ...]``, ``size`` positions at a time, ``[B, T]``.
+
+    The backward pass computes each part again instead of keeping what it needed.
+    """
+    b, t = arrays[0].shape[:2]
+    if size >= t:
+        return score(*arrays)
+
+    def parts(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -t % size), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(b, -1, size, *x.shape[2:]), 1, 0)
+
+    scored = jax.checkpoint(lambda part: score(*part))
+    out = jax.lax.map(scored, tuple(parts(x) for x in arrays))
+    return jnp.moveaxis(out, 0, 1).reshape(b, -1)[:, :t]

@@ -23,7 +23,12 @@ from dareu_jax.models import (
     response_logps,
     token_logps,
 )
-from dareu_jax.models.scoring import causal
+from dareu_jax.models.scoring import (
+    LOGITS_AT_ONCE,
+    causal,
+    over_positions,
+    positions_at_once,
+)
 
 VOCAB, P, T = 64, 5, 4
 
@@ -184,3 +189,57 @@ def test_a_head_is_a_linear_map():
     weights = {"kernel": to_f32(kernel), "bias": to_f32(bias)}
     out = apply_head(3, weights, to_f32(x))
     np.testing.assert_allclose(out, x @ kernel + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 99])
+def test_positions_in_parts_give_the_whole_and_its_gradient(size):
+    rng = np.random.default_rng(0)
+    hidden, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in [(2, 8, 5), (5, 9)]
+    )
+    tokens = jnp.asarray(rng.integers(0, 9, (2, 8)), jnp.int32)
+
+    def total(hidden, kernel, size):
+        def score(h, y):
+            return token_logps(h @ kernel, y)
+
+        logps = over_positions(score, size, hidden, tokens)
+        assert logps.shape == (2, 8)
+        return jnp.sum(logps * jnp.arange(8.0)), logps
+
+    part = jax.grad(total, (0, 1), has_aux=True)(hidden, kernel, size)
+    whole = jax.grad(total, (0, 1), has_aux=True)(hidden, kernel, 8)
+    for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def sizes_in(jaxpr):
+    """Yields the number of elements of every value a program computes."""
+    for equation in jaxpr.eqns:
+        for out in equation.outvars:
+            yield int(np.prod(out.aval.shape))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+        ):
+            if hasattr(inner, "jaxpr"):
+                inner = inner.jaxpr
+            if hasattr(inner, "eqns"):
+                yield from sizes_in(inner)
+
+
+def test_a_large_vocabulary_has_never_the_logits_of_a_whole_batch():
+    rows, prompt, response, vocab = 8, 16, 256, 151_936
+    model = Decoder(decoder_config(ModelConfig(preset="decoder-40k"), vocab))
+    params = jax.eval_shape(lambda k: init_decoder(model, key=k), jax.random.key(0))
+    shape = jax.ShapeDtypeStruct
+    batch = Batch(
+        *(shape((rows, prompt), dtype) for dtype in (jnp.int32, bool)),
+        *(shape((rows, response), dtype) for dtype in (jnp.int32, bool)),
+    )
+    loss = jax.grad(lambda params, batch: jnp.sum(response_logps(model, params, batch)))
+    largest = max(sizes_in(jax.make_jaxpr(loss)(params, batch).jaxpr))
+    at_once = positions_at_once(rows, vocab)
+    assert 1 < at_once < response and rows * at_once * vocab <= LOGITS_AT_ONCE
+    assert rows * at_once * vocab <= largest <= LOGITS_AT_ONCE  # it looked inside
