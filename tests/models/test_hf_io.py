@@ -207,6 +207,29 @@ def test_a_config_with_other_maths_is_refused(hf, change, message):
         read_config(fields, "x/config.json")
 
 
+OPTIONAL = (
+    *("num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings"),
+    *("rope_parameters", "rope_theta", "rope_scaling", "hidden_act"),
+)
+
+
+@pytest.mark.parametrize("heads", [32, 64])
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_an_absent_field_means_what_transformers_takes_it_for(hf, family, heads):
+    from transformers import AutoConfig
+
+    fields = {**hf.config_of("llama2"), "model_type": family, "hidden_size": 1024}
+    fields |= {"num_attention_heads": heads, "num_hidden_layers": 2}
+    fields = {name: x for name, x in fields.items() if name not in OPTIONAL}
+    theirs = AutoConfig.for_model(**fields).to_dict()
+    ours = read_config(fields, "config.json")
+    assert ours.kv_heads == theirs["num_key_value_heads"]
+    assert ours.head_dim == (theirs.get("head_dim") or 1024 // heads)
+    assert ours.sliding_window == theirs.get("sliding_window")
+    assert ours.rope_theta == theirs["rope_parameters"]["rope_theta"]
+    assert ours.tied == theirs["tie_word_embeddings"]
+
+
 def test_a_window_on_some_layers_is_refused(hf):
     fields = {**hf.config_of("qwen2_window"), "max_window_layers": 1}
     del fields["layer_types"]

@@ -41,6 +41,7 @@ class Family:
 
     Attributes:
       model_type, architecture: as in ``config.json``.
+      absent: what transformers takes a field to be that is not there.
       must_be: fields of which only these values have the decoder's maths.
       reads: fields of ``config.json`` that ``read`` looks at.
       read: ``config.json -> fields of DecoderConfig`` that only this family has.
@@ -50,6 +51,7 @@ class Family:
 
     model_type: str
     architecture: str
+    absent: Mapping[str, Any]
     must_be: Mapping[str, tuple]
     reads: tuple[str, ...]
     read: Callable[[Fields], dict[str, Any]]
@@ -132,6 +134,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
         a field that nobody here knows.
     """
     family = family_of(fields, where)
+    fields = {**family.absent, **fields}
     _check_fields(family, fields, where)
     missing = [name for name in (*SHAPE, "rms_norm_eps") if fields.get(name) is None]
     if missing:

@@ -13,6 +13,7 @@ FAMILIES.register("llama", "Llama 2, 3, 3.1, 3.2, TinyLlama")(
     Family(
         model_type="llama",
         architecture="LlamaForCausalLM",
+        absent={},
         must_be={"attention_bias": (False,)},
         reads=(),
         read=lambda fields: {},

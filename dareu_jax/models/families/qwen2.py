@@ -21,7 +21,7 @@ def window_of(fields: Mapping[str, Any]) -> int | None:
     if not fields.get("use_sliding_window", False) or window is None:
         windowed = 0
     else:
-        first = int(fields.get("max_window_layers", layers))
+        first = int(fields["max_window_layers"])
         kinds = fields.get("layer_types")
         kinds = kinds or ["sliding_attention"] * (layers - first)
         windowed = sum(kind == "sliding_attention" for kind in kinds)
@@ -50,10 +50,13 @@ WINDOW_FIELDS = (
     *("max_window_layers", "layer_types"),
 )
 
+ABSENT = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+
 FAMILIES.register("qwen2", "Qwen2, Qwen2.5")(
     Family(
         model_type="qwen2",
         architecture="Qwen2ForCausalLM",
+        absent=ABSENT,
         must_be={"use_mrope": (False,)},
         reads=WINDOW_FIELDS,
         read=lambda fields: {"qkv_bias": True, "sliding_window": window_of(fields)},

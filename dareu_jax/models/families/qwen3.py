@@ -1,13 +1,19 @@
 """Qwen3: normalised queries and keys, a head size of its own."""
 
 from dareu_jax.models.families.family import Family
-from dareu_jax.models.families.qwen2 import WINDOW_FIELDS, window_of, write_window
+from dareu_jax.models.families.qwen2 import (
+    ABSENT,
+    WINDOW_FIELDS,
+    window_of,
+    write_window,
+)
 from dareu_jax.registry import FAMILIES
 
 FAMILIES.register("qwen3", "Qwen3")(
     Family(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
+        absent={**ABSENT, "head_dim": 128},
         must_be={"attention_bias": (False,)},
         reads=WINDOW_FIELDS,
         read=lambda fields: {"qk_norm": True, "sliding_window": window_of(fields)},
