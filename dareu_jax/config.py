@@ -230,9 +230,10 @@ METHODS_IN_TABLE = (
 
 
 class RetrainedConfig(Section):
-    """The oracle, where it is not trained by the run itself."""
+    """The oracle: a model that never saw the forget owners."""
 
     path: str | None = None  # folder of dareu import; none: fine-tuned as the original
+    skip: bool = False  # no oracle: what is compared with it stays out of the results
 
 
 class RunConfig(Section):

@@ -37,8 +37,6 @@ from dareu_jax.stages import Run, check_forget_batch
 from dareu_jax.tracking import Tracker, read
 from dareu_jax.unlearning import method_config
 
-ORACLES = ("original", "retrained")
-
 
 def run(
     cfg: RunConfig, folder: Path, progress: Progress
@@ -123,11 +121,12 @@ def check_models(one: Run) -> None:
     """
     cfg = one.cfg
     assert one.model
-    if cfg.finetune.epochs == 0 and (one.imported is None or not cfg.retrained.path):
+    given = cfg.retrained.path or cfg.retrained.skip
+    if cfg.finetune.epochs == 0 and (one.imported is None or not given):
         raise UserError(
             "finetune.epochs = 0 takes imported models as they are; it needs "
             "model.path, the original, and retrained.path, a model trained without "
-            "the forget owners"
+            "the forget owners (retrained.skip=true where there is none)"
         )
     if (lora := cfg.lora) is not None:
         rank, targets = lora.rank, lora.targets
@@ -207,15 +206,16 @@ def judge_seed(one: Run, answers: list[dict[str, Any]]) -> dict[str, Any]:
         {"prompt": r.prompt, "gold": r.response, "owner": r.owner, "answers": {}}
         for r in one.split.forget
     ]
-    for name in (*ORACLES, *one.cfg.methods):
+    for name in (*one.oracles, *one.cfg.methods):
         log = evaluate(one, suite, name)
         models[name] = {metric: x["agg_value"] for metric, x in log["metrics"].items()}
         for row, text in zip(given, log["answers"]["forget"], strict=True):
             row["answers"][name] = text
     answers.extend(given)
+    oracle = models.get("retrained", {})
     return {
         "models": models,
-        "tow": {name: tow_of(models[name], models["retrained"]) for name in models},
+        "tow": {name: tow_of(row, oracle) for name, row in models.items() if oracle},
         "classifiers": evaluate(one, suite, "original")["classifiers"],
     }
 
@@ -282,7 +282,7 @@ def suite_of(one: Run) -> Suite:
         forget_columns=tuple(
             one.corpus.owners.index(owner) for owner in one.cfg.corpus.forget
         ),
-        retrained=one.retrained,
+        retrained=None if one.cfg.retrained.skip else one.retrained,
         reference=one.original,
         batch_size=cfg.batch_size,
         max_new_tokens=cfg.max_new_tokens or one.lengths[1],

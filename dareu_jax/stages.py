@@ -71,6 +71,11 @@ class Run(Inputs):
             return self.load(self.imported)
         return self.finetune("finetune_original", self.corpus.train)
 
+    @property
+    def oracles(self) -> tuple[str, ...]:
+        """Rows of the table that no unlearning method makes."""
+        return ("original",) if self.cfg.retrained.skip else ("original", "retrained")
+
     @functools.cached_property
     def retrained(self) -> Any:
         """Parameters fine-tuned on the retain owners: same seed, same recipe."""
@@ -282,7 +287,7 @@ class Run(Inputs):
 
     def model_params(self, name: str) -> Any:
         """Parameters of a row of the table."""
-        if name in ("original", "retrained"):
+        if name in self.oracles:
             return getattr(self, name)
         return self.unlearned(name)
 

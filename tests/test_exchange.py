@@ -20,6 +20,7 @@ from dareu_jax.export import export_run
 from dareu_jax.imported import import_folder, open_imported
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.parallel import make_mesh
+from dareu_jax.reporting import print_results
 from dareu_jax.reporting.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
@@ -80,6 +81,21 @@ def test_a_run_takes_an_imported_model_as_it_is(finished):
     stages = {p.name for p in (finished.folder / "checkpoints" / "seed_0").iterdir()}
     assert "finetune_original" not in stages and "npo" in stages
     assert not (finished.folder / "tokenizer").exists()
+
+
+def test_a_run_without_a_retrained_model_says_so(imported, tmp_path, capsys):
+    overrides = ["methods=[npo]", f"model={{path: {imported.folder}}}"]
+    overrides += ["finetune.epochs=0", "retrained.skip=true"]
+    cfg = load_config(TESTS / "tiny.yaml", overrides)
+    results, _ = pipeline.run(cfg, tmp_path / "run", quiet())
+    assert set(results["models"]) == {"original", "npo"} and results["tow"] == {}
+    assert "retrained_likelihood" not in results["models"]["npo"]
+    assert "attribution_unseen" in results["models"]["npo"]
+    print_results(Console(width=200), results)
+    assert "this run has no retrained model" in capsys.readouterr().out
+    assert "is part of this run" in (tmp_path / "run" / "report.html").read_text()
+    out = export_run(tmp_path / "run", "unlearned", tmp_path / "out", quiet())
+    assert "| metric | original | npo |" in (out / "README.md").read_text()
 
 
 def test_an_exported_original_is_the_imported_folder(source, finished, tmp_path):

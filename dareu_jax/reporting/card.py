@@ -8,10 +8,9 @@ from dareu_jax.reporting import summary
 LIMITS = """\
 ## Limits
 
-These numbers compare this model with one retrained without the withdrawn owners, on the
-prompts of this run. They do not show that the owners' data cannot be brought back by
-further training, by quantisation or by other prompts, and they are no statement about
-texts that were not evaluated.
+These numbers hold for the prompts of this run. They do not show that the owners' data
+cannot be brought back by further training, by quantisation or by other prompts, and they
+are no statement about texts that were not evaluated.
 """
 
 
@@ -22,7 +21,8 @@ def model_card(results: Mapping[str, Any], name: str, seed: int) -> str:
       results: of ``results.json``; name: the exported row; seed: the exported seed.
     """
     one = {"models": {}, "tow": {}, "seeds": {str(seed): results["seeds"][str(seed)]}}
-    rows = list(dict.fromkeys(["original", "retrained", name]))
+    there = summary.model_names(one)
+    rows = [row for row in there if row in ("original", "retrained", name)]
     shown = summary.present(one, summary.METRIC_ORDER)
     lines = [f"| metric | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
     for metric in shown:
@@ -32,8 +32,7 @@ def model_card(results: Mapping[str, Any], name: str, seed: int) -> str:
     return (
         f"---\ntags: [unlearning, dareu_jax]\n---\n# {name}\n\n"
         f"**{results['scale']}**\n\n"
-        f"The model `{name}` of a dareu_jax run, seed {seed}. The target of every "
-        "number is the column `retrained`: a model that never saw the withdrawn "
-        "owners.\n\n"
-        f"{table}\n\n{summary.LEGEND}\n\n{LIMITS}"
+        f"The model `{name}` of a dareu_jax run, seed {seed}. The column `retrained`, "
+        "where there is one, is a model that never saw the withdrawn owners.\n\n"
+        f"{table}\n\n{summary.legend(one)}\n\n{LIMITS}"
     )

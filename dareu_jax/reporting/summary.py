@@ -53,10 +53,9 @@ QUALITY = (
     FORGET_LENGTH,
 )
 METRIC_ORDER = ROUGE + PROBABILITY + ATTRIBUTION + QUALITY
-LEGEND = (
-    "↑ higher is better   ↓ lower is better   ≈ closer to retrained is better   "
-    "the target is the row `retrained`"
-)
+ARROWS = "↑ higher is better   ↓ lower is better   ≈ closer to retrained is better   "
+TARGET = "the target is the row `retrained`"
+NO_TARGET = "this run has no retrained model, so ≈ cannot be judged"
 ABSENT = "–"
 
 
@@ -122,6 +121,12 @@ def extra_metrics(results: Mapping[str, Any]) -> tuple[Metric, ...]:
     fixed = {shown.name for shown in METRIC_ORDER}
     keys = {key for keys in _keys({"": results}, "models").values() for key in keys}
     return tuple(METRICS.get(name) for name in METRICS.names() if name in keys - fixed)
+
+
+def legend(results: Mapping[str, Any]) -> str:
+    """Returns what the arrows mean, and what the target is."""
+    known = "retrained" in model_names(results)
+    return ARROWS + (TARGET if known else NO_TARGET)
 
 
 def cell(results: Mapping[str, Any], name: str, shown: Metric) -> str:

@@ -87,7 +87,7 @@ def _heading(metric: Metric) -> str:
 def _legend(results: Mapping[str, Any]) -> str:
     seeds = len(results.get("seeds", {}))
     count = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return "\n".join([summary.LEGEND, count, *summary.gaps(results)])
+    return "\n".join([summary.legend(results), count, *summary.gaps(results)])
 
 
 def _shown_models(texts: Mapping[str, str]) -> list[str]:
