@@ -9,8 +9,8 @@ LIMITS = """\
 ## Limits
 
 These numbers hold for the prompts of this run. They do not show that the owners' data
-cannot be brought back by further training, by quantisation or by other prompts, and they
-are no statement about texts that were not evaluated.
+cannot be brought back by further training, by quantisation or by other prompts, and
+they are no statement about texts that were not evaluated.
 """
 
 
