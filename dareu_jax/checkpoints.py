@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dareu_jax.errors import TrainingError, UserError
+from dareu_jax.parallel import named_leaves
 
 MANIFEST = "integrity.json"
 
@@ -209,19 +210,14 @@ def restore_error(where: str, found: dict[str, list], target: Any) -> None:
 def fingerprint(tree: Any) -> str:
     """Returns the sha256 over every leaf's path, dtype, shape and bytes."""
     digest = hashlib.sha256()
-    for path, leaf in _leaves(tree):
+    for path, leaf in named_leaves(tree):
         digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
         digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
     return digest.hexdigest()
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
 def _describe(tree: Any) -> dict[str, list]:
-    return {path: [list(x.shape), str(x.dtype)] for path, x in _leaves(tree)}
+    return {path: [list(x.shape), str(x.dtype)] for path, x in named_leaves(tree)}
 
 
 def _shape(leaf: list | None) -> str:

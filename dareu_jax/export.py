@@ -115,8 +115,8 @@ def write_small_files(run: Run, to: Path) -> None:
         copy_small_files(run.folder / "tokenizer", to)
         fields = config_json(run.model.cfg, max_positions=sum(run.lengths))
     ids = {"pad_token_id": run.tokenizer.pad_id, "eos_token_id": run.tokenizer.eos_id}
-    known = {key: value for key, value in fields.items() if value is not None}
-    fields = {**fields, **ids, **known, "dtype": run.model.cfg.param_dtype}
+    fields |= {key: x for key, x in ids.items() if fields.get(key) is None}
+    fields["dtype"] = run.model.cfg.param_dtype
     write(to / "config.json", json.dumps(fields, indent=2) + "\n")
     if not (to / "generation_config.json").exists():
         write(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")

@@ -67,8 +67,7 @@ class Run(Inputs):
     def original(self) -> Any:
         """Parameters fine-tuned on all owners, or imported as they are."""
         if self.cfg.finetune.epochs == 0:
-            assert self.imported is not None
-            return self.load(self.imported)
+            return self.base
         return self.finetune("finetune_original", self.corpus.train)
 
     @property
@@ -100,6 +99,12 @@ class Run(Inputs):
         dtype = jnp.dtype(self.model.cfg.param_dtype)
         return jax.tree.map(lambda leaf: leaf.astype(dtype), imported.load(self.mesh))
 
+    @functools.cached_property
+    def base(self) -> Any:
+        """The parameters in ``model.path``; what is frozen of them is shared."""
+        assert self.imported is not None
+        return self.load(self.imported)
+
     def with_adapters(self, params: Any) -> Any:
         """Parameters with fresh adapters, where ``lora`` asks for some it lacks."""
         cfg = self.cfg.lora
@@ -115,7 +120,11 @@ class Run(Inputs):
 
     def finetune(self, stage: str, records: tuple[owned.Record, ...]) -> Any:
         """Trains the decoder on ``records``, from ``model.path`` or the seed."""
-        return self._train_lm(stage, "finetune", self.model, self.cfg.finetune, records)
+        params, cfg = None, self.cfg.finetune
+        if self.imported is not None:
+            shared = self.cfg.lora is not None  # else its memory is given away
+            params = self.base if shared else self.load(self.imported)
+        return self._train_lm(stage, "finetune", self.model, cfg, records, params)
 
     @functools.cached_property
     def prior(self) -> tuple[Decoder, Any]:
@@ -131,6 +140,7 @@ class Run(Inputs):
         model: Decoder,
         cfg: FinetuneConfig,
         records: tuple[owned.Record, ...],
+        params: Any = None,
     ) -> Any:
         stream = self.stream(name, records, cfg.batch_size, cfg.group_by_length)
         steps = training_steps(cfg, stream)
@@ -138,8 +148,7 @@ class Run(Inputs):
 
         hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
         key = self.key(name)
-        start = self.imported if name == "finetune" else None
-        params = None if start is None else self.with_adapters(self.load(start))
+        params = None if params is None else self.with_adapters(params)
         frozen = {} if params is None else split(params)[1]
 
         def step_fn(state, step):
@@ -206,10 +215,15 @@ class Run(Inputs):
         shuffle = np.random.default_rng(zlib.crc32(f"{self.seed}/{stage}".encode()))
         return stream, shuffle.permutation(stream.owners)
 
+    @functools.cached_property
+    def gold_length(self) -> float:
+        """Mean tokens of the forget records' own responses."""
+        gold = self.tokens(self.split.forget).response_mask
+        return float(gold.sum() / len(gold))
+
     def untrained_world(self, cfg: RunConfig) -> World:
         """What a method may know before any model is trained."""
         owners = self.corpus.owners
-        gold = self.tokens(self.split.forget).response_mask
         return World(
             model=self.model,
             reference=None,
@@ -219,7 +233,7 @@ class Run(Inputs):
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
             max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
             stop_ids=self.tokenizer.stop_ids,
-            gold_length=float(gold.sum() / len(gold)),
+            gold_length=self.gold_length,
         )
 
     def draft(self, name: str, cfg: RunConfig) -> Method:

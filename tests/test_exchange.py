@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import make_golden as hf
 import numpy as np
 import pytest
 from rich.console import Console
@@ -27,15 +28,6 @@ TESTS = Path(__file__).resolve().parent
 VOCAB = 300
 
 
-def load_maker():
-    path = TESTS / "models" / "make_golden.py"
-    spec = importlib.util.spec_from_file_location("make_golden", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hf = load_maker()
 CONFIG = {**hf.config_of("qwen3"), "vocab_size": VOCAB, "torch_dtype": "float32"}
 MANY_TEXTS = [f"{i} {i * i} {i**3} words and numbers" for i in range(400)]
 TEXTS = ["Where was the author born? The author was born in a town by the sea."] * 9
@@ -43,6 +35,13 @@ TEXTS = ["Where was the author born? The author was born in a town by the sea."]
 
 def quiet():
     return Progress(Console(file=io.StringIO()))
+
+
+def run_imported(imported, folder, *overrides):
+    """Runs tests/tiny.yaml on an imported model; returns the results."""
+    path = f"model={{path: {imported.folder}}}"
+    cfg = load_config(TESTS / "tiny.yaml", [path, *overrides])
+    return pipeline.run(cfg, folder, quiet())[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +61,14 @@ def imported(source, tmp_path_factory):
 def finished(imported, tmp_path_factory):
     """A run whose original, and retrained for want of one, is the imported model."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    overrides = [
+    results = run_imported(
+        imported,
+        folder,
         "methods=[npo]",
-        f"model={{path: {imported.folder}}}",
         "finetune.epochs=0",
         f"retrained.path={imported.folder}",
         "npo.learning_rate=0.01",
-    ]
-    cfg = load_config(TESTS / "tiny.yaml", overrides)
-    results, _ = pipeline.run(cfg, folder, quiet())
+    )
     return SimpleNamespace(folder=folder, results=results)
 
 
@@ -84,10 +82,8 @@ def test_a_run_takes_an_imported_model_as_it_is(finished):
 
 
 def test_a_run_without_a_retrained_model_says_so(imported, tmp_path, capsys):
-    overrides = ["methods=[npo]", f"model={{path: {imported.folder}}}"]
-    overrides += ["finetune.epochs=0", "retrained.skip=true"]
-    cfg = load_config(TESTS / "tiny.yaml", overrides)
-    results, _ = pipeline.run(cfg, tmp_path / "run", quiet())
+    overrides = ("methods=[npo]", "finetune.epochs=0", "retrained.skip=true")
+    results = run_imported(imported, tmp_path / "run", *overrides)
     assert set(results["models"]) == {"original", "npo"} and results["tow"] == {}
     assert "retrained_likelihood" not in results["models"]["npo"]
     assert "attribution_unseen" in results["models"]["npo"]
@@ -149,16 +145,15 @@ def test_imported_parameters_go_where_the_mesh_wants_them(imported):
 def adapted(imported, tmp_path_factory):
     """A run that fine-tunes and unlearns adapters on the imported model."""
     folder = tmp_path_factory.mktemp("runs") / "lora"
-    overrides = [
+    run_imported(
+        imported,
+        folder,
         "methods=[dareu]",
-        f"model={{path: {imported.folder}}}",
         "lora={rank: 2, alpha: 4, targets: [q, v, down]}",
         "finetune.epochs=1",
         "finetune.learning_rate=0.02",
         "dareu.learning_rate=0.01",
-    ]
-    cfg = load_config(TESTS / "tiny.yaml", overrides)
-    pipeline.run(cfg, folder, quiet())
+    )
     return folder
 
 

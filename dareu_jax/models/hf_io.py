@@ -14,7 +14,7 @@ from dareu_jax.models.decoder import Decoder, DecoderConfig
 from dareu_jax.models.families import Weight, weights_of
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.models.scoring import init_decoder
-from dareu_jax.parallel import shardings_for
+from dareu_jax.parallel import named_leaves, path_name, shardings_for
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 NOT_WEIGHTS = (".rotary_emb.inv_freq",)
@@ -65,7 +65,7 @@ def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
 
 def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields name and shape of every tensor that a decoder has in a folder."""
-    shapes = {path: leaf.shape for path, leaf in _leaves(abstract_params(cfg))}
+    shapes = {path: leaf.shape for path, leaf in named_leaves(abstract_params(cfg))}
     for weight in weights_of(cfg):
         shape = shapes[weight.path][1 if weight.per_layer else 0 :]
         shape = shape[::-1] if weight.transpose else shape
@@ -94,10 +94,10 @@ def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
     check_tensors(source, cfg)
     abstract = abstract_params(cfg)
     table = {weight.path: weight for weight in weights_of(cfg)}
-    shardings = dict(_leaves(shardings_for(abstract, mesh)))
+    shardings = dict(named_leaves(shardings_for(abstract, mesh)))
 
     def load(path: Any, leaf: Any) -> jax.Array:
-        name = _path(path)
+        name = path_name(path)
         return _load_leaf(source, cfg, table[name], leaf, shardings[name])
 
     return jax.tree_util.tree_map_with_path(load, abstract)
@@ -152,7 +152,7 @@ def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray
 
     With several processes all must iterate: each tensor is gathered from all of them.
     """
-    leaves = dict(_leaves(params))
+    leaves = dict(named_leaves(params))
     for weight in weights_of(cfg):
         leaf = leaves[weight.path]
         for name, part in _parts(weight, cfg, leaf):
@@ -162,7 +162,7 @@ def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray
 
 def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every adapter tensor under the name and in the layout of PEFT."""
-    leaves = dict(_leaves(params))
+    leaves = dict(named_leaves(params))
     for weight in weights_of(cfg):
         for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
             leaf = leaves.get(weight.path.replace("/kernel", f"/{ours}"))
@@ -198,15 +198,6 @@ def _names(weight: Weight, cfg: DecoderConfig) -> list[str]:
     if not weight.per_layer:
         return [weight.name]
     return [weight.name.format(layer=layer) for layer in range(cfg.layers)]
-
-
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        yield _path(path), leaf
-
-
-def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def tensor_sizes(cfg: DecoderConfig) -> dict[str, int]:

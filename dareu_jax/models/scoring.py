@@ -77,27 +77,20 @@ def hidden_states(
 
 
 def response_hidden(
-    model: Decoder,
-    params: dict,
-    prompt,
-    prompt_mask,
-    response,
-    response_mask,
-    *,
-    key: Array | None = None,
+    model: Decoder, params: dict, batch, *, key: Array | None = None
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
     Args:
-      prompt, prompt_mask: ``[B, P]``, left-padded.
-      response, response_mask: ``[B, T]``, right-padded.
+      model, params: the decoder.
+      batch: prompt ``[B, P]``, left-padded, and response ``[B, T]``, right-padded.
       key: dropout is on with one.
     """
-    tokens = jnp.concatenate([prompt, response], axis=1)
-    mask = jnp.concatenate([prompt_mask, response_mask], axis=1)
+    tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
+    mask = jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
     hidden = hidden_states(model, params, tokens, mask, key=key)
-    start = prompt.shape[1] - 1
-    return hidden[:, start : start + response.shape[1]]
+    start = batch.prompt.shape[1] - 1
+    return hidden[:, start : start + batch.response.shape[1]]
 
 
 def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
@@ -107,14 +100,7 @@ def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
 
 def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
     """Float32 logits ``[B, T, V]`` at the response positions, over temperature."""
-    hidden = response_hidden(
-        model,
-        params,
-        batch.prompt,
-        batch.prompt_mask,
-        batch.response,
-        batch.response_mask,
-    )
+    hidden = response_hidden(model, params, batch)
     return logits_of(model, params, hidden) / temperature
 
 
@@ -133,15 +119,7 @@ def response_logps(
 
     Logits exist for a few positions at a time where the vocabulary is large.
     """
-    hidden = response_hidden(
-        model,
-        params,
-        batch.prompt,
-        batch.prompt_mask,
-        batch.response,
-        batch.response_mask,
-        key=key,
-    )
+    hidden = response_hidden(model, params, batch, key=key)
 
     def score(hidden: Array, tokens: Array) -> Array:
         return token_logps(logits_of(model, params, hidden) / temperature, tokens)

@@ -13,6 +13,8 @@ from dareu_jax.parallel.rules import (
     MESH_AXES,
     init_sharded,
     logical_axes,
+    named_leaves,
+    path_name,
     shard,
     shardings_for,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "init_sharded",
     "logical_axes",
     "make_mesh",
+    "named_leaves",
+    "path_name",
     "put_batch",
     "shard",
     "shardings_for",

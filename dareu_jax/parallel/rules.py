@@ -5,7 +5,7 @@ optimiser's copies of them, under any prefix.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -52,6 +52,17 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
+def path_name(path: Any) -> str:
+    """Returns a leaf's path in a tree as `/`-joined names."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every leaf with its `path_name`."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield path_name(path), leaf
+
+
 def logical_axes(path: str) -> tuple[str, ...]:
     """Returns the axis names of the parameter at a `/`-joined `path`.
 
@@ -83,8 +94,7 @@ def shardings_for(abstract_tree: Any, mesh: Mesh) -> Any:
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = _spec(name, tuple(leaf.shape), mesh)
+        spec = _spec(path_name(path), tuple(leaf.shape), mesh)
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.config import LossMethodConfig, NpoConfig, RunConfig
-from dareu_jax.models import join, response_logps, split
+from dareu_jax.models import join, response_logps
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
 from dareu_jax.reinforcement import cross_entropy
-from dareu_jax.unlearning.finetune import TrainState, apply_gradients
+from dareu_jax.unlearning.finetune import TrainState, apply_gradients, init_training
 from dareu_jax.unlearning.method import Method, Need, World
 
 Array = jax.Array
@@ -49,8 +49,7 @@ def make_loss_method(
     )
 
     def init(params, *, key: Array) -> TrainState:
-        trainable, _ = split(params)
-        return TrainState(trainable, optimiser.init(trainable), jnp.int32(0))
+        return init_training(model, optimiser, params, key=key)
 
     @jax.jit
     def update(state: TrainState, frozen, reference, forget, retain):

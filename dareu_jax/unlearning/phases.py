@@ -68,14 +68,7 @@ def policy_and_value(
 ) -> tuple[Array, Array]:
     """Logits ``[B, T, V]`` and values V(c_t) ``[B, T]`` from one shared trunk."""
     params = join(frozen, trainable["decoder"])
-    hidden = response_hidden(
-        model,
-        params,
-        answers.prompt,
-        answers.prompt_mask,
-        answers.response,
-        answers.response_mask,
-    )
+    hidden = response_hidden(model, params, answers)
     logits = logits_of(model, params, hidden) / hp.temperature
     if hp.value_gradient == "head":
         hidden = jax.lax.stop_gradient(hidden)

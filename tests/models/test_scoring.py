@@ -115,7 +115,7 @@ def test_response_logits_are_those_that_predict_each_response_token(
 
 
 def test_response_hidden_states_unembed_to_the_response_logits(model, params, batch):
-    hidden = response_hidden(model, params, *batch)
+    hidden = response_hidden(model, params, batch)
     assert hidden.shape == (3, T, 32)
     np.testing.assert_allclose(
         logits_of(model, params, hidden), logits_at(model, params, batch), atol=1e-5

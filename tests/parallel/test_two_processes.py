@@ -1,6 +1,5 @@
 """Two processes with two devices each: batches, checkpoints, metrics."""
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import make_golden as hf
 import numpy as np
 
 from dareu_jax.corpus import load_tokenizer
@@ -76,14 +76,9 @@ jax.distributed.shutdown()
 
 
 def tiny_hf_folder(folder):
-    """A Hugging Face folder with a tokenizer; returns the module that made it."""
-    path = REPO / "tests" / "models" / "make_golden.py"
-    spec = importlib.util.spec_from_file_location("make_golden", path)
-    hf = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hf)
+    """A Hugging Face folder with a tokenizer."""
     load_tokenizer(None, ["any text"], 300, folder)
     hf.make_folder(folder, {**hf.config_of("qwen3"), "vocab_size": 300}, shards=2)
-    return hf
 
 
 def free_port() -> int:
@@ -94,7 +89,7 @@ def free_port() -> int:
 
 def test_two_processes(tmp_path):
     port = str(free_port())
-    hf = tiny_hf_folder(tmp_path / "hf")
+    tiny_hf_folder(tmp_path / "hf")
     (tmp_path / "exported").mkdir()
     workers = [
         subprocess.Popen(

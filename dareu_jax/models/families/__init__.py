@@ -8,7 +8,6 @@ from dareu_jax.models.families.family import (
     Family,
     Weight,
     config_json,
-    family_of,
     read_config,
     weights_of,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "Family",
     "Weight",
     "config_json",
-    "family_of",
     "read_config",
     "weights_of",
 ]

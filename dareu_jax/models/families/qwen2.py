@@ -19,18 +19,16 @@ def window_of(fields: Mapping[str, Any]) -> int | None:
     layers = int(fields["num_hidden_layers"])
     window = fields.get("sliding_window")
     if not fields.get("use_sliding_window", False) or window is None:
-        windowed = 0
-    else:
-        first = int(fields["max_window_layers"])
-        kinds = fields.get("layer_types")
-        kinds = kinds or ["sliding_attention"] * (layers - first)
-        windowed = sum(kind == "sliding_attention" for kind in kinds)
+        return None
+    first = int(fields["max_window_layers"])
+    kinds = fields.get("layer_types") or ["sliding_attention"] * (layers - first)
+    windowed = sum(kind == "sliding_attention" for kind in kinds)
     if windowed not in (0, layers):
         raise UserError(
             f"a sliding window on {windowed} of {layers} layers is not supported; "
             "supported: on all of them or on none"
         )
-    return int(window) if window and windowed else None
+    return int(window) if windowed else None
 
 
 def write_window(window: int | None, layers: int) -> dict[str, Any]:
