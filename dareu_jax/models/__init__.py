@@ -4,22 +4,25 @@ from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
 from dareu_jax.models.lora import init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
 from dareu_jax.models.scoring import (
+    Trunk,
     apply_head,
     hidden_states,
     init_decoder,
     init_head,
     logits_of,
+    over_logits,
     positions_of,
     response_hidden,
-    response_logits,
     response_logps,
     token_logps,
+    trunk_of,
 )
 
 __all__ = [
     "Decoder",
     "DecoderConfig",
     "KVCache",
+    "Trunk",
     "apply_head",
     "decoder_config",
     "hidden_states",
@@ -30,10 +33,11 @@ __all__ = [
     "logits_of",
     "merge",
     "over_imported",
+    "over_logits",
     "positions_of",
     "response_hidden",
-    "response_logits",
     "response_logps",
     "split",
     "token_logps",
+    "trunk_of",
 ]

@@ -1,7 +1,7 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -98,12 +98,6 @@ def logits_of(model: Decoder, params: dict, hidden: Array) -> Array:
     return cast(Array, model.apply({"params": params}, hidden, method="unembed"))
 
 
-def response_logits(model: Decoder, params: dict, batch, temperature=1.0) -> Array:
-    """Float32 logits ``[B, T, V]`` at the response positions, over temperature."""
-    hidden = response_hidden(model, params, batch)
-    return logits_of(model, params, hidden) / temperature
-
-
 def token_logps(logits: Array, tokens: Array) -> Array:
     """log p(token) ``[B, T]`` float32 from ``logits [B, T, V]``, ``tokens [B, T]``."""
     chex.assert_rank([logits, tokens], [3, 2])
@@ -112,32 +106,62 @@ def token_logps(logits: Array, tokens: Array) -> Array:
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
+class Trunk(NamedTuple):
+    """A decoder's ``hidden [B, T, D]`` at response positions, not yet unembedded."""
+
+    model: Decoder
+    params: dict
+    hidden: Array
+
+
+def trunk_of(model: Decoder, params: dict, batch, *, key: Array | None = None) -> Trunk:
+    """`Trunk` of a batch, as `response_hidden` has it."""
+    return Trunk(model, params, response_hidden(model, params, batch, key=key))
+
+
 def response_logps(
     model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
 ) -> Array:
-    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false.
-
-    Logits exist for a few positions at a time where the vocabulary is large.
-    """
-    hidden = response_hidden(model, params, batch, key=key)
-
-    def score(hidden: Array, tokens: Array) -> Array:
-        return token_logps(logits_of(model, params, hidden) / temperature, tokens)
-
-    size = positions_at_once(len(hidden), model.cfg.vocab)
-    logps = over_positions(score, size, hidden, batch.response)
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
+    trunk = trunk_of(model, params, batch, key=key)
+    logps = over_logits(token_logps, [trunk], batch.response, temperature)
     return jnp.where(batch.response_mask, logps, 0.0)
 
 
-def positions_at_once(rows: int, vocab: int) -> int:
-    """How many positions of ``rows`` may have logits at the same time."""
-    return max(1, LOGITS_AT_ONCE // (rows * vocab))
+def over_logits(
+    score: Callable[..., Any], trunks: Sequence[Trunk], tokens: Array, temperature=1.0
+) -> Any:
+    """``score(logits of each trunk, tokens)`` without the logits ``[B, T, V]``.
+
+    Logits over ``temperature`` exist for at most `LOGITS_AT_ONCE` numbers' worth of
+    positions at a time, in the backward pass too.
+
+    Args:
+      score: from float32 ``[B, t, V]`` per trunk and ``[B, t]`` to a tree of
+        ``[B, t]``.
+      trunks: of one batch and one vocabulary.
+      tokens: ``[B, T]``, what the responses say.
+    """
+
+    def part(tokens: Array, *hidden: Array) -> Any:
+        logits = [
+            logits_of(trunk.model, trunk.params, states) / temperature
+            for trunk, states in zip(trunks, hidden, strict=True)
+        ]
+        return score(*logits, tokens)
+
+    width = sum(trunk.model.cfg.vocab for trunk in trunks)
+    size = max(1, LOGITS_AT_ONCE // (len(tokens) * width))
+    return over_positions(part, size, tokens, *(trunk.hidden for trunk in trunks))
 
 
-def over_positions(score: Callable[..., Array], size: int, *arrays: Array) -> Array:
-    """``score`` of ``arrays [B, T, ...]``, ``size`` positions at a time, ``[B, T]``.
+def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
+    """``score`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
 
     The backward pass computes each part again instead of keeping what it needed.
+
+    Returns:
+      The tree of ``[B, T]`` that ``score`` makes of the whole.
     """
     b, t = arrays[0].shape[:2]
     if size >= t:
@@ -147,6 +171,8 @@ def over_positions(score: Callable[..., Array], size: int, *arrays: Array) -> Ar
         x = jnp.pad(x, ((0, 0), (0, -t % size), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(b, -1, size, *x.shape[2:]), 1, 0)
 
+    def whole(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t]
+
     scored = jax.checkpoint(lambda part: score(*part))
-    out = jax.lax.map(scored, tuple(parts(x) for x in arrays))
-    return jnp.moveaxis(out, 0, 1).reshape(b, -1)[:, :t]
+    return jax.tree.map(whole, jax.lax.map(scored, tuple(map(parts, arrays))))

@@ -9,7 +9,6 @@ from dareu_jax.reinforcement.advantage import (
 from dareu_jax.reinforcement.losses import (
     clip_fraction,
     cross_entropy,
-    distillation_loss,
     full_kl,
     policy_loss,
     sampled_kl,
@@ -31,7 +30,6 @@ __all__ = [
     "clip_fraction",
     "cross_entropy",
     "discounted_returns",
-    "distillation_loss",
     "full_kl",
     "gae",
     "masked_mean",

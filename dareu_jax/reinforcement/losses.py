@@ -52,17 +52,15 @@ def sampled_kl(logps: Array, anchor_logps: Array) -> Array:
 
 
 def full_kl(logits: Array, anchor_logits: Array) -> Array:
-    """KL(softmax(logits) || softmax(anchor)) over the vocabulary, ``[B, T]``."""
+    """KL(softmax(logits) || softmax(anchor)) over the vocabulary, ``[B, T]``.
+
+    With the policy first it anchors; with the reference first it distils (DareU).
+    """
     chex.assert_equal_shape([logits, anchor_logits])
     chex.assert_type([logits, anchor_logits], float)
     logp = jax.nn.log_softmax(logits, axis=-1)
     anchor = jax.nn.log_softmax(anchor_logits, axis=-1)
     return jnp.sum(jnp.exp(logp) * (logp - anchor), axis=-1)
-
-
-def distillation_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
-    """E_t KL(pi_N(.|c_t) || pi(.|c_t)): forward KL from the reference (DareU)."""
-    return masked_mean(full_kl(ref_logits, logits), mask)
 
 
 def cross_entropy(logps: Array, mask: Array) -> Array:

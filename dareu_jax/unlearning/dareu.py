@@ -83,10 +83,10 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         )
         rewards = phase.reward(scores, judged, answers.response_mask)
         experience = phase.advantage(rewards, rollout, judged, answers)
-        kept: dict[str, Array] = {}
+        anchor, kept = phase.anchor(behaviour), dict[str, Array]()
         for s in range(hp.updates_per_batch):
             trainable, opt_state, ppo = phase.update(
-                frozen, trainable, opt_state, experience
+                frozen, trainable, opt_state, anchor, experience
             )
             for retain in batch["retain"][s :: hp.updates_per_batch]:
                 key = jax.random.fold_in(key, 1)

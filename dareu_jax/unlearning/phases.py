@@ -14,13 +14,12 @@ from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
     Decoder,
+    Trunk,
     apply_head,
     join,
-    logits_of,
-    response_hidden,
-    response_logits,
-    response_logps,
+    over_logits,
     token_logps,
+    trunk_of,
 )
 from dareu_jax.unlearning.method import World
 
@@ -35,7 +34,7 @@ class Judged(NamedTuple):
       logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior
         (zeros without one).
       values: ``[B, T]`` float32, V(c_t).
-      anchor_logits: ``[B, T, V]`` float32 of the KL anchor.
+      anchor: ``[B, T, D]`` hidden states of the KL anchor.
       kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator.
     """
 
@@ -43,19 +42,19 @@ class Judged(NamedTuple):
     ref_logps: Array
     prior_logps: Array
     values: Array
-    anchor_logits: Array
+    anchor: Array
     kl: Array
 
 
 class Experience(NamedTuple):
-    """One sampled batch ready for updates; every array ``[B, T]`` but the logits."""
+    """One sampled batch ready for updates; every array ``[B, T]`` but ``anchor``."""
 
     answers: TokenBatch
     old_logps: Array
     old_values: Array
     advantages: Array
     returns: Array
-    anchor_logits: Array
+    anchor: Array
 
 
 def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
@@ -65,15 +64,24 @@ def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
 
 def policy_and_value(
     model: Decoder, frozen: dict, trainable: dict, answers: TokenBatch, hp: DareuConfig
-) -> tuple[Array, Array]:
-    """Logits ``[B, T, V]`` and values V(c_t) ``[B, T]`` from one shared trunk."""
-    params = join(frozen, trainable["decoder"])
-    hidden = response_hidden(model, params, answers)
-    logits = logits_of(model, params, hidden) / hp.temperature
+) -> tuple[Trunk, Array]:
+    """The policy's trunk and, from the same one, values V(c_t) ``[B, T]``."""
+    trunk = trunk_of(model, join(frozen, trainable["decoder"]), answers)
+    hidden = trunk.hidden
     if hp.value_gradient == "head":
         hidden = jax.lax.stop_gradient(hidden)
     values = apply_head(1, trainable["value_head"], hidden)[..., 0]
-    return logits, jnp.where(answers.response_mask, values, 0.0)
+    return trunk, jnp.where(answers.response_mask, values, 0.0)
+
+
+def compare(
+    policy: Array, anchor: Array, tokens: Array, estimator: str = "full"
+) -> tuple[Array, Array]:
+    """log pi(y_t) and KL(pi || anchor) ``[B, t]`` from logits ``[B, t, V]``."""
+    logps = token_logps(policy, tokens)
+    if estimator == "full":
+        return logps, rl.full_kl(policy, anchor)
+    return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
 
 
 def repeats_itself(tokens: Array, mask: Array) -> Array:
@@ -98,6 +106,10 @@ class Phases:
         self, cfg: RunConfig, world: World, optimiser: optax.GradientTransformation
     ):
         self.cfg, self.hp, self.world, self.optimiser = cfg, cfg.dareu, world, optimiser
+        no_prior = self.hp.kl_anchor == "prior" and world.prior_model is None
+        self.anchored_to = "reference" if no_prior else self.hp.kl_anchor
+        prior = world.prior_model if self.anchored_to == "prior" else None
+        self.anchor_model = prior or world.model
         self.kappa = rl.segment_length(world.max_new_tokens, cfg.reward.slices)
         self.attribute = jax.jit(self._attribute)
         self.judge = jax.jit(self._judge)
@@ -141,27 +153,30 @@ class Phases:
         columns = jnp.asarray(self.world.forget_columns, jnp.int32)
         return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
 
+    def anchor(self, behaviour: dict) -> dict:
+        """Parameters of the KL anchor."""
+        if self.anchored_to == "behaviour":
+            return join(self.world.frozen, behaviour)
+        return self.world.prior if self.anchored_to == "prior" else self.world.reference
+
     def _judge(self, frozen, trainable, behaviour, reference, prior, answers):
         """Runs policy, reference, prior and KL anchor over the answers."""
-        hp, model, tokens = self.hp, self.world.model, answers.response
-        logits, values = policy_and_value(model, frozen, trainable, answers, hp)
-        score = functools.partial(response_logits, batch=answers)
-        ref_logits = score(model, reference, temperature=hp.temperature)
-        anchor, prior_logps = ref_logits, jnp.zeros_like(values)
-        if self.world.prior_model is not None:
-            prior_logps = response_logps(self.world.prior_model, prior, answers)
-        if hp.kl_anchor == "behaviour":
+        hp, world, tokens = self.hp, self.world, answers.response
+        policy, values = policy_and_value(world.model, frozen, trainable, answers, hp)
+        trunks = {"reference": trunk_of(world.model, reference, answers)}
+        prior_logps = jnp.zeros_like(values)
+        if world.prior_model is not None:
+            trunks["prior"] = trunk_of(world.prior_model, prior, answers)
+            prior_logps = over_logits(token_logps, [trunks["prior"]], tokens)
+            prior_logps = jnp.where(answers.response_mask, prior_logps, 0.0)
+        if self.anchored_to == "behaviour":
             before = join(frozen, behaviour)
-            anchor = score(model, before, temperature=hp.temperature)
-        elif hp.kl_anchor == "prior" and self.world.prior_model is not None:
-            anchor = score(self.world.prior_model, prior, temperature=hp.temperature)
-        logps, anchor_logps = token_logps(logits, tokens), token_logps(anchor, tokens)
-        if hp.kl_estimator == "full":
-            kl = rl.full_kl(logits, anchor)
-        else:
-            kl = rl.sampled_kl(logps, anchor_logps)
-        ref_logps = token_logps(ref_logits, tokens)
-        return Judged(logps, ref_logps, prior_logps, values, anchor, kl)
+            trunks["behaviour"] = trunk_of(world.model, before, answers)
+        anchor = trunks[self.anchored_to]
+        score = functools.partial(compare, estimator=hp.kl_estimator)
+        logps, kl = over_logits(score, [policy, anchor], tokens, hp.temperature)
+        ref = over_logits(token_logps, [trunks["reference"]], tokens, hp.temperature)
+        return Judged(logps, ref, prior_logps, values, anchor.hidden, kl)
 
     def _reward(self, scores: Array, judged: Judged, mask: Array) -> Array:
         """Token rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
@@ -196,22 +211,28 @@ class Phases:
             judged.values,
             advantages,
             returns,
-            judged.anchor_logits,
+            judged.anchor,
         )
 
-    def _update(self, frozen, trainable, opt_state, experience: Experience):
+    def _update(self, frozen, trainable, opt_state, anchor, experience: Experience):
         """One clipped PPO step on policy and value head."""
-        loss = functools.partial(self.ppo_loss, frozen)
+        loss = functools.partial(self.ppo_loss, frozen, anchor)
         grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
         return *self._apply(trainable, opt_state, grads), metrics
 
-    def ppo_loss(self, frozen, trainable, experience: Experience):
+    def ppo_loss(self, frozen, anchor, trainable, experience: Experience):
         """-J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
-        hp, answers = self.hp, experience.answers
+        hp, answers, world = self.hp, experience.answers, self.world
         mask = answers.response_mask
-        model = self.world.model
-        logits, values = policy_and_value(model, frozen, trainable, answers, hp)
-        logps = token_logps(logits, answers.response)
+        policy, values = policy_and_value(world.model, frozen, trainable, answers, hp)
+        said = functools.partial(
+            over_logits, tokens=answers.response, temperature=hp.temperature
+        )
+        if hp.kl_in == "loss":
+            held = Trunk(self.anchor_model, anchor, experience.anchor)
+            logps, kl = said(compare, [policy, held])
+        else:
+            logps, kl = said(token_logps, [policy]), jnp.zeros_like(values)
         surrogate = rl.policy_loss(
             logps, experience.old_logps, experience.advantages, mask, hp.clip
         )
@@ -219,9 +240,7 @@ class Phases:
             values, experience.old_values, experience.returns, mask, hp.clip
         )
         loss = surrogate + hp.value_coef * value
-        if hp.kl_in == "loss":
-            kl = rl.full_kl(logits, experience.anchor_logits)
-            loss += hp.kl_coef * rl.masked_mean(kl, mask)
+        loss += hp.kl_coef * rl.masked_mean(kl, mask)
         clipped = rl.clip_fraction(logps, experience.old_logps, mask, hp.clip)
         return loss, {
             "policy_loss": surrogate,
@@ -231,15 +250,17 @@ class Phases:
 
     def _distil(self, frozen, trainable, opt_state, reference, retain: TokenBatch):
         """One step on lambda_dis KL(reference || policy) at gold retain answers."""
-        ref_logits = response_logits(self.world.model, reference, retain)
-        mask = retain.response_mask
+        model, mask = self.world.model, retain.response_mask
+        teacher = trunk_of(model, reference, retain)
+
+        def score(taught: Array, logits: Array, tokens: Array):
+            hit = jnp.argmax(logits, axis=-1) == tokens
+            return rl.full_kl(taught, logits), hit.astype(jnp.float32)
 
         def loss_fn(trainable):
-            params = join(frozen, trainable["decoder"])
-            logits = response_logits(self.world.model, params, retain)
-            loss = rl.distillation_loss(ref_logits, logits, mask)
-            hit = jnp.argmax(logits, axis=-1) == retain.response
-            accuracy = rl.masked_mean(hit.astype(jnp.float32), mask)
+            pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
+            kl, hit = over_logits(score, [teacher, pupil], retain.response)
+            loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
             metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
             return self.hp.lambda_dis * loss, metrics
 

@@ -17,7 +17,7 @@ from dareu_jax.evaluation.evaluate import (
     owners_score,
 )
 from dareu_jax.evaluation.tow import SPLITS
-from dareu_jax.models import response_logits
+from dareu_jax.models import logits_of, response_hidden
 from dareu_jax.registry import METRICS
 
 
@@ -59,7 +59,8 @@ def test_mean_logp_against_numpy(suite, params):
     lengths = np.asarray([1, 5, 9, 13, 17, 24])
     short = np.arange(batch.response.shape[1]) < lengths[:, None]
     batch = batch._replace(response_mask=batch.response_mask & short)
-    logits = jax.jit(response_logits, static_argnums=0)(suite.model, params, batch)
+    hidden = jax.jit(response_hidden, static_argnums=0)(suite.model, params, batch)
+    logits = logits_of(suite.model, params, hidden)
     logits = np.asarray(logits, np.float64)
     logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(logps, batch.response[..., None], axis=-1)[..., 0]

@@ -18,7 +18,7 @@ from dareu_jax.models import (
     hidden_states,
     init_decoder,
     logits_of,
-    response_logits,
+    response_hidden,
     token_logps,
 )
 from dareu_jax.models.layers import dense
@@ -130,11 +130,14 @@ def sample(model, params, prompt):
 @pytest.fixture(scope="module")
 def teacher_forced(model, params, prompt):
     """Logits of a rollout's tokens over temperature, by one forward."""
-    score = jax.jit(response_logits, static_argnums=0)
+
+    @jax.jit
+    def score(params, batch):
+        return logits_of(model, params, response_hidden(model, params, batch))
 
     def run(rollout, temperature):
         batch = Batch(prompt, PROMPT_MASK, rollout.tokens, rollout.mask)
-        return score(model, params, batch, temperature)
+        return score(params, batch) / temperature
 
     return run
 

@@ -8,16 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import sizes_in
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import ModelConfig, build_config
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.generation import Rollout
-from dareu_jax.models import Decoder, decoder_config, init_decoder, init_head
+from dareu_jax.models import (
+    Decoder,
+    decoder_config,
+    init_decoder,
+    init_head,
+    scoring,
+)
 from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import World
-from dareu_jax.unlearning.phases import Judged, Phases, repeat_rows, repeats_itself
+from dareu_jax.unlearning.phases import (
+    Experience,
+    Judged,
+    Phases,
+    repeat_rows,
+    repeats_itself,
+)
 
 VOCAB, B, P, T = 16, 2, 3, 4
 # scores of every prefix of two responses of 4 and 2 tokens; junk after the end
@@ -100,9 +114,9 @@ def phases(world):
 
 def judged(**changes):
     zero = jnp.zeros((B, T), jnp.float32)
-    logits = jnp.zeros((B, T, VOCAB), jnp.float32)
+    hidden = jnp.zeros((B, T, 32), jnp.float32)
     parts = {"prior_logps": jnp.asarray(PRIOR), "kl": jnp.asarray(KL), **changes}
-    return Judged(zero, zero, parts["prior_logps"], zero, logits, parts["kl"])
+    return Judged(zero, zero, parts["prior_logps"], zero, hidden, parts["kl"])
 
 
 def rewards_of(phase):
@@ -341,14 +355,15 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
 ):
     phase, _, _, _, experience = iteration({}, trainable["decoder"])
     held = jax.tree.map(np.array, (world.reference, world.prior, experience))
-    loss = jax.jit(jax.grad(phase.ppo_loss, argnums=1, has_aux=True))
-    grads, metrics = loss({}, trainable, experience)
+    loss = jax.jit(jax.grad(phase.ppo_loss, argnums=2, has_aux=True))
+    anchor = phase.anchor(trainable["decoder"])
+    grads, metrics = loss({}, anchor, trainable, experience)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
     for part in ("decoder", "value_head"):
         assert any(np.asarray(x).any() for x in jax.tree.leaves(grads[part]))
     assert float(metrics["clip_fraction"]) == 0.0  # the policy is its own behaviour
     opt_state = phase.optimiser.init(trainable)
-    new, _, _ = phase.update({}, trainable, opt_state, experience)
+    new, _, _ = phase.update({}, trainable, opt_state, anchor, experience)
     assert any(
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trainable))
@@ -368,7 +383,8 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
         phase, _, answers, said, experience = iteration(
             {**dareu, "kl_coef": coef}, policy
         )
-        losses.append(float(jax.jit(phase.ppo_loss)({}, trainable, experience)[0]))
+        loss, anchor = jax.jit(phase.ppo_loss), phase.anchor(policy)
+        losses.append(float(loss({}, anchor, trainable, experience)[0]))
     kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
     assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
 
@@ -475,3 +491,57 @@ def test_per_data_epoch_samples_an_epoch_from_the_policy_at_its_start(scored, pa
     assert not equal(policies[0], policies[2])
     kl = [metrics["kl_anchor"] for _, _, metrics in steps]
     assert kl[0] == 0.0 and kl[1] != 0.0 and kl[2] == 0.0 and kl[3] != 0.0
+
+
+def traced(phase, trainable, reference, answers):
+    """The programs of judging, a PPO step and a distillation step, by name."""
+    first, second = (phase.optimiser.init(trainable) for _ in range(2))
+    frozen = (trainable["decoder"], reference, reference)
+    said = phase.judge({}, trainable, *frozen, answers)
+    rows = [said.logps] * 4
+    experience = Experience(answers, *rows, said.anchor)
+    return {
+        "judge": (phase.judge, ({}, trainable, *frozen, answers)),
+        "update": (phase.update, ({}, trainable, first, reference, experience)),
+        "distil": (phase.distil, ({}, trainable, second, reference, answers)),
+    }
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_no_phase_holds_the_logits_of_a_whole_batch(world, iteration, kl_in):
+    """Traced, not run: 8 answers of 256 tokens over Qwen3's vocabulary."""
+    rows, prompt, response, vocab = 8, 16, 256, 151_936
+    cfg = build_config({"dareu": {**DAREU, "kl_in": kl_in, "kl_estimator": "full"}})
+    model = Decoder(decoder_config(ModelConfig(preset="decoder-40k"), vocab))
+    wide = dataclasses.replace(world, model=model, prior_model=model)
+    phase = Phases(cfg, wide, make_optimiser(1e-3, 10))
+
+    def whole_iteration(params, answers):
+        head = init_head(1, model.cfg.embed, key=jax.random.key(0))
+        trainable = {"decoder": params, "value_head": head}
+        programs = traced(phase, trainable, params, answers)
+        return [program(*given) for program, given in programs.values()]
+
+    params = jax.eval_shape(lambda k: init_decoder(model, key=k), jax.random.key(0))
+    shape = jax.ShapeDtypeStruct
+    answers = TokenBatch(
+        *(shape((rows, prompt), dtype) for dtype in (jnp.int32, bool)),
+        *(shape((rows, response), dtype) for dtype in (jnp.int32, bool)),
+        shape((rows,), jnp.int32),
+    )
+    program = jax.make_jaxpr(whole_iteration)(params, answers)
+    assert 2**26 < max(sizes_in(program.jaxpr)) <= LOGITS_AT_ONCE
+
+
+def test_logits_in_parts_change_no_phase(monkeypatch, iteration, trainable, world):
+    dareu = {"kl_in": "loss", "kl_estimator": "full", "kl_coef": 0.5}
+    phase, _, answers, _, _ = iteration(dareu, trainable["decoder"])
+    outcomes = []
+    for at_once in (LOGITS_AT_ONCE, 1):
+        monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
+        again = Phases(phase.cfg, world, phase.optimiser)
+        given = jax.tree.map(jnp.copy, trainable)
+        programs = traced(again, given, world.reference, answers)
+        outcomes.append([program(*args) for program, args in programs.values()])
+    for whole, part in zip(*map(jax.tree.leaves, outcomes), strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-5)
