@@ -77,6 +77,14 @@ class LoraConfig(Section):
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # not stated
 
 
+class ClassifierLoraConfig(LoraConfig):
+    """Adapters of an owner classifier."""
+
+    rank: int = Field(16, ge=1)  # methods 1.3
+    alpha: float = Field(32, gt=0)  # methods 1.3
+    dropout: float = Field(0.1, ge=0, lt=1)  # methods 1.3
+
+
 class OptimiserConfig(Section):
     """AdamW with linear warm-up, cosine decay and gradient clipping."""
 
@@ -99,9 +107,10 @@ class ClassifierConfig(OptimiserConfig):
     """The owner classifier DA(i, y) = p(i | y) of methods 1.3."""
 
     model: ModelConfig = ModelConfig(preset="decoder-300k")
+    lora: ClassifierLoraConfig | None = None  # on an imported model; none: train all
     learning_rate: float = Field(1e-4, gt=0)  # methods 1.3
     train_on: Literal["whole", "prefixes"] = "whole"  # methods 1.3: whole responses
-    dropout: float = Field(0.1, ge=0, lt=1)  # methods 1.3
+    dropout: float = Field(0.1, ge=0, lt=1)  # ours; without adapters
     nobody: bool = False  # ours: a class for text that nobody owns
 
 
@@ -109,6 +118,7 @@ class PriorConfig(FinetuneConfig):
     """The counterfactual prior (ours): a small model of the retain owners alone."""
 
     model: ModelConfig = ModelConfig(preset="decoder-100k")
+    lora: LoraConfig | None = None  # on an imported model; none: train all
     epochs: float = Field(5, gt=0)
     prompt_dropout: float = Field(0.5, ge=0, le=1)  # so that a new name is no shock
 

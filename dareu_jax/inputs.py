@@ -4,16 +4,37 @@ import dataclasses
 import functools
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from dareu_jax import corpus as owned
-from dareu_jax.config import RunConfig
+from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.models import Decoder, decoder_config, over_imported
 from dareu_jax.parallel import make_mesh, put_batch
 
 Array = jax.Array
+
+
+class Part(NamedTuple):
+    """A decoder of a run: where its keys are, its shape, adapters and dropout."""
+
+    prefix: str
+    model: ModelConfig
+    lora: LoraConfig | None
+    dropout: float = 0.0
+
+
+def parts_of(cfg: RunConfig) -> dict[str, Part]:
+    """Returns every decoder that a configuration describes."""
+    kernel, judge, prior = cfg.classifier, cfg.evaluation.judge, cfg.prior
+    return {
+        "model": Part("", cfg.model, cfg.lora),
+        "classifier": Part("classifier.", kernel.model, kernel.lora, kernel.dropout),
+        "judge": Part("evaluation.judge.", judge.model, judge.lora, judge.dropout),
+        "prior": Part("prior.", prior.model, prior.lora),
+    }
 
 
 class Inputs:
@@ -72,13 +93,25 @@ class Inputs:
     @functools.cached_property
     def model(self) -> Decoder:
         """The decoder that is fine-tuned and unlearned."""
-        cfg = self.cfg.model
-        if self.imported is not None:
-            check_vocabulary(self.tokenizer, self.imported.cfg, self.imported.files)
-            shape = over_imported(cfg, self.imported.cfg)
+        return self.decoder("model")
+
+    def decoder(self, name: str) -> Decoder:
+        """The decoder of a part of the run, ``model`` or one of `parts_of`.
+
+        Raises:
+          UserError: its imported model is missing or of another vocabulary.
+        """
+        part = parts_of(self.cfg)[name]
+        lora, key = part.lora, f"{part.prefix}model"
+        if (path := part.model.path) is not None:
+            imported = open_imported(Path(path), f"{key}.path")
+            check_vocabulary(self.tokenizer, imported.cfg, imported.files)
+            shape = over_imported(part.model, imported.cfg, key)
         else:
-            shape = decoder_config(cfg, self.tokenizer.vocab_size)
-        lora = self.cfg.lora
+            known = self.tokenizer.vocab_size if name == "model" else None
+            shape = decoder_config(part.model, known or self.model.cfg.vocab)
+        drop = part.dropout if lora is None else 0.0
+        shape = dataclasses.replace(shape, dropout=drop)
         if lora is None:
             return Decoder(shape)
         return Decoder(

@@ -26,7 +26,8 @@ from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
 from dareu_jax.imported import open_imported
-from dareu_jax.models import decoder_config, init_adapters
+from dareu_jax.inputs import Part, parts_of
+from dareu_jax.models import DecoderConfig, init_adapters
 from dareu_jax.models.hf_io import abstract_params
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import KERNELS
@@ -91,10 +92,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
         one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
         for records in (one.split.forget, one.split.retain, one.split.test):
             one.tokens(records)
-        judge = cfg.evaluation.judge
         check_models(one)
-        for model in (m.model for m in (cfg.classifier, cfg.prior, judge)):
-            decoder_config(model, one.model.cfg.vocab)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
         for size in batch_sizes(cfg, one):
@@ -120,7 +118,6 @@ def check_models(one: Run) -> None:
         a name that the model has not.
     """
     cfg = one.cfg
-    assert one.model
     given = cfg.retrained.path or cfg.retrained.skip
     if cfg.finetune.epochs == 0 and (one.imported is None or not given):
         raise UserError(
@@ -128,15 +125,32 @@ def check_models(one: Run) -> None:
             "model.path, the original, and retrained.path, a model trained without "
             "the forget owners (retrained.skip=true where there is none)"
         )
-    if (lora := cfg.lora) is not None:
-        rank, targets = lora.rank, lora.targets
-        start = functools.partial(init_adapters, abstract_params(one.model.cfg))
-        jax.eval_shape(
-            lambda key: start(rank, targets, key=key),
-            jax.random.key(0),
-        )
+    for name, part in parts_of(cfg).items():
+        check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
     if cfg.retrained.path:
         one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+
+
+def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
+    """Raises `UserError` when a decoder or its adapters cannot serve the run."""
+    if part.prefix == "prior." and shape.vocab != vocab:
+        raise UserError(
+            f"prior.model.path: {part.model.path} has {shape.vocab} embeddings, the "
+            f"model {vocab}; the prior must share the model's vocabulary"
+        )
+    if part.lora is None:
+        return
+    if part.prefix and part.model.path is None:
+        raise UserError(
+            f"{part.prefix}lora adapts an imported model; set {part.prefix}model.path "
+            f"too, or take {part.prefix}lora out"
+        )
+    rank, targets = part.lora.rank, part.lora.targets
+    start = functools.partial(init_adapters, abstract_params(shape), rank, targets)
+    try:
+        jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"{part.prefix}{error}") from None
 
 
 def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:

@@ -21,9 +21,9 @@ from dareu_jax.config import (
 )
 from dareu_jax.errors import UserError
 from dareu_jax.imported import Imported, open_imported
-from dareu_jax.inputs import Inputs
+from dareu_jax.inputs import Inputs, parts_of
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.models import Decoder, decoder_config, init_adapters, join, split
+from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import shard
 from dareu_jax.registry import KERNELS, METHODS
@@ -62,12 +62,13 @@ class Run(Inputs):
         self.tracker, self.progress = tracker, progress
         self.stopped: dict[str, str | None] = {}
         self.wall_s: dict[str, float] = {}
+        self._bases: dict[tuple[Path, str], Any] = {}
 
     @functools.cached_property
     def original(self) -> Any:
         """Parameters fine-tuned on all owners, or imported as they are."""
         if self.cfg.finetune.epochs == 0:
-            return self.base
+            return self.base("model")
         return self.finetune("finetune_original", self.corpus.train)
 
     @property
@@ -80,7 +81,9 @@ class Run(Inputs):
         """Parameters fine-tuned on the retain owners: same seed, same recipe."""
         path = self.cfg.retrained.path
         if path is not None:
-            return self.load(open_imported(Path(path), "retrained.path"))
+            imported = open_imported(Path(path), "retrained.path")
+            self.check_shape(imported)
+            return self.load(imported, self.model.cfg.param_dtype)
         return self.finetune("finetune_retrained", self.split.retain)
 
     def check_shape(self, imported: Imported) -> None:
@@ -93,45 +96,54 @@ class Run(Inputs):
                 "import one of the same family and size"
             )
 
-    def load(self, imported: Imported) -> Any:
-        """Imported parameters in the dtype and place of this run's model."""
-        self.check_shape(imported)
-        dtype = jnp.dtype(self.model.cfg.param_dtype)
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), imported.load(self.mesh))
+    def load(self, imported: Imported, dtype: str) -> Any:
+        """Imported parameters in the place of this run's model."""
+        params = imported.load(self.mesh)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
 
-    @functools.cached_property
-    def base(self) -> Any:
-        """The parameters in ``model.path``; what is frozen of them is shared."""
-        assert self.imported is not None
-        return self.load(self.imported)
+    def base(self, name: str) -> Any:
+        """A part's imported parameters; those who adapt one folder share one copy."""
+        part, dtype = parts_of(self.cfg)[name], self.decoder(name).cfg.param_dtype
+        assert part.model.path is not None
+        folder = Path(part.model.path).resolve()
+        imported = open_imported(folder)
+        if part.lora is None:  # trained whole: its memory is given away
+            return self.load(imported, dtype)
+        if (folder, dtype) not in self._bases:
+            self._bases[folder, dtype] = self.load(imported, dtype)
+        return self._bases[folder, dtype]
 
-    def with_adapters(self, params: Any) -> Any:
-        """Parameters with fresh adapters, where ``lora`` asks for some it lacks."""
-        cfg = self.cfg.lora
-        if cfg is None or split(params)[1]:
+    def with_adapters(self, params: Any, name: str) -> Any:
+        """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
+        part = parts_of(self.cfg)[name]
+        if part.lora is None or split(params)[1]:
             return params
-        fresh = init_adapters(params, cfg.rank, cfg.targets, key=self.key("lora"))
-        return join(params, self._shard(fresh))
+        rank, targets = part.lora.rank, part.lora.targets
+        key = self.key(f"{part.prefix}lora")
+        return join(params, self._shard(init_adapters(params, rank, targets, key=key)))
+
+    def start_of(self, name: str) -> Any:
+        """What a part's training begins with; None: with a fresh decoder."""
+        if parts_of(self.cfg)[name].model.path is None:
+            return None
+        return self.with_adapters(self.base(name), name)
 
     @functools.cached_property
     def start(self) -> Any:
         """What an unlearning method begins with: the original and its adapters."""
-        return self.with_adapters(self.original)
+        return self.with_adapters(self.original, "model")
 
     def finetune(self, stage: str, records: tuple[owned.Record, ...]) -> Any:
         """Trains the decoder on ``records``, from ``model.path`` or the seed."""
-        params, cfg = None, self.cfg.finetune
-        if self.imported is not None:
-            shared = self.cfg.lora is not None  # else its memory is given away
-            params = self.base if shared else self.load(self.imported)
-        return self._train_lm(stage, "finetune", self.model, cfg, records, params)
+        cfg, start = self.cfg.finetune, self.start_of("model")
+        return self._train_lm(stage, "finetune", self.model, cfg, records, start)
 
     @functools.cached_property
     def prior(self) -> tuple[Decoder, Any]:
         """The counterfactual prior: a small decoder of the retain owners alone."""
-        cfg = self.cfg.prior
-        model = Decoder(decoder_config(cfg.model, self.model.cfg.vocab))
-        return model, self._train_lm("prior", "prior", model, cfg, self.split.retain)
+        model, start = self.decoder("prior"), self.start_of("prior")
+        cfg, records = self.cfg.prior, self.split.retain
+        return model, self._train_lm("prior", "prior", model, cfg, records, start)
 
     def _train_lm(
         self,
@@ -140,7 +152,7 @@ class Run(Inputs):
         model: Decoder,
         cfg: FinetuneConfig,
         records: tuple[owned.Record, ...],
-        params: Any = None,
+        start: Any,
     ) -> Any:
         stream = self.stream(name, records, cfg.batch_size, cfg.group_by_length)
         steps = training_steps(cfg, stream)
@@ -148,8 +160,7 @@ class Run(Inputs):
 
         hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
         key = self.key(name)
-        params = None if params is None else self.with_adapters(params)
-        frozen = {} if params is None else split(params)[1]
+        frozen = {} if start is None else split(start)[1]
 
         def step_fn(state, step):
             batch, noise = self.place(stream[step]), jax.random.fold_in(key, step)
@@ -157,7 +168,7 @@ class Run(Inputs):
                 model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
 
-        state = init_training(model, optimiser, params, key=key)
+        state = init_training(model, optimiser, start, key=key)
         where = self._stage(stage, "loss", f"lower {name}.learning_rate")
         state, meta = run_stage(where, self._shard(state), steps, step_fn)
         self.wall_s[stage] = meta["wall_s"]
@@ -179,14 +190,14 @@ class Run(Inputs):
         return self._build_index("judge", "classifier")
 
     def _build_index(self, stage: str, kernel_name: str) -> tuple[Kernel, Any]:
-        cfg: ClassifierConfig = (
-            self.cfg.evaluation.judge if stage == "judge" else self.cfg.classifier
-        )
+        part = "judge" if stage == "judge" else "classifier"
+        cfg = self.cfg.evaluation.judge if part == "judge" else self.cfg.classifier
         stream, labels = self._owner_stream(stage, cfg)
         steps = training_steps(cfg, stream)
         kernel = KERNELS.get(kernel_name)(
             cfg,
-            vocab=self.model.cfg.vocab,
+            backbone=self.decoder(part),
+            start=self.start_of(part),
             owners=len(self.corpus.owners),
             steps=steps,
         )

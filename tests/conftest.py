@@ -85,7 +85,13 @@ def tiny_world(tiny_run):
     owned = tuple(r for r in tiny_run.corpus.train if r.owner != NOBODY)
     batch = OwnerBatch(tiny_run.tokens(owned), owner_labels(owned, owners))
     make = KERNELS.get("classifier")
-    kernel = make(cfg.classifier, vocab=vocab, owners=len(owners), steps=10)
+    kernel = make(
+        cfg.classifier,
+        backbone=tiny_run.decoder("classifier"),
+        start=None,
+        owners=len(owners),
+        steps=10,
+    )
     forget = tiny_run.split.forget
     return World(
         model=tiny_run.model,

@@ -19,10 +19,13 @@ from dareu_jax.corpus import load_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.export import export_run
 from dareu_jax.imported import import_folder, open_imported
+from dareu_jax.models import split
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run
+from dareu_jax.tracking import Tracker
 
 TESTS = Path(__file__).resolve().parent
 VOCAB = 300
@@ -231,6 +234,35 @@ def run_cli(arguments, capsys):
     return end.value.code, capsys.readouterr().err
 
 
+def test_parts_that_adapt_one_folder_share_its_frozen_parameters(imported, tmp_path):
+    """Policy, reference, classifier, judge and prior: one base, five adapter sets."""
+    base = f"{{path: {imported.folder}, param_dtype: bfloat16}}"
+    parts = [
+        f"{name}={{model: {base}, lora: {{rank: 4}}}}"
+        for name in ("classifier", "prior", "evaluation.judge")
+    ]
+    how = ("lora={rank: 2}", "finetune.epochs=0", "retrained.skip=true")
+    cfg = load_config(TESTS / "tiny.yaml", [f"model={base}", *parts, *how])
+    with Tracker(tmp_path) as tracker:
+        run = Run(cfg, 0, tmp_path, tracker, quiet())
+        models = {"policy": run.start, "prior": run.prior[1]}
+        kernel, index = run.classifier
+        models |= {"classifier": index["decoder"], "judge": run.judge[1]["decoder"]}
+        scores = kernel.prefix_score(run.start, index, run.tokens(run.split.forget))
+    assert np.isfinite(np.asarray(scores)).all()
+    held = {name: jax.tree.leaves(split(params)[1]) for name, params in models.items()}
+    for leaves in held.values():
+        assert all(a is b for a, b in zip(leaves, held["policy"], strict=True))
+        assert all(leaf.dtype == "bfloat16" for leaf in leaves)
+    for name, params in models.items():
+        own = jax.tree.leaves(split(params)[0])
+        assert all(leaf.dtype == "float32" for leaf in own)
+        trained = any(np.asarray(leaf).any() for leaf in own if leaf.shape[-2] == 4)
+        assert trained == (name != "policy")
+    kept = kernel.init(None, key=jax.random.key(0)).params["decoder"]
+    assert not split(kept)[1]  # a checkpoint holds no copy of the base
+
+
 def no_eos(folder):
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -293,7 +325,19 @@ def test_export_names_what_there_is(finished, tmp_path, capsys):
         (["corpus.template=chat"], "no chat template"),
         (["model={path: IN, layers: 3}"], "model.layers = 3: the shape is that of"),
         (["model={path: IN}", "retrained.path=HF"], "retrained.path: "),
-        (["prior.model.path=IN"], "only `model` can be an imported one"),
+        (
+            ["prior.model.path=IN", "corpus.vocab_size=280"],
+            "the prior must share the model's vocabulary",
+        ),
+        (["classifier.lora={}"], "classifier.lora adapts an imported model"),
+        (
+            ["classifier={model: {path: IN}, lora: {targets: [x]}}"],
+            "classifier.lora.targets: no dense layer 'x'",
+        ),
+        (
+            ["evaluation.judge.model={path: IN, layers: 9}"],
+            r"evaluation\.judge\.model\.layers = 9: the shape is that of",
+        ),
         (["model={path: IN}", "corpus.tokenizer=LARGE"], "the model 300 embeddings"),
     ],
 )

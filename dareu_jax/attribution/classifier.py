@@ -5,7 +5,7 @@ DA(i, y[:t]) for every prefix t.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import (
     Decoder,
     apply_head,
-    decoder_config,
     hidden_states,
     init_decoder,
     init_head,
+    join,
+    split,
 )
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import KERNELS
@@ -77,17 +78,19 @@ def owner_loss(
 
 @KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
 def make_classifier(
-    cfg: ClassifierConfig, *, vocab: int, owners: int, steps: int
+    cfg: ClassifierConfig, *, backbone: Decoder, start: Any, owners: int, steps: int
 ) -> Kernel:
     """Returns the classifier kernel.
 
     Args:
-      cfg: backbone, optimiser, what to train on; with ``nobody`` one more class
-        holds the text that no owner has.
-      vocab: V; owners: O; steps: updates in all.
+      cfg: optimiser, what to train on; with ``nobody`` one more class holds the text
+        that no owner has.
+      backbone: the decoder below the owner head; start: its parameters, of which
+        adapters alone are trained where there are any; None: fresh ones.
+      owners: O; steps: updates in all.
     """
     classes = owners + int(cfg.nobody)
-    model = Decoder(decoder_config(cfg.model, vocab, cfg.dropout))
+    given, frozen = (None, {}) if start is None else split(start)
     optimiser = make_optimiser(
         cfg.learning_rate,
         steps,
@@ -99,18 +102,22 @@ def make_classifier(
     def init(params, *, key: Array) -> ClassifierState:
         body, drop = jax.random.split(key)
         own = {
-            "decoder": init_decoder(model, key=body),
-            "owner_head": init_head(classes, model.cfg.embed, key=body),
+            "decoder": given or init_decoder(backbone, key=body),
+            "owner_head": init_head(classes, backbone.cfg.embed, key=body),
         }
         return ClassifierState(own, optimiser.init(own), jnp.int32(0), drop)
 
     def update(params, batch: OwnerBatch, acc: ClassifierState):
         label = jnp.where(batch.owner < 0, owners if cfg.nobody else -1, batch.owner)
         batch = batch._replace(owner=label)
-        return fit_classifier(model, classes, optimiser, cfg.train_on, batch, acc)
+        rest = (classes, optimiser, cfg.train_on)
+        return fit_classifier(backbone, *rest, frozen, batch, acc)
+
+    def finalize(params, acc: ClassifierState) -> dict:
+        return {**acc.params, "decoder": join(frozen, acc.params["decoder"])}
 
     def prefix_score(params, index, queries) -> Array:
-        logits = owner_logits(model, classes, index, queries)
+        logits = owner_logits(backbone, classes, index, queries)
         return jax.nn.softmax(logits, axis=-1)[..., :owners]
 
     def score(params, index, queries) -> Array:
@@ -121,7 +128,7 @@ def make_classifier(
         owners=owners,
         init=init,
         update=update,
-        finalize=lambda params, acc: acc.params,
+        finalize=finalize,
         score=score,
         prefix_score=prefix_score,
     )
@@ -135,14 +142,16 @@ def fit_classifier(
     classes: int,
     optimiser: optax.GradientTransformation,
     train_on: str,
+    frozen: Any,
     batch: OwnerBatch,
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """One optimiser step of the classifier on labelled responses."""
+    """One step of the classifier, beside what is frozen, on labelled responses."""
     key = jax.random.fold_in(state.key, state.step)
 
     def loss_fn(own):
-        logits = owner_logits(model, classes, own, batch.text, key)
+        whole = {**own, "decoder": join(frozen, own["decoder"])}
+        logits = owner_logits(model, classes, whole, batch.text, key)
         return owner_loss(logits, batch.owner, batch.text.response_mask, train_on)
 
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

@@ -52,13 +52,8 @@ _preset(
 
 def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> DecoderConfig:
     """Returns the preset's shape with the fields that ``cfg`` sets put over it."""
-    if cfg.path is not None:
-        raise UserError(
-            f"path = {cfg.path!r}: only `model` can be an imported one; classifier, "
-            "prior and judge have a preset"
-        )
     shape = dict(MODELS.get(cfg.preset))
-    given = cfg.model_dump(exclude={"preset"}, exclude_none=True)
+    given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
     if "rope_scaling" in given:
         given["rope_scaling"] = tuple(sorted(given["rope_scaling"].items()))
     shape.update(given)
@@ -67,17 +62,17 @@ def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> Decode
     return DecoderConfig(vocab=vocab, dropout=dropout, **kept)
 
 
-def over_imported(cfg: ModelConfig, shape: DecoderConfig) -> DecoderConfig:
-    """Returns an imported decoder's shape with dtypes and remat as ``cfg`` says.
+def over_imported(cfg: ModelConfig, shape: DecoderConfig, key: str) -> DecoderConfig:
+    """Returns an imported decoder's shape with dtypes and remat as ``key`` says.
 
     Raises:
-      UserError: ``cfg`` asks for another shape.
+      UserError: it asks for another shape.
     """
     given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
     wrong = sorted(set(given) - {"remat", "param_dtype", "compute_dtype"})
     if wrong:
         raise UserError(
-            f"model.{wrong[0]} = {given[wrong[0]]!r}: the shape is that of the model "
+            f"{key}.{wrong[0]} = {given[wrong[0]]!r}: the shape is that of the model "
             f"in {cfg.path}; take the key out"
         )
     return dataclasses.replace(shape, **given)

@@ -47,7 +47,8 @@ def queries(key):
 def prefix_scoring():
     """DA of every kappa-prefix: one forward against one call per prefix."""
     cfg = ClassifierConfig()
-    kernel = make_classifier(cfg, vocab=V, owners=OWNERS, steps=1)
+    backbone = Decoder(decoder_config(cfg.model, V))
+    kernel = make_classifier(cfg, backbone=backbone, start=None, owners=OWNERS, steps=1)
     acc = kernel.init(None, key=jax.random.key(0))
     head = acc.params["owner_head"]
     noise = 0.3 * jax.random.normal(jax.random.key(1), head["kernel"].shape)

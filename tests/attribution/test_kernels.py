@@ -17,6 +17,7 @@ from dareu_jax.attribution import (
 from dareu_jax.attribution.classifier import owner_loss
 from dareu_jax.config import with_overrides
 from dareu_jax.corpus import NOBODY, TokenBatch, owner_labels, take
+from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 
@@ -59,7 +60,9 @@ def trained(request, tiny_run, tiny_world):
     name, changes = request.param
     cfg = with_overrides(tiny_run.cfg, changes).classifier
     owners, vocab = len(tiny_run.corpus.owners), tiny_run.tokenizer.vocab_size
-    kernel = KERNELS.get(name)(cfg, vocab=vocab, owners=owners, steps=STEPS)
+    backbone = Decoder(decoder_config(cfg.model, vocab, cfg.dropout))
+    make = KERNELS.get(name)
+    kernel = make(cfg, backbone=backbone, start=None, owners=owners, steps=STEPS)
     batch, params = text_of(tiny_run, cfg), tiny_world.reference
     index = build_index(kernel, params, [batch] * STEPS, key=jax.random.key(0))
     mine = np.flatnonzero(batch.owner >= 0)
