@@ -41,9 +41,10 @@ def tokenise(
     """Returns all N records as one `TokenBatch` of numpy arrays.
 
     A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
-    the response begins on a token boundary. The template may hold special tokens of
-    the tokenizer; ``chat`` stands for the tokenizer's own, with ``system`` before the
-    question and no space before the response. ``truncate`` keeps a prompt's bos and
+    the response begins on a token boundary: the two join to the tokens of the whole.
+    The template may hold special tokens of the tokenizer; ``chat`` stands for the
+    tokenizer's own, with ``system`` before the question and before the response the
+    white space that the template writes there. ``truncate`` keeps a prompt's bos and
     tail and a response's head; a cut response has no eos, for it does not end there.
 
     Raises:
@@ -88,22 +89,31 @@ def _encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Returns the token lists of every prompt and of every response."""
-    eos = [tokenizer.eos_id]
     if template == CHAT:
+        lead, space = tokenizer.turn(system)
         prompts = [tokenizer.chat(r.prompt, system) for r in records]
-        return prompts, [tokenizer.encode(r.response) + eos for r in records]
+    else:
+        lead, space = template, " "
+        prompts = _fill(template, records, tokenizer)
+    texts = (space + r.response for r in records)
+    responses = tokenizer.continuations(texts, lead)
+    return prompts, [[*ids, tokenizer.eos_id] for ids in responses]
+
+
+def _fill(
+    template: str, records: Sequence[Record], tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Returns bos and the tokens of every prompt in a written template."""
     if "{prompt}" not in template:
         raise UserError(
             f"corpus.template {template!r} lacks {{prompt}}, the place of the question "
             "(chat: the tokenizer's own template)"
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompts = [
+    return [
         bos + tokenizer.encode(template.replace("{prompt}", r.prompt), markup=True)
         for r in records
     ]
-    responses = [tokenizer.encode(" " + r.response) + eos for r in records]
-    return prompts, responses
 
 
 def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:

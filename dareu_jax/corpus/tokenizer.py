@@ -17,6 +17,8 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 """Special tokens of a trained tokenizer; the place is the id."""
 SMALLEST_VOCAB = 256 + len(SPECIAL)
 """Every byte and every special token: no text is ever unknown."""
+ANCHOR = "\0"
+"""A character that vocabularies do not join to its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,24 @@ class Tokenizer:
         )
         return list(encoded["input_ids"])
 
+    def continuations(self, texts: Iterable[str], lead: str) -> list[list[int]]:
+        """Returns the tokens of every text as it continues `lead`.
+
+        A SentencePiece tokenizer writes a space of its own in front of a text that
+        stands alone, not of one that goes on; here that space is left out.
+        """
+        if self._behind(lead, ANCHOR, markup=True) == self.encode(ANCHOR):
+            return [self.encode(text) for text in texts]
+        return [self._behind(ANCHOR, text) for text in texts]
+
+    def _behind(self, lead: str, text: str, *, markup: bool = False) -> list[int]:
+        """Returns the tokens of `text` behind `lead`; alone where the two merge."""
+        head = self.encode(lead, markup=markup)
+        whole = self.encode(lead + text, markup=markup)
+        if whole[: len(head)] != head:
+            return self.encode(text, markup=markup)
+        return whole[len(head) :]
+
     def chat(self, prompt: str, system: str | None) -> list[int]:
         """Returns the tokens of a question in the tokenizer's own chat template.
 
@@ -53,18 +73,35 @@ class Tokenizer:
         Raises:
           UserError: the tokenizer has no chat template.
         """
+        return self.encode(self._render(prompt, system), markup=True)
+
+    def turn(self, system: str | None) -> tuple[str, str]:
+        """Returns a question in the chat template and the white space that follows.
+
+        The space is the one the template writes between the place where the
+        assistant's turn begins and its answer; anything else there is not part of it.
+        """
+        asked = self._render(ANCHOR, system)
+        answered = self._render(ANCHOR, system, ANCHOR)
+        space, _, _ = answered.removeprefix(asked).partition(ANCHOR)
+        return asked, space if space.isspace() else ""
+
+    def _render(
+        self, prompt: str, system: str | None, answer: str | None = None
+    ) -> str:
+        """Returns the chat template's text, up to the assistant's turn or with it."""
         if not self.hf.chat_template:
             raise UserError(
                 "corpus.template = 'chat', but the tokenizer has no chat template; "
                 "write the template out, with {prompt} in it"
             )
-        turns = [{"role": "user", "content": prompt}]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
-        text = self.hf.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+        said = (("system", system), ("user", prompt), ("assistant", answer))
+        return self.hf.apply_chat_template(
+            [{"role": who, "content": text} for who, text in said if text is not None],
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            date_string=TEMPLATE_DATE,
         )
-        return self.encode(text, markup=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids` without special tokens."""
