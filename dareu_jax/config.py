@@ -28,16 +28,17 @@ class CorpusConfig(Section):
     """Who owns which text, and which owners withdraw."""
 
     source: str = "fictitious"
-    path: str | None = None  # file (jsonl) or folder (tofu)
+    path: str | None = None  # file (jsonl, arxiv) or folder (tofu, arxiv, waterdrum_ax)
     forget: tuple[str, ...] = ()  # owners that withdraw
     seed: int = 0  # fictitious: decides every name and fact
-    owners: int = Field(10, ge=2)  # fictitious: how many
-    records_per_owner: int = Field(20, ge=1)
+    owners: int = Field(10, ge=2)  # fictitious, arxiv (the largest archives)
+    records_per_owner: int = Field(20, ge=1)  # fictitious, arxiv
     general_facts: int = Field(40, ge=0)  # fictitious: text nobody owns
     authors_per_owner: int = Field(1, ge=1)  # tofu: authors grouped into one owner
     merge_others: bool = False  # methods 1.6: forget owners against all the rest
     last_authors: int | None = Field(None, ge=2)  # tofu: use the last N authors only
     general_knowledge: bool = False  # tofu: train on the test facts too (from scratch)
+    prompt_words: int = Field(40, ge=1)  # arxiv, waterdrum_ax: the rest is the response
     tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
     vocab_size: int = Field(1024, ge=260)
     template: str = "Question: {prompt}\nAnswer:"  # methods 4.4; chat: the tokenizer's

@@ -162,5 +162,6 @@ def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
         authors_per_owner=c.authors_per_owner,
         last_authors=c.last_authors,
         general_knowledge=c.general_knowledge,
+        prompt_words=c.prompt_words,
     )
     return owned.load_corpus(c.source, options, folder / "data")

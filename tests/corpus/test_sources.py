@@ -11,7 +11,6 @@ from dareu_jax.corpus.sources import tofu
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
-NEED_PATHS = {"jsonl", "tofu"}
 TOFU = (
     Path(os.environ.get("DAREU_DATA") or Path(__file__).parents[2].parent / "shared")
     / "tofu"
@@ -47,6 +46,21 @@ def fake_tofu(folder: Path, authors: int = 3) -> str:
     return str(folder)
 
 
+def fake_arxiv(file: Path) -> str:
+    text = " ".join(f"word{n}" for n in range(50))
+    papers = [(a, n) for a in ("math", "cs", "stat") for n in range(20)]
+    return write(
+        file, *({"id": f"{a}/{n}", "archive": a, "abstract": text} for a, n in papers)
+    )
+
+
+def fake_waterdrum(folder: Path) -> str:
+    folder.mkdir()
+    write(folder / "full.jsonl", *({"text": f"text {n}"} for n in range(800)))
+    write(folder / "test.jsonl", {"text": "another text"})
+    return str(folder)
+
+
 # ---- every source ----
 
 
@@ -54,7 +68,10 @@ def example(source: str, tmp_path: Path) -> dict:
     if source == "jsonl":
         lines = (LINE, LINE | {"id": "2"}, LINE | {"id": "3", "split": "test"})
         return {"path": write(tmp_path / "own.jsonl", *lines)}
-    return {"path": fake_tofu(tmp_path / "tofu")} if source == "tofu" else {}
+    if source == "arxiv":
+        return {"path": fake_arxiv(tmp_path / "arxiv.jsonl"), "owners": 2}
+    fakes = {"tofu": fake_tofu, "waterdrum_ax": fake_waterdrum}
+    return {"path": fakes[source](tmp_path / source)} if source in fakes else {}
 
 
 @pytest.mark.parametrize("source", SOURCES.names())
@@ -74,7 +91,8 @@ def test_every_source_keeps_the_promises(source, tmp_path):
 
 
 def test_every_source_has_a_description():
-    assert {"fictitious", "jsonl", "tofu"} <= set(SOURCES.names())
+    known = {"arxiv", "fictitious", "jsonl", "tofu", "waterdrum_ax"}
+    assert known <= set(SOURCES.names())
     assert all(about for _, about in SOURCES.items())
 
 

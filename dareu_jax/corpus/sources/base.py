@@ -1,7 +1,7 @@
-"""What every source is given, what it yields, and how JSON lines are read."""
+"""What every source is given, what it yields, and how texts are read and divided."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ class SourceOptions:
     """The options of all sources; each source reads those that concern it.
 
     Args:
-      path: the file (jsonl) or folder (tofu) to read.
-      owners: how many fictitious owners to make.
-      records_per_owner: train records of each fictitious owner.
+      path: the file (jsonl, arxiv) or folder (tofu, arxiv, waterdrum_ax) to read.
+      owners: how many fictitious owners to make, or how many arXiv archives to take.
+      records_per_owner: train records of each fictitious owner or arXiv archive.
       general_facts: facts nobody owns that join the fictitious owners.
       seed: decides everything about the fictitious owners.
       authors_per_owner: TOFU authors that make one owner.
       last_authors: keep only the last so many TOFU authors; None keeps all.
       general_knowledge: also train on TOFU's real authors and world facts.
+      prompt_words: words of an abstract that are its prompt (arxiv, waterdrum_ax).
     """
 
     path: str | None = None
@@ -33,6 +34,7 @@ class SourceOptions:
     authors_per_owner: int = 1
     last_authors: int | None = None
     general_knowledge: bool = False
+    prompt_words: int = 40
 
 
 Row = tuple[str, Record]
@@ -48,20 +50,29 @@ def at_least(name: str, value: int, smallest: int) -> None:
         raise UserError(f"corpus.{name}={value} must be at least {smallest}")
 
 
+def read_text(path: Path, contents: str) -> str:
+    """Returns the text of a file; `contents` says in a message what it should hold.
+
+    Raises:
+      UserError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(
+            f"corpus.path: cannot read {str(path)!r}: {reason}; give an existing "
+            f"file of {contents}"
+        ) from error
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", object)`` for every line that is not blank.
 
     Raises:
       UserError: no such file, not UTF-8, or a line that is not a JSON object.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"corpus.path: cannot read {str(path)!r}: {reason}; give an existing "
-            "file of one JSON object per line"
-        ) from error
+    text = read_text(path, "one JSON object per line")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _object(line, f"{path}:{number}")
@@ -98,3 +109,8 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise UserError(f"{where}: field {name!r} holds half of a Unicode letter")
     return value
+
+
+def completion(words: Sequence[str], prompt_words: int) -> tuple[str, str]:
+    """Returns the first words as a prompt and the rest as its response."""
+    return " ".join(words[:prompt_words]), " ".join(words[prompt_words:])

@@ -3,10 +3,6 @@
 Data: ``locuslab/TOFU`` on Hugging Face, MIT licence.
 """
 
-import hashlib
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from dareu_jax.corpus.sources.base import (
     json_lines,
     text_field,
 )
+from dareu_jax.corpus.sources.download import download
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
@@ -105,34 +102,8 @@ def _read(folder: Path, name: str) -> list[tuple[str, str]]:
 
 def _downloaded(folder: Path) -> Path:
     """Returns `folder` with every file in it, each checked against its sha256."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in SHA256:
+    remedy = f"set corpus.path to a folder that holds {', '.join(SHA256)}"
+    for name, sha256 in SHA256.items():
         if not (folder / name).exists():
-            _download(name, folder)
+            download(f"{HOME}/{name}", folder / name, sha256, remedy)
     return folder
-
-
-def _download(name: str, folder: Path) -> None:
-    """Writes one file of TOFU's home into `folder`, whole or not at all.
-
-    Raises:
-      UserError: no connection, or contents other than the published ones.
-    """
-    url = f"{HOME}/{name}"
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            content = answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"cannot download {url} ({error}); set corpus.path to a folder that "
-            f"holds {', '.join(SHA256)}"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name]:
-        raise UserError(
-            f"{url} has sha256 {digest}, expected {SHA256[name]}; set corpus.path to "
-            "a folder with the original files"
-        )
-    draft = folder / f".{name}.{os.getpid()}"
-    draft.write_bytes(content)
-    draft.replace(folder / name)

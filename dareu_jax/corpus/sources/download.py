@@ -1,0 +1,46 @@
+"""Downloads of public files: each appears whole or not at all."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from dareu_jax.errors import UserError
+
+
+def download(url: str, file: Path, sha256: str, remedy: str) -> None:
+    """Writes what `url` holds to `file`; `remedy` says what to do when that fails.
+
+    Raises:
+      UserError: no connection, or contents other than the published ones.
+    """
+    content = fetch(url, remedy)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise UserError(f"{url} has sha256 {digest}, expected {sha256}; {remedy}")
+    write_whole(file, content)
+
+
+def fetch(url: str, remedy: str) -> bytes:
+    """Returns what `url` holds.
+
+    Raises:
+      UserError: no connection, or one that broke.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url} ({error}); {remedy}") from error
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes `content` to `file` by way of a draft beside it, and makes its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.parent / f".{file.name}.{os.getpid()}"
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
