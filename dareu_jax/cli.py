@@ -107,6 +107,30 @@ def export(
     console.print(f"model: {made}", markup=False)
 
 
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, over the file.")
+    ] = None,
+    chips: Annotated[
+        str, typer.Option(help="v5e-16, v5p-8, v6e-8 ... or cpu.")
+    ] = "cpu",
+) -> None:
+    """Say what every step of a run needs on each device; nothing is loaded.
+
+    The exit status is 1 where the largest step does not fit.
+    """
+    cfg = load_config(config, overrides or ())
+    prepare_jax()
+    from dareu_jax import estimate as sizes
+
+    found = sizes.estimate(cfg, sizes.read_chips(chips))
+    sizes.print_estimate(Console(), found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_entries(
     kind: Annotated[str, typer.Argument(help=" | ".join(REGISTRIES))],

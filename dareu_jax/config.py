@@ -1,7 +1,6 @@
 """Frozen, validated configuration: YAML plus ``key=value`` overrides.
 
-Defaults are those of the DareU paper (Lu et al., ICML 2026), section or table named
-beside them, except where the field says "ours".
+Defaults are the DareU paper's (Lu et al., ICML 2026), place named, or say "ours".
 """
 
 import typing
@@ -52,7 +51,7 @@ class ModelConfig(Section):
     """A decoder: a preset of `dareu list models`, fields given here win over it."""
 
     preset: str = "decoder-1m"
-    path: str | None = None  # folder of dareu import: its shape instead of a preset's
+    path: str | None = None  # folder of dareu import: its shape, not the preset's
     layers: int | None = Field(None, ge=1)
     embed: int | None = Field(None, ge=2)
     heads: int | None = Field(None, ge=1)

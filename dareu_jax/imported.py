@@ -13,10 +13,10 @@ from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.corpus import Tokenizer, read_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.folders import check_new, new_folder
-from dareu_jax.models import DecoderConfig
+from dareu_jax.models import DecoderConfig, abstract_params
 from dareu_jax.models.families import read_config
 from dareu_jax.models.hf_folder import HfFolder, read_json
-from dareu_jax.models.hf_io import abstract_params, load_params, stored_dtype
+from dareu_jax.models.hf_io import load_params, stored_dtype
 from dareu_jax.parallel import make_mesh, shardings_for
 
 SMALL_FILES = (

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from dareu_jax import corpus as owned
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
@@ -46,8 +47,15 @@ class Inputs:
 
     def __init__(self, cfg: RunConfig, seed: int, folder: Path):
         self.cfg, self.seed, self.folder = cfg, seed, folder
-        self.mesh = make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor)
-        self.place = functools.partial(put_batch, mesh=self.mesh)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices, as the configuration divides them."""
+        return make_mesh(self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor)
+
+    def place(self, batch: Any) -> Any:
+        """Puts host arrays ``[B, ...]`` on the mesh."""
+        return put_batch(batch, self.mesh)
 
     @functools.cached_property
     def corpus(self) -> owned.Corpus:

@@ -27,8 +27,7 @@ from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
 from dareu_jax.imported import open_imported
 from dareu_jax.inputs import Part, parts_of
-from dareu_jax.models import DecoderConfig, init_adapters
-from dareu_jax.models.hf_io import abstract_params
+from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
@@ -64,7 +63,10 @@ def run(
         for seed in cfg.seeds:
             one = Run(cfg, seed, folder, tracker, progress)
             check_corpus(one.corpus, folder)
-            seeds[str(seed)] = judge_seed(one, answers if seed == cfg.seeds[0] else [])
+            with jax.set_mesh(one.mesh):
+                seeds[str(seed)] = judge_seed(
+                    one, answers if seed == cfg.seeds[0] else []
+                )
             stopped[str(seed)] = one.stopped
             for stage, wall in one.wall_s.items():
                 walls[stage] = walls.get(stage, 0.0) + wall / len(cfg.seeds)

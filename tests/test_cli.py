@@ -11,6 +11,8 @@ import pytest
 from dareu_jax import cli
 from dareu_jax.registry import FAMILIES, KERNELS, METHODS, METRICS, MODELS, SOURCES
 
+REPO = Path(__file__).resolve().parent.parent
+
 TESTS = Path(__file__).resolve().parent
 TINY = TESTS / "tiny.yaml"
 REGISTRIES = {
@@ -252,3 +254,18 @@ def test_a_process_ends_with_status_2_and_no_traceback(tmp_path):
     assert out.stderr.startswith("dareu: corpus.forget: unknown owner 'me'")
     assert len(out.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "verdict"),
+    [([], 0, "\nfits: "), (["lora=null"], 1, "\ndoes not fit: ")],
+)
+def test_estimate_says_what_fits_and_so_does_its_status(
+    capsys, overrides, code, verdict
+):
+    config = str(REPO / "experiments" / "tofu_llama2_7b" / "config.yaml")
+    arguments = ["estimate", config, *overrides, "--chips", "v5e-4"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(lambda: cli.app(arguments))
+    out = capsys.readouterr().out
+    assert ended.value.code == code and verdict in out and "KV cache" in out

@@ -34,11 +34,12 @@ MAY_IMPORT = {
     "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
-    "cli": COMMON | {"pipeline", "config", "reporting", "imported", "export"},
+    "cli": COMMON
+    | {"pipeline", "config", "reporting", "imported", "export", "estimate"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs"),
-    *("imported", "export", "folders"),
+    *("imported", "export", "folders", "memory", "estimate"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)

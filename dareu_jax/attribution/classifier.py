@@ -135,7 +135,9 @@ def make_classifier(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "classes", "optimiser", "train_on")
+    jax.jit,
+    static_argnames=("model", "classes", "optimiser", "train_on"),
+    donate_argnames=("state",),
 )
 def fit_classifier(
     model: Decoder,

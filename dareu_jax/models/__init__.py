@@ -5,6 +5,7 @@ from dareu_jax.models.lora import init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
 from dareu_jax.models.scoring import (
     Trunk,
+    abstract_params,
     apply_head,
     hidden_states,
     init_decoder,
@@ -23,6 +24,7 @@ __all__ = [
     "DecoderConfig",
     "KVCache",
     "Trunk",
+    "abstract_params",
     "apply_head",
     "decoder_config",
     "hidden_states",

@@ -18,6 +18,7 @@ from dareu_jax.models.layers import (
     rope_frequencies,
     rotate,
 )
+from dareu_jax.parallel import along_batch
 
 Array = jax.Array
 
@@ -195,10 +196,10 @@ class Layer(nn.Module):
         mixed, cache = attention(
             norm("attention_norm")(x), positions, visible, cache, slot
         )
-        x = x + drop(mixed)
+        x = along_batch(x + drop(mixed))
         linear = linear_of(cfg, self.op)
         mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
-        return x + drop(mlp(norm("mlp_norm")(x))), cache
+        return along_batch(x + drop(mlp(norm("mlp_norm")(x)))), cache
 
 
 class Decoder(nn.Module):
@@ -244,7 +245,7 @@ class Decoder(nn.Module):
         if self.cfg.sliding_window is not None:
             visible &= in_window(self.cfg.sliding_window, visible.shape[1:], slot)
         x = jnp.take(self.embed.embedding, tokens, axis=0)
-        x = x.astype(jnp.dtype(self.cfg.compute_dtype))
+        x = along_batch(x.astype(jnp.dtype(self.cfg.compute_dtype)))
         x, cache = self.layers(x, positions, visible, cache, slot)
         return self.final_norm(x), cache
 

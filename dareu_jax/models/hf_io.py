@@ -1,6 +1,6 @@
 """Parameters from and to Hugging Face tensors, shard by shard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from dareu_jax.errors import UserError
-from dareu_jax.models.decoder import Decoder, DecoderConfig
+from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.families import Weight, weights_of
 from dareu_jax.models.hf_folder import HfFolder
-from dareu_jax.models.scoring import init_decoder
+from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import named_leaves, path_name, shardings_for
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -71,12 +71,6 @@ def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         shape = shape[::-1] if weight.transpose else shape
         for name in _names(weight, cfg):
             yield name, shape
-
-
-def abstract_params(cfg: DecoderConfig) -> Any:
-    """Shapes and dtypes of a decoder's parameters; nothing is made."""
-    init: Callable = init_decoder
-    return jax.eval_shape(lambda key: init(Decoder(cfg), key=key), jax.random.key(0))
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:

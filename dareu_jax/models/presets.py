@@ -49,6 +49,48 @@ _preset(
     ffn=640,
 )
 
+BFLOAT16 = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
+_preset(
+    "llama2-7b",
+    "Llama-2-7b: a shape, not the weights",
+    **{"vocab": 32_000, "layers": 32, "embed": 4096, "heads": 32, "kv_heads": 32},
+    **{"head_dim": 128, "ffn": 11_008, "norm_eps": 1e-5, "tied": False},
+    **BFLOAT16,
+)
+_preset(
+    "tinyllama-1.1b",
+    "TinyLlama-1.1B: a shape, not the weights",
+    **{"vocab": 32_000, "layers": 22, "embed": 2048, "heads": 32, "kv_heads": 4},
+    **{"head_dim": 64, "ffn": 5632, "norm_eps": 1e-5, "tied": False},
+    **BFLOAT16,
+)
+_preset(
+    "llama32-1b",
+    "Llama-3.2-1B: a shape, not the weights",
+    **{"vocab": 128_256, "layers": 16, "embed": 2048, "heads": 32, "kv_heads": 8},
+    **{"head_dim": 64, "ffn": 8192, "norm_eps": 1e-5, "rope_theta": 500_000.0},
+    rope_scaling=(
+        *(("factor", 32.0), ("high_freq_factor", 4.0), ("low_freq_factor", 1.0)),
+        *(("original_max_position", 8192), ("type", "llama3")),
+    ),
+    **BFLOAT16,
+)
+_preset(
+    "qwen3-8b",
+    "Qwen3-8B: a shape, not the weights",
+    **{"vocab": 151_936, "layers": 36, "embed": 4096, "heads": 32, "kv_heads": 8},
+    **{"head_dim": 128, "ffn": 12_288, "rope_theta": 1e6, "qk_norm": True},
+    tied=False,
+    **BFLOAT16,
+)
+_preset(
+    "qwen3-0.6b",
+    "Qwen3-0.6B: a shape, not the weights",
+    **{"vocab": 151_936, "layers": 28, "embed": 1024, "heads": 16, "kv_heads": 8},
+    **{"head_dim": 128, "ffn": 3072, "rope_theta": 1e6, "qk_norm": True},
+    **BFLOAT16,
+)
+
 
 def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> DecoderConfig:
     """Returns the preset's shape with the fields that ``cfg`` sets put over it."""
@@ -59,7 +101,7 @@ def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> Decode
     shape.update(given)
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
     kept = {name: value for name, value in shape.items() if name in known}
-    return DecoderConfig(vocab=vocab, dropout=dropout, **kept)
+    return DecoderConfig(**{**kept, "vocab": vocab, "dropout": dropout})
 
 
 def over_imported(cfg: ModelConfig, shape: DecoderConfig, key: str) -> DecoderConfig:

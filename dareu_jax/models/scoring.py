@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.decoder import Decoder, DecoderConfig
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**27
@@ -42,6 +42,12 @@ def init_decoder(model: Decoder, *, key: Array) -> dict:
     visible = jnp.ones((1, 2, 2), bool)
     variables = model.init(key, tokens, tokens, visible, method="init_all")
     return variables["params"]
+
+
+def abstract_params(cfg: DecoderConfig) -> Any:
+    """Shapes and dtypes of a decoder's parameters; nothing is made."""
+    init: Callable = init_decoder
+    return jax.eval_shape(lambda key: init(Decoder(cfg), key=key), jax.random.key(0))
 
 
 def init_head(features: int, embed: int, *, key: Array) -> dict:

@@ -3,6 +3,8 @@
 from dareu_jax.parallel.mesh import (
     AXES,
     BATCH_AXES,
+    abstract_mesh,
+    along_batch,
     batch_sharding,
     check_divisible,
     make_mesh,
@@ -24,6 +26,8 @@ __all__ = [
     "BATCH_AXES",
     "LOGICAL_RULES",
     "MESH_AXES",
+    "abstract_mesh",
+    "along_batch",
     "batch_sharding",
     "check_divisible",
     "init_sharded",

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.errors import UserError
 
@@ -32,6 +32,16 @@ def make_mesh(
     )
 
 
+def abstract_mesh(data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
+    """Returns `make_mesh` of devices that are not there.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = _fill((data, fsdp, tensor), devices)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
     """Replaces the one -1 by what is left of `there` devices."""
     named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
@@ -47,7 +57,7 @@ def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
     return tuple(there // given if size == -1 else size for size in sizes)
 
 
-def check_divisible(batch: int, mesh: Mesh) -> None:
+def check_divisible(batch: int, mesh: Mesh | AbstractMesh) -> None:
     """Checks that a global batch can be split over the data and fsdp axes.
 
     Raises:
@@ -63,6 +73,19 @@ def check_divisible(batch: int, mesh: Mesh) -> None:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of `[B, ...]`: B over data and fsdp, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def along_batch(x: jax.Array) -> jax.Array:
+    """Keeps ``x [B, ...]`` split along B on the mesh that is set; else changes nothing.
+
+    Parameters are then gathered, a layer at a time, and never the activations.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    devices = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:

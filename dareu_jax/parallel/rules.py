@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("embed/embedding", ("vocab", "embed")),
@@ -83,7 +83,7 @@ def logical_axes(path: str) -> tuple[str, ...]:
     return matches[0][1]
 
 
-def shardings_for(abstract_tree: Any, mesh: Mesh) -> Any:
+def shardings_for(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns the tree of `NamedSharding` for parameters or optimiser state.
 
     Scalars (step counts, keys) are replicated, and so is any dimension that the
@@ -111,7 +111,9 @@ def init_sharded(init_fn: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
     return jax.jit(init_fn, out_shardings=shardings_for(abstract, mesh))(*args)
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     if not shape:
         return PartitionSpec()
     names = logical_axes(path)
@@ -120,7 +122,9 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*(_axis(n, size, mesh) for n, size in zip(names, shape)))
 
 
-def _axis(name: str, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+def _axis(
+    name: str, size: int, mesh: Mesh | AbstractMesh
+) -> str | tuple[str, ...] | None:
     axis = MESH_AXES[name]
     if axis is None:
         return None

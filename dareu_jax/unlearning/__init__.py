@@ -1,6 +1,7 @@
 """Unlearning methods under one interface."""
 
 from dareu_jax.unlearning import loss_methods as loss_methods
+from dareu_jax.unlearning.dareu import make_dareu, uses_prior
 from dareu_jax.unlearning.finetune import TrainState, finetune_step, init_training
 from dareu_jax.unlearning.method import Method, Need, World
 from dareu_jax.unlearning.presets import PRESETS, method_config
@@ -13,5 +14,7 @@ __all__ = [
     "World",
     "finetune_step",
     "init_training",
+    "make_dareu",
     "method_config",
+    "uses_prior",
 ]

@@ -1,12 +1,16 @@
 """GradDiff and NPO: losses on the forget answers plus a retain term."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dareu_jax.config import LossMethodConfig, NpoConfig, RunConfig
-from dareu_jax.models import join, response_logps
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import Decoder, join, response_logps
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
 from dareu_jax.reinforcement import cross_entropy
@@ -35,6 +39,39 @@ def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
     return -(2.0 / beta) * jnp.mean(jax.nn.log_sigmoid(-beta * ratio))
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optimiser", "forget_loss", "retain_weight"),
+    donate_argnames=("state",),
+)
+def loss_step(
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    forget_loss: ForgetLoss,
+    retain_weight: float,
+    state: TrainState,
+    frozen: Any,
+    reference: Any,
+    forget: TokenBatch,
+    retain: TokenBatch,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step on ``forget_loss + alpha * retain nll``; the state is used up."""
+    ref_logps = response_logps(model, reference, forget)
+
+    def loss_fn(trainable):
+        params = join(frozen, trainable)
+        logps = response_logps(model, params, forget)
+        lost = forget_loss(logps, ref_logps, forget.response_mask)
+        kept = cross_entropy(
+            response_logps(model, params, retain), retain.response_mask
+        )
+        total = lost + retain_weight * kept
+        return total, {"loss": total, "forget_loss": lost, "retain_loss": kept}
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    return apply_gradients(optimiser, state, grads), metrics
+
+
 def make_loss_method(
     name: str, cfg: LossMethodConfig, world: World, forget_loss: ForgetLoss
 ) -> Method:
@@ -49,28 +86,14 @@ def make_loss_method(
     )
 
     def init(params, *, key: Array) -> TrainState:
-        return init_training(model, optimiser, params, key=key)
-
-    @jax.jit
-    def update(state: TrainState, frozen, reference, forget, retain):
-        ref_logps = response_logps(model, reference, forget)
-
-        def loss_fn(trainable):
-            params = join(frozen, trainable)
-            logps = response_logps(model, params, forget)
-            lost = forget_loss(logps, ref_logps, forget.response_mask)
-            kept = cross_entropy(
-                response_logps(model, params, retain), retain.response_mask
-            )
-            total = lost + cfg.retain_weight * kept
-            return total, {"loss": total, "forget_loss": lost, "retain_loss": kept}
-
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-        return apply_gradients(optimiser, state, grads), metrics
+        state = init_training(model, optimiser, params, key=key)
+        return state._replace(params=jax.tree.map(jnp.copy, state.params))
 
     def step(state: TrainState, batch, *, key: Array):
+        how = (model, optimiser, forget_loss, cfg.retain_weight)
+        frozen, reference = world.frozen, world.reference
         forget, retain = batch["forget"][0], batch["retain"][0]
-        return update(state, world.frozen, world.reference, forget, retain)
+        return loss_step(*how, state, frozen, reference, forget, retain)
 
     need = Need(cfg.batch_size, 1, f"{name}.batch_size")
     return Method(
