@@ -11,7 +11,7 @@ from dareu_jax.models import Decoder, decoder_config, init_decoder
 from dareu_jax.registry import MODELS
 
 VOCAB = 1024
-UNITS = {"k": 1e3, "m": 1e6}
+UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def size(cfg):
@@ -21,9 +21,10 @@ def size(cfg):
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_a_preset_has_about_as_many_parameters_as_its_name_says(name):
-    number = name.removeprefix("decoder-")
+    number = name.rpartition("-")[-1]
     promised = float(number[:-1]) * UNITS[number[-1]]
-    counted = size(decoder_config(ModelConfig(preset=name), VOCAB))
+    vocab = MODELS.get(name).get("vocab", VOCAB)
+    counted = size(decoder_config(ModelConfig(preset=name), vocab))
     assert promised / 1.5 < counted < promised * 1.5
 
 
