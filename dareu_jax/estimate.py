@@ -12,14 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dareu_jax.checks import check_oracle, check_part
 from dareu_jax.config import ModelConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.imported import DECODER
-from dareu_jax.inputs import Inputs, Part, parts_of
+from dareu_jax.imported import DECODER, open_imported
+from dareu_jax.inputs import Inputs, parts_of
 from dareu_jax.memory import Footprint, OnDevice
-from dareu_jax.models import DecoderConfig, decoder_config
+from dareu_jax.models import DecoderConfig, decoder_config, over_imported
 from dareu_jax.parallel import abstract_mesh, check_divisible
-from dareu_jax.registry import METHODS, MODELS
+from dareu_jax.registry import KERNELS, METHODS, MODELS
 from dareu_jax.unlearning import make_dareu, method_config, uses_prior
 
 GIB = 2**30
@@ -101,12 +102,13 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
         sizes = Sizes(cfg, chips, Inputs(cfg, cfg.seeds[0], Path(trial)))
     by_method: dict[Row, list[str]] = {}
     for name in cfg.methods:
-        own, is_dareu = method_config(cfg, name), METHODS.get(name) is make_dareu
-        for row in sizes.dareu(own) if is_dareu else sizes.loss(name, own):
+        own = sizes.dareus.get(name)
+        rows = sizes.loss(name, sizes.losses[name]) if own is None else sizes.dareu(own)
+        for row in rows:
             by_method.setdefault(row, []).append(name)
     unlearning = [row._replace(methods=tuple(by_method[row])) for row in by_method]
-    rows = [*sizes.training(), *unlearning, sizes.evaluation()]
-    return Estimate(chips, sizes.held(), rows)
+    every = [*sizes.training(), *unlearning, *sizes.evaluation()]
+    return Estimate(chips, sizes.held(), every)
 
 
 class Sizes:
@@ -114,19 +116,25 @@ class Sizes:
 
     def __init__(self, cfg: RunConfig, chips: Chips, inputs: Inputs):
         mesh = cfg.mesh
-        self.cfg, self.inputs = cfg, inputs
+        self.cfg, self.inputs, self.parts = cfg, inputs, parts_of(cfg)
         self.mesh = abstract_mesh(mesh.data, mesh.fsdp, mesh.tensor, chips.devices)
-        self.parts = parts_of(cfg)
-        self.sides = {name: self._side(name) for name in self.parts}
-        limits = (cfg.corpus.max_prompt_tokens, cfg.corpus.max_response_tokens)
-        self.prompt, self.response = self._lengths(limits)
+        check_oracle(cfg)
+        KERNELS.get(cfg.reward.kernel)
+        configs = {name: method_config(cfg, name) for name in cfg.methods}
+        self.dareus = {n: c for n, c in configs.items() if METHODS.get(n) is make_dareu}
+        self.losses = {n: c for n, c in configs.items() if n not in self.dareus}
+        self.sides: dict[str, OnDevice] = {}
+        for name in self.parts:
+            self.sides[name] = self._side(name)
+        self.prompt, self.response = self._lengths()
 
-    def _lengths(self, limits: tuple[int | None, int | None]) -> tuple[int, int]:
+    def _lengths(self) -> tuple[int, int]:
         """P and T: as set, or as the tokenizer finds them in the corpus."""
-        prompt, response = limits
+        corpus = self.cfg.corpus
+        prompt, response = corpus.max_prompt_tokens, corpus.max_response_tokens
         if prompt is not None and response is not None:
             return prompt, response
-        if self._is_awaited(self.parts["model"].model):
+        if corpus.tokenizer is None and self._is_awaited(self.cfg.model):
             raise UserError(
                 "corpus.max_prompt_tokens and corpus.max_response_tokens must be set "
                 f"until {self.cfg.model.path} is there, to read its tokenizer"
@@ -138,29 +146,38 @@ class Sizes:
         return model.path is not None and not (Path(model.path) / DECODER).exists()
 
     def _side(self, name: str) -> OnDevice:
-        part = self.parts[name]
-        if not self._is_awaited(part.model) and not self._is_awaited(self.cfg.model):
-            shape = self.inputs.decoder(name).cfg
-        else:
-            shape = self._preset(part)
+        part, shape = self.parts[name], self._shape(name)
+        vocab = self.sides["model"].cfg.vocab if self.sides else shape.vocab
+        check_part(part, shape, vocab)
         if (lora := part.lora) is None:
-            return OnDevice(shape, self.mesh)
+            return OnDevice(dataclasses.replace(shape, dropout=part.dropout), self.mesh)
         shape = dataclasses.replace(
             shape, lora_alpha=lora.alpha, lora_dropout=lora.dropout
         )
         return OnDevice(shape, self.mesh, lora.rank, lora.targets)
 
-    def _preset(self, part: Part) -> DecoderConfig:
+    def _shape(self, name: str) -> DecoderConfig:
+        """The shape of a part: imported, of its preset, or of the run's vocabulary."""
+        part = self.parts[name]
+        key, model = f"{part.prefix}model", part.model
+        if self._is_awaited(model):
+            return over_imported(model, self._preset(model, key), key)
+        if model.path is not None:
+            return over_imported(model, open_imported(Path(model.path)).cfg, key)
+        if name == "model":
+            return self.inputs.decoder(name).cfg
+        return decoder_config(model, self.sides["model"].cfg.vocab)
+
+    def _preset(self, model: ModelConfig, key: str) -> DecoderConfig:
         """The shape that ``preset`` gives a model which is not there yet."""
-        main = MODELS.get(self.cfg.model.preset).get("vocab")
-        vocab = MODELS.get(part.model.preset).get("vocab", main)
-        if part.model.path is not None and "vocab" not in MODELS.get(part.model.preset):
+        vocab = MODELS.get(model.preset).get("vocab")
+        if vocab is None:
             known = [n for n in MODELS.names() if "vocab" in MODELS.get(n)]
             raise UserError(
-                f"{part.prefix}model.path: nothing is imported in {part.model.path} "
-                f"yet; set {part.prefix}model.preset to its shape: {', '.join(known)}"
+                f"{key}.path: nothing is imported in {model.path} yet; set "
+                f"{key}.preset to its shape: {', '.join(known)}"
             )
-        return decoder_config(part.model, vocab)
+        return decoder_config(ModelConfig(preset=model.preset), vocab)
 
     def held(self) -> dict[str, int]:
         """What stays on the devices while the policy is updated."""
@@ -176,17 +193,33 @@ class Sizes:
             "behaviour policy": one.trainable,
             "reference": one.trainable if adapts else weights,
             "retrained": 0 if cfg.retrained.skip else oracle,
-            **{name: self._beside(name) for name in ("classifier", "judge", "prior")},
+            **{name: self._beside(name) for name in ("classifier", "judge")},
+            "shuffled classifier": self._second_classifier(),
+            "prior": self._beside("prior") if self._reads_prior() else 0,
         }
+
+    def _reads_prior(self) -> bool:
+        return any(map(uses_prior, self.dareus.values()))
+
+    def _second_classifier(self) -> int:
+        """The control's classifier, trained on shuffled labels; a base is shared."""
+        one = self.sides["classifier"]
+        shuffles = any(cfg.reward.shuffle_owners for cfg in self.dareus.values())
+        return one.trainable if shuffles else 0
 
     def _beside(self, name: str) -> int:
         """A decoder beside the policy; a base that is adapted before is there."""
-        one, part = self.sides[name], self.parts[name]
         names = list(self.parts)
-        before = [self.parts[other] for other in names[: names.index(name)]]
-        adapted = {p.model.path for p in before if p.lora is not None}
-        shared = part.lora is not None and part.model.path in adapted
-        return one.trainable + (0 if shared else one.frozen)
+        before = {self._base(other) for other in names[: names.index(name)]}
+        one, base = self.sides[name], self._base(name)
+        return one.trainable + (0 if base and base in before else one.frozen)
+
+    def _base(self, name: str) -> tuple[Path, str] | None:
+        """What identifies the frozen parameters of a part; None: it has none."""
+        part = self.parts[name]
+        if part.lora is None or part.model.path is None:
+            return None
+        return Path(part.model.path).resolve(), self.sides[name].cfg.param_dtype
 
     def row(self, name: str, batch: int, held: int, own: Footprint) -> Row:
         """A step of ``batch`` rows, which the mesh must divide."""
@@ -200,11 +233,9 @@ class Sizes:
         if tuned.rank is not None and cfg.model.path is None:
             tuned = OnDevice(tuned.cfg, self.mesh)
         held = tuned.frozen + tuned.trainable
-        for name, config in (
-            ("classifier", cfg.classifier),
-            ("judge", cfg.evaluation.judge),
-        ):
-            side, size = self.sides[name], config.batch_size
+        classifier, judge = cfg.classifier.batch_size, cfg.evaluation.judge.batch_size
+        for name, size in (("classifier", classifier), ("judge", judge)):
+            side = self.sides[name]
             held += there[name]
             own = side.train(size, 0, t, copies=0)
             yield self.row(name, size, held + side.optimiser, own)
@@ -212,9 +243,17 @@ class Sizes:
             size, state = cfg.finetune.batch_size, tuned.trainable + tuned.optimiser
             own = tuned.train(size, p, t, copies=2)
             yield self.row("fine-tuning", size, held + state, own)
-        side, size = self.sides["prior"], cfg.prior.batch_size
-        held += there["retrained"] + there["prior"] + side.optimiser
-        yield self.row("prior", size, held, side.train(size, p, t, copies=2))
+        held += there["retrained"]
+        if there["shuffled classifier"]:
+            side, held = self.sides["classifier"], held + there["shuffled classifier"]
+            own = side.train(classifier, 0, t, copies=0)
+            yield self.row(
+                "shuffled classifier", classifier, held + side.optimiser, own
+            )
+        if self._reads_prior():
+            side, size = self.sides["prior"], cfg.prior.batch_size
+            held += there["prior"] + side.optimiser
+            yield self.row("prior", size, held, side.train(size, p, t, copies=2))
 
     def dareu(self, cfg: RunConfig) -> Iterator[Row]:
         """Rollout, judging, PPO and distillation."""
@@ -222,15 +261,17 @@ class Sizes:
         t, held = hp.max_new_tokens or self.response, sum(self.held().values())
         size = hp.batch_size * hp.samples_per_prompt
         others = 1 + uses_prior(cfg) + (hp.kl_anchor == "behaviour")
-        trunks = 2 if hp.kl_in == "loss" else 1
-        update = one.train(size, p, t, 2 * trunks, trunks)
-        distil = one.train(hp.retain_batch_size, p, self.response, 5, trunks=2)
+        trunks, kept = (2 if hp.kl_in == "loss" else 1), hp.retain_batch_size
+        taught = self.response if hp.distil_on == "gold" else t
         steps = {
             "rollout": (size, one.rollout(size, p, t)),
             "judge answers": (size, one.judge(size, p, t, others)),
-            "PPO update": (size, update),
-            "distillation": (hp.retain_batch_size, distil),
+            "PPO update": (size, one.train(size, p, t, 2 * trunks, trunks)),
+            "distillation": (kept, one.train(kept, p, taught, 5, trunks=2)),
         }
+        if hp.distil_on == "reference":
+            steps["retain rollout"] = (kept, one.rollout(kept, p, t))
+        check_divisible(hp.batch_size, self.mesh)
         for step, (batch, own) in steps.items():
             if own.gradients:
                 own = dataclasses.replace(own, results=one.trainable)
@@ -243,19 +284,21 @@ class Sizes:
         held = sum(self.held().values()) - self.held()["behaviour policy"]
         yield self.row("loss update", size, held, own)
 
-    def evaluation(self) -> Row:
-        """Greedy answers of one model, while the others stay."""
-        cfg, one = self.cfg.evaluation, self.sides["model"]
-        tokens = cfg.max_new_tokens or self.response
-        own = one.rollout(cfg.batch_size, self.prompt, tokens)
-        held = sum(self.held().values())
-        return self.row("evaluation", cfg.batch_size, held, own)
+    def evaluation(self) -> Iterator[Row]:
+        """Greedy answers of one model and log-probs, while the others stay."""
+        cfg, one, p = self.cfg.evaluation, self.sides["model"], self.prompt
+        size, tokens = cfg.batch_size, cfg.max_new_tokens or self.response
+        held, longest = sum(self.held().values()), max(tokens, self.response)
+        yield self.row("answers to judge", size, held, one.rollout(size, p, tokens))
+        scores = one.judge(size, p, longest, others=0)
+        yield self.row("log-probs to judge", size, held, scores)
 
 
 COLUMNS = {
     "held": lambda row: row.held,
     "gradients,\nresults": lambda row: row.own.gradients + row.own.results,
-    "activations": lambda row: row.own.kept + row.own.layer,
+    "kept\nactivations": lambda row: row.own.kept,
+    "a layer": lambda row: row.own.layer,
     "logits": lambda row: row.own.logits,
     "KV cache": lambda row: row.own.cache,
     "gathered": lambda row: row.own.gathered,
@@ -278,7 +321,7 @@ def print_estimate(console: Console, found: Estimate) -> None:
     verdict = "fits" if found.fits else "does not fit"
     console.print(
         f"\n{verdict}: {peak.name} takes {peak.total / chips.memory:.0%} of a device.\n"
-        "Of activations and logits the larger counts: they are never needed at once.\n"
+        "Of a layer and the logits the larger counts: they are never needed at once.\n"
         "Not counted: the compiler's padding, tokens, and what other programs use."
     )
 

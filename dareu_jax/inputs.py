@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from dareu_jax import corpus as owned
+from dareu_jax.cache import user_cache
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.models import Decoder, decoder_config, over_imported
@@ -75,12 +77,17 @@ class Inputs:
     def tokenizer(self) -> owned.Tokenizer:
         """The configured tokenizer, or one trained on the corpus."""
         cfg = self.cfg.corpus
-        texts = [f"{r.prompt} {r.response}" for r in self.corpus.train]
-        texts += [cfg.template.replace("{prompt}", r.prompt) for r in self.corpus.test]
         place, spec = self.folder / "tokenizer", cfg.tokenizer
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
-        return owned.load_tokenizer(spec, texts, cfg.vocab_size, place)
+        return owned.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
+
+    def _texts(self) -> Iterator[str]:
+        """What a tokenizer is trained on; the corpus is read at the first of them."""
+        for r in self.corpus.train:
+            yield f"{r.prompt} {r.response}"
+        for r in self.corpus.test:
+            yield self.cfg.corpus.template.replace("{prompt}", r.prompt)
 
     @functools.cached_property
     def lengths(self) -> tuple[int, int]:
@@ -159,7 +166,10 @@ class Inputs:
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
-    """Returns the corpus of the configuration; its dataset is kept in ``folder``."""
+    """Returns the corpus of the configuration; its dataset is kept in ``folder``.
+
+    What is downloaded is kept in the user's cache, for the next run too.
+    """
     c = cfg.corpus
     options = owned.SourceOptions(
         path=c.path,
@@ -172,4 +182,5 @@ def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
         general_knowledge=c.general_knowledge,
         prompt_words=c.prompt_words,
     )
-    return owned.load_corpus(c.source, options, folder / "data")
+    downloads = user_cache() / "downloads"
+    return owned.load_corpus(c.source, options, folder / "data", downloads)

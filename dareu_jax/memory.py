@@ -113,12 +113,10 @@ class OnDevice:
     def _local(self) -> DecoderConfig:
         """The shape as one device sees it: heads and ffn are split over ``tensor``."""
         cfg, parts = self.cfg, self.tensor
-        heads, kv = cfg.heads, cfg.kv_heads
-        if heads % parts == 0:
-            heads, kv = heads // parts, max(1, kv // parts)
-        return dataclasses.replace(
-            cfg, heads=heads, kv_heads=kv, ffn=self._split(cfg.ffn)
-        )
+        whole = cfg.heads % parts or cfg.kv_heads % parts
+        heads, kv = (n if whole else n // parts for n in (cfg.heads, cfg.kv_heads))
+        ffn = self._split(cfg.ffn)
+        return dataclasses.replace(cfg, heads=heads, kv_heads=kv, ffn=ffn)
 
     def rows(self, batch: int) -> int:
         """Rows of a batch on one device."""
@@ -177,7 +175,7 @@ class OnDevice:
             decoders.
         """
         length = prompt + response
-        dropout = self.cfg.lora_dropout > 0
+        dropout = self.cfg.lora_dropout > 0 or self.cfg.dropout > 0
         layer, table = self.gathered()
         return Footprint(
             gradients=self.trainable,

@@ -268,4 +268,4 @@ def test_estimate_says_what_fits_and_so_does_its_status(
     with pytest.raises(SystemExit) as ended:
         cli.main(lambda: cli.app(arguments))
     out = capsys.readouterr().out
-    assert ended.value.code == code and verdict in out and "KV cache" in out
+    assert ended.value.code == code and verdict in out and "logits" in out

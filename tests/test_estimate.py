@@ -109,6 +109,15 @@ def test_a_small_run_reads_its_own_corpus():
             "v5e-16",
             "classifier.model.path: nothing is imported in x yet",
         ),
+        ({"classifier": {"lora": {}}}, "v5e-16", "classifier.lora adapts an imported"),
+        ({"finetune": {"epochs": 0}}, "v5e-16", "needs model.path, the original, and"),
+        ({"model": {**SEVEN, "layers": 2}}, "v5e-16", "model.layers = 2: the shape"),
+        ({"reward": {"kernel": "x"}}, "v5e-16", "unknown kernel 'x'"),
+        (
+            {"prior": {"model": {**SEVEN, "preset": "qwen3-0.6b"}}},
+            "v5e-16",
+            "prior must share the model's vocabulary",
+        ),
     ],
 )
 def test_bad_input_is_named(changes, chips, message):
@@ -121,3 +130,25 @@ def test_a_row_counts_the_larger_of_layer_and_logits():
     own = dataclasses.replace(row.own, layer=5, logits=7, cache=0, kept=0, gathered=0)
     own = dataclasses.replace(own, gradients=2, results=1)
     assert row._replace(held=100, own=own).total == 110
+
+
+def test_only_the_same_folder_in_the_same_dtype_is_shared():
+    same = large(classifier={"model": {**SEVEN, "path": "./not/there"}, "lora": {}})
+    wide = large(classifier={"model": {**SEVEN, "param_dtype": "float32"}, "lora": {}})
+    held = [estimate(cfg, read_chips("v5p-8")).held for cfg in (same, wide)]
+    assert held[1]["classifier"] - held[0]["classifier"] == 2 * held[0]["weights"]
+
+
+def test_what_only_some_methods_need_is_counted_with_them():
+    cases = {"grad_diff": (0, 0), "dareu": (0, 1), "dareu_shuffled": (1, 1)}
+    for name, (shuffled, prior) in cases.items():
+        found = estimate(large(methods=[name]), read_chips("v5e-16"))
+        steps = {row.name for row in found.rows}
+        for part, there in [("shuffled classifier", shuffled), ("prior", prior)]:
+            assert (found.held[part] > 0) == (part in steps) == bool(there)
+
+
+def test_a_reference_teacher_answers_first():
+    cfg = large(dareu={"distil_on": "reference"})
+    names = [row.name for row in estimate(cfg, read_chips("v5e-16")).rows]
+    assert "retain rollout" in names

@@ -17,9 +17,10 @@ from dareu_jax import cli, pipeline
 from dareu_jax.config import load_config
 from dareu_jax.corpus import load_tokenizer
 from dareu_jax.errors import UserError
+from dareu_jax.estimate import estimate, read_chips
 from dareu_jax.export import export_run
 from dareu_jax.imported import import_folder, open_imported
-from dareu_jax.models import split
+from dareu_jax.models import abstract_params, split
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
@@ -261,6 +262,17 @@ def test_parts_that_adapt_one_folder_share_its_frozen_parameters(imported, tmp_p
         assert trained == (name != "policy")
     kept = kernel.init(None, key=jax.random.key(0)).params["decoder"]
     assert not split(kept)[1]  # a checkpoint holds no copy of the base
+
+
+def test_an_estimate_reads_shapes_and_no_corpus(imported):
+    lengths = ("corpus.max_prompt_tokens=16", "corpus.max_response_tokens=16")
+    there = (f"model={{path: {imported.folder}}}", "corpus.source=tofu")
+    elsewhere = ("corpus.path=/nowhere", "corpus.forget=[author_199]")
+    cfg = load_config(TESTS / "tiny.yaml", [*there, *elsewhere, *lengths])
+    leaves = jax.tree.leaves(abstract_params(imported.cfg))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    held = estimate(cfg, read_chips("cpu")).held
+    assert held["weights"] == held["reference"] == size
 
 
 def no_eos(folder):

@@ -20,6 +20,7 @@ MAKING = {"generation", "attribution", "models", "corpus"}
 MAY_IMPORT = {
     "errors": set(),
     "registry": {"errors"},
+    "cache": set(),
     "config": COMMON,
     "parallel": {"errors"},
     "tracking": {"errors"},
@@ -35,11 +36,11 @@ MAY_IMPORT = {
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
     "cli": COMMON
-    | {"pipeline", "config", "reporting", "imported", "export", "estimate"},
+    | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs"),
-    *("imported", "export", "folders", "memory", "estimate"),
+    *("imported", "export", "folders", "memory", "estimate", "checks"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)

@@ -22,8 +22,12 @@ WRITTEN = Path("owned_text") / "1.0.0"
 """Where TFDS puts a dataset inside its folder: builder name and version."""
 
 
-def load_corpus(source: str, options: SourceOptions, data_dir: Path) -> Corpus:
+def load_corpus(
+    source: str, options: SourceOptions, data_dir: Path, downloads: Path | None = None
+) -> Corpus:
     """Returns the corpus of a source, kept as a TFDS dataset below `data_dir`.
+
+    Downloads are kept in `downloads`, or in `data_dir` too.
 
     The dataset's folder is named by a hash of the source, its options and every
     record, so a changed file or option never meets older data. All rows are
@@ -33,7 +37,7 @@ def load_corpus(source: str, options: SourceOptions, data_dir: Path) -> Corpus:
       UserError: an unknown source, bad options or input, or a damaged dataset.
     """
     make: Source = SOURCES.get(source)
-    rows = list(make(options, data_dir / "downloads"))
+    rows = list(make(options, downloads or data_dir / "downloads"))
     name = f"{source}-{_digest([source, asdict(options), _plain(rows)])}"
     folder = data_dir / name
     if not (folder / WRITTEN).exists():

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from dareu_jax.errors import UserError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -96,12 +98,18 @@ class Tokenizer:
                 "write the template out, with {prompt} in it"
             )
         said = (("system", system), ("user", prompt), ("assistant", answer))
-        return self.hf.apply_chat_template(
-            [{"role": who, "content": text} for who, text in said if text is not None],
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            date_string=TEMPLATE_DATE,
-        )
+        try:
+            return self.hf.apply_chat_template(
+                [{"role": who, "content": x} for who, x in said if x is not None],
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                date_string=TEMPLATE_DATE,
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"corpus.template = 'chat': the template refuses ({error}); "
+                "leave corpus.system out, or write the template out"
+            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids` without special tokens."""

@@ -92,7 +92,7 @@ _preset(
 )
 
 
-def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> DecoderConfig:
+def decoder_config(cfg: ModelConfig, vocab: int) -> DecoderConfig:
     """Returns the preset's shape with the fields that ``cfg`` sets put over it."""
     shape = dict(MODELS.get(cfg.preset))
     given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
@@ -101,7 +101,7 @@ def decoder_config(cfg: ModelConfig, vocab: int, dropout: float = 0.0) -> Decode
     shape.update(given)
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
     kept = {name: value for name, value in shape.items() if name in known}
-    return DecoderConfig(**{**kept, "vocab": vocab, "dropout": dropout})
+    return DecoderConfig(**{**kept, "vocab": vocab})
 
 
 def over_imported(cfg: ModelConfig, shape: DecoderConfig, key: str) -> DecoderConfig:

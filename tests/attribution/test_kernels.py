@@ -1,5 +1,6 @@
 """Properties of every registered attribution kernel; a new one joins by its name."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,8 @@ def trained(request, tiny_run, tiny_world):
     name, changes = request.param
     cfg = with_overrides(tiny_run.cfg, changes).classifier
     owners, vocab = len(tiny_run.corpus.owners), tiny_run.tokenizer.vocab_size
-    backbone = Decoder(decoder_config(cfg.model, vocab, cfg.dropout))
+    shape = decoder_config(cfg.model, vocab)
+    backbone = Decoder(dataclasses.replace(shape, dropout=cfg.dropout))
     make = KERNELS.get(name)
     kernel = make(cfg, backbone=backbone, start=None, owners=owners, steps=STEPS)
     batch, params = text_of(tiny_run, cfg), tiny_world.reference

@@ -35,9 +35,9 @@ def test_parameters_are_counted_as_the_shape_says():
     assert size(cfg) == expected
 
 
-def test_vocabulary_and_dropout_are_arguments():
-    cfg = decoder_config(ModelConfig(preset="decoder-40k"), 64, dropout=0.1)
-    assert (cfg.vocab, cfg.dropout, cfg.layers, cfg.embed) == (64, 0.1, 1, 32)
+def test_the_vocabulary_is_an_argument():
+    cfg = decoder_config(ModelConfig(preset="decoder-40k"), 64)
+    assert (cfg.vocab, cfg.layers, cfg.embed) == (64, 1, 32)
 
 
 def test_fields_that_are_given_win_over_the_preset():

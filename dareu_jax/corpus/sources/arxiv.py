@@ -82,7 +82,7 @@ def _owners(papers: Sequence[Record], options: SourceOptions, file: Path) -> lis
 
 def _usable(file: Path, prompt_words: int) -> Iterator[Record]:
     """Yields the usable abstracts as records of their archives, in file order."""
-    lines = _table(file) if file.suffix == ".csv" else json_lines(file)
+    lines = _table(file) if file.suffix.lower() == ".csv" else json_lines(file)
     for where, line in lines:
         id, owner = (text_field(line, name, where) for name in ("id", "archive"))
         words = text_field(line, "abstract", where).split()

@@ -1,0 +1,107 @@
+"""What can be known to be wrong with a run before anything is trained."""
+
+import functools
+from pathlib import Path
+
+import jax
+
+from dareu_jax import corpus as owned
+from dareu_jax.config import RunConfig
+from dareu_jax.errors import UserError
+from dareu_jax.imported import open_imported
+from dareu_jax.inputs import Part, parts_of
+from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
+from dareu_jax.parallel import check_divisible
+from dareu_jax.registry import KERNELS
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run, check_forget_batch
+from dareu_jax.tracking import Tracker
+from dareu_jax.unlearning import method_config
+
+
+def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
+    """Reads the whole input in a trial folder, before anything is trained or kept."""
+    if (hosts := jax.process_count()) > 1:
+        raise UserError(f"a run takes one process, here are {hosts}; use one host")
+    for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
+        method_config(cfg, name)
+    KERNELS.get(cfg.reward.kernel)
+    with Tracker(trial) as tracker:
+        one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
+        for records in (one.split.forget, one.split.retain, one.split.test):
+            one.tokens(records)
+        check_models(one)
+        for name in cfg.methods:
+            check_forget_batch(one, name, method_config(cfg, name))
+        for size in batch_sizes(cfg, one):
+            check_divisible(size, one.mesh)
+    if not one.split.test:
+        progress.say(
+            "note: no test records; Tug-of-War is over forget and retain alone"
+        )
+    for first, second in owned.shared_records(one.corpus):
+        progress.say(
+            f"note: {first.id!r} of {first.owner or 'nobody'!r} and {second.id!r} of "
+            f"{second.owner or 'nobody'!r} are identical; both are kept, and "
+            "forgetting one owner leaves the other's copy"
+        )
+    return one.corpus
+
+
+def check_models(one: Run) -> None:
+    """Checks that original, retrained and adapters can be had.
+
+    Raises:
+      UserError: an imported model is missing or does not fit, or ``lora.targets`` has
+        a name that the model has not.
+    """
+    cfg = one.cfg
+    check_oracle(cfg)
+    for name, part in parts_of(cfg).items():
+        check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
+    if cfg.retrained.path:
+        one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+
+
+def check_oracle(cfg: RunConfig) -> None:
+    """Raises `UserError` when a run without fine-tuning lacks a model."""
+    given = cfg.retrained.path or cfg.retrained.skip
+    if cfg.finetune.epochs == 0 and (cfg.model.path is None or not given):
+        raise UserError(
+            "finetune.epochs = 0 takes imported models as they are; it needs "
+            "model.path, the original, and retrained.path, a model trained without "
+            "the forget owners (retrained.skip=true where there is none)"
+        )
+
+
+def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
+    """Raises `UserError` when a decoder or its adapters cannot serve the run."""
+    if part.prefix == "prior." and shape.vocab != vocab:
+        raise UserError(
+            f"prior.model.path: {part.model.path} has {shape.vocab} embeddings, the "
+            f"model {vocab}; the prior must share the model's vocabulary"
+        )
+    if part.lora is None:
+        return
+    if part.prefix and part.model.path is None:
+        raise UserError(
+            f"{part.prefix}lora adapts an imported model; set {part.prefix}model.path "
+            f"too, or take {part.prefix}lora out"
+        )
+    rank, targets = part.lora.rank, part.lora.targets
+    start = functools.partial(init_adapters, abstract_params(shape), rank, targets)
+    try:
+        jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"{part.prefix}{error}") from None
+
+
+def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:
+    """Every batch size that must split over the mesh."""
+    judge = cfg.evaluation.judge
+    parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
+    sizes = [part.batch_size for part in parts]
+    for name in cfg.methods:
+        needs = one.draft(name, method_config(cfg, name)).needs
+        sizes += [need.batch_size for need in needs.values()]
+    return sizes
