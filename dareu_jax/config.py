@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dareu_jax.errors import UserError
 from dareu_jax.registry import did_you_mean
+from dareu_jax.trees import merge, parse_value, read_yaml, set_key
 
 
 class Section(BaseModel):
@@ -112,6 +113,14 @@ class ClassifierConfig(OptimiserConfig):
     train_on: Literal["whole", "prefixes"] = "whole"  # methods 1.3: whole responses
     dropout: float = Field(0.1, ge=0, lt=1)  # ours; without adapters
     nobody: bool = False  # ours: a class for text that nobody owns
+
+
+class AttributionConfig(Section):
+    """Options of the kernels without training (ours)."""
+
+    reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
+    projection_size: int = Field(64, ge=1)  # k a side
+    projection_seed: int = Field(0, ge=0, lt=2**32)
 
 
 class PriorConfig(FinetuneConfig):
@@ -257,6 +266,7 @@ class RunConfig(Section):
     lora: LoraConfig | None = None  # none: every parameter is trained
     finetune: FinetuneConfig = FinetuneConfig()
     retrained: RetrainedConfig = RetrainedConfig()
+    attribution: AttributionConfig = AttributionConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig()
@@ -296,29 +306,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return build_config(tree, str(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file; raises `UserError` where there is none."""
-    if not path.is_file():
-        raise UserError(f"no such config file: {path}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {where}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold `key: value` lines, found {tree!r:.60}")
-    return tree
-
-
-def parse_value(item: str, text: str) -> Any:
-    """Parses the right side of ``key=value`` as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {item!r}: the value is not valid YAML") from None
-
-
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
     try:
@@ -339,36 +326,6 @@ def with_overrides(
     for key, value in changes.items():
         set_key(tree, key, value)
     return build_config(tree, where)
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets ``a.b.c`` in nested dictionaries, making the ones that are missing."""
-    *parents, last = key.split(".")
-    for i, parent in enumerate(parents):
-        below = tree.get(parent)
-        if below is None:
-            below = tree[parent] = {}
-        if not isinstance(below, dict):
-            raise UserError(
-                f"cannot set {key!r}: {'.'.join(parents[: i + 1])!r} is the value "
-                f"{below!r}, not a section"
-            )
-        tree = below
-    here = tree.get(last)
-    if isinstance(here, Mapping) and isinstance(value, Mapping):
-        value = merge(here, value)
-    tree[last] = value
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``below`` with the keys of ``above`` put over it, section by section."""
-    out = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
-    return out
 
 
 def dump_config(cfg: RunConfig) -> str:

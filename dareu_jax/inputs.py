@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dareu_jax import corpus as owned
 from dareu_jax.cache import user_cache
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
+from dareu_jax.errors import UserError
 from dareu_jax.imported import Imported, check_vocabulary, open_imported
-from dareu_jax.models import Decoder, decoder_config, over_imported
-from dareu_jax.parallel import make_mesh, put_batch
+from dareu_jax.models import (
+    Decoder,
+    decoder_config,
+    init_adapters,
+    join,
+    over_imported,
+    split,
+)
+from dareu_jax.parallel import make_mesh, put_batch, shard
 
 Array = jax.Array
 
@@ -49,6 +58,7 @@ class Inputs:
 
     def __init__(self, cfg: RunConfig, seed: int, folder: Path):
         self.cfg, self.seed, self.folder = cfg, seed, folder
+        self._bases: dict[tuple[Path, str], Any] = {}
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -132,6 +142,51 @@ class Inputs:
         return Decoder(
             dataclasses.replace(shape, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
         )
+
+    def check_shape(self, imported: Imported) -> None:
+        """Raises `UserError` when an imported model is not of this run's shape."""
+        own = ("remat", "param_dtype", "compute_dtype", "lora_alpha", "lora_dropout")
+        given, cfg = (dataclasses.asdict(c) for c in (imported.cfg, self.model.cfg))
+        if any(given[name] != cfg[name] for name in cfg if name not in own):
+            raise UserError(
+                f"{imported.folder} holds a model of another shape than this run's; "
+                "import one of the same family and size"
+            )
+
+    def load(self, imported: Imported, dtype: str) -> Any:
+        """Imported parameters in the place of this run's model."""
+        params = imported.load(self.mesh)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
+
+    def base(self, name: str) -> Any:
+        """A part's imported parameters; those who adapt one folder share one copy."""
+        part, dtype = parts_of(self.cfg)[name], self.decoder(name).cfg.param_dtype
+        assert part.model.path is not None
+        folder = Path(part.model.path).resolve()
+        imported = open_imported(folder)
+        if part.lora is None:  # trained whole: its memory is given away
+            return self.load(imported, dtype)
+        if (folder, dtype) not in self._bases:
+            self._bases[folder, dtype] = self.load(imported, dtype)
+        return self._bases[folder, dtype]
+
+    def with_adapters(self, params: Any, name: str) -> Any:
+        """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
+        part = parts_of(self.cfg)[name]
+        if part.lora is None or split(params)[1]:
+            return params
+        rank, targets = part.lora.rank, part.lora.targets
+        key = self.key(f"{part.prefix}lora")
+        return join(params, self._shard(init_adapters(params, rank, targets, key=key)))
+
+    def start_of(self, name: str) -> Any:
+        """What a part's training begins with; None: with a fresh decoder."""
+        if parts_of(self.cfg)[name].model.path is None:
+            return None
+        return self.with_adapters(self.base(name), name)
+
+    def _shard(self, state: Any) -> Any:
+        return shard(state, self.mesh)
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""

@@ -22,7 +22,7 @@ import dareu_jax
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, attribution_accuracy
 from dareu_jax.checks import check
-from dareu_jax.config import RunConfig, dump_config, merge
+from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
@@ -31,6 +31,7 @@ from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
 from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker, read
+from dareu_jax.trees import merge
 
 
 def run(

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax import corpus as owned
-from dareu_jax.attribution import Kernel, OwnerBatch
+from dareu_jax.attribution import (
+    Kernel,
+    OwnerBatch,
+    Setup,
+    calibrated,
+    fit_calibration,
+    sliced,
+)
 from dareu_jax.config import (
     ClassifierConfig,
     FinetuneConfig,
@@ -20,13 +27,13 @@ from dareu_jax.config import (
     RunConfig,
 )
 from dareu_jax.errors import UserError
-from dareu_jax.imported import Imported, open_imported
-from dareu_jax.inputs import Inputs, parts_of
+from dareu_jax.imported import open_imported
+from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.models import Decoder, init_adapters, join, split
+from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.parallel import shard
 from dareu_jax.registry import KERNELS, METHODS
+from dareu_jax.reinforcement import segment_length
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
@@ -62,7 +69,6 @@ class Run(Inputs):
         self.tracker, self.progress = tracker, progress
         self.stopped: dict[str, str | None] = {}
         self.wall_s: dict[str, float] = {}
-        self._bases: dict[tuple[Path, str], Any] = {}
 
     @functools.cached_property
     def original(self) -> Any:
@@ -85,48 +91,6 @@ class Run(Inputs):
             self.check_shape(imported)
             return self.load(imported, self.model.cfg.param_dtype)
         return self.finetune("finetune_retrained", self.split.retain)
-
-    def check_shape(self, imported: Imported) -> None:
-        """Raises `UserError` when an imported model is not of this run's shape."""
-        own = ("remat", "param_dtype", "compute_dtype", "lora_alpha", "lora_dropout")
-        given, cfg = (dataclasses.asdict(c) for c in (imported.cfg, self.model.cfg))
-        if any(given[name] != cfg[name] for name in cfg if name not in own):
-            raise UserError(
-                f"{imported.folder} holds a model of another shape than this run's; "
-                "import one of the same family and size"
-            )
-
-    def load(self, imported: Imported, dtype: str) -> Any:
-        """Imported parameters in the place of this run's model."""
-        params = imported.load(self.mesh)
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
-
-    def base(self, name: str) -> Any:
-        """A part's imported parameters; those who adapt one folder share one copy."""
-        part, dtype = parts_of(self.cfg)[name], self.decoder(name).cfg.param_dtype
-        assert part.model.path is not None
-        folder = Path(part.model.path).resolve()
-        imported = open_imported(folder)
-        if part.lora is None:  # trained whole: its memory is given away
-            return self.load(imported, dtype)
-        if (folder, dtype) not in self._bases:
-            self._bases[folder, dtype] = self.load(imported, dtype)
-        return self._bases[folder, dtype]
-
-    def with_adapters(self, params: Any, name: str) -> Any:
-        """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
-        part = parts_of(self.cfg)[name]
-        if part.lora is None or split(params)[1]:
-            return params
-        rank, targets = part.lora.rank, part.lora.targets
-        key = self.key(f"{part.prefix}lora")
-        return join(params, self._shard(init_adapters(params, rank, targets, key=key)))
-
-    def start_of(self, name: str) -> Any:
-        """What a part's training begins with; None: with a fresh decoder."""
-        if parts_of(self.cfg)[name].model.path is None:
-            return None
-        return self.with_adapters(self.base(name), name)
 
     @functools.cached_property
     def start(self) -> Any:
@@ -190,27 +154,53 @@ class Run(Inputs):
         return self._build_index("judge", "classifier")
 
     def _build_index(self, stage: str, kernel_name: str) -> tuple[Kernel, Any]:
+        """A kernel with scores in [0, 1] for any prefix, and its index."""
         part = "judge" if stage == "judge" else "classifier"
         cfg = self.cfg.evaluation.judge if part == "judge" else self.cfg.classifier
         stream, labels = self._owner_stream(stage, cfg)
         steps = training_steps(cfg, stream)
-        kernel = KERNELS.get(kernel_name)(
-            cfg,
-            backbone=self.decoder(part),
-            start=self.start_of(part),
+        setup = Setup(
+            model=self.model,
             owners=len(self.corpus.owners),
+            cfg=self.cfg.attribution,
+            classifier=cfg,
             steps=steps,
+            backbone=self.decoder(part),
+            start=self.start_of(part) if kernel_name == "classifier" else None,
         )
+        kernel = KERNELS.get(kernel_name)(setup)
+        if not kernel.is_fitted:
+            steps = stream.steps_per_epoch
 
         def step_fn(acc, step):
             batch = OwnerBatch(stream[step], labels[stream.rows(step)])
+            if not kernel.is_fitted:
+                batch = in_order(stream, labels, step)
             return kernel.update(self.original, self.place(batch), acc)
 
         acc = self._shard(kernel.init(self.original, key=self.key(stage)))
         where = self._stage(stage, "loss", "lower the classifier's learning_rate")
         acc, meta = run_stage(where, acc, steps, step_fn)
         self.wall_s[stage] = meta["wall_s"]
-        return kernel, kernel.finalize(self.original, acc)
+        index = kernel.finalize(self.original, acc)
+        return self._as_reward(kernel, index, stream, labels)
+
+    def _as_reward(
+        self, kernel: Kernel, index: Any, stream: owned.BatchStream, labels: np.ndarray
+    ) -> tuple[Kernel, Any]:
+        """The kernel calibrated on the owners' records, with a score for any prefix."""
+        longest = self.cfg.dareu.max_new_tokens or self.lengths[1]
+        kernel = sliced(kernel, segment_length(longest, self.cfg.reward.slices))
+        if kernel.is_probability:
+            return kernel, index
+        score = jax.jit(kernel.score)
+        scores = [
+            jax.device_get(score(self.original, index, self.place(batch)))[:valid]
+            for batch, valid in owned.sequential(stream.tokens, stream.batch_size)
+        ]
+        known = labels >= 0
+        calibration = fit_calibration(np.concatenate(scores)[known], labels[known])
+        return calibrated(kernel), (index, calibration)
 
     def _owner_stream(
         self, stage: str, cfg: ClassifierConfig
@@ -316,9 +306,6 @@ class Run(Inputs):
             return getattr(self, name)
         return self.unlearned(name)
 
-    def _shard(self, state: Any) -> Any:
-        return shard(state, self.mesh)
-
     def _stage(
         self, name: str, headline: str, remedy: str, every: int | None = None
     ) -> Stage:
@@ -334,6 +321,14 @@ class Run(Inputs):
             headline=headline,
             remedy=remedy,
         )
+
+
+def in_order(stream: owned.BatchStream, labels: np.ndarray, step: int) -> OwnerBatch:
+    """Batch ``step`` of one pass over the records; rows past the end are nobody's."""
+    rows = np.arange(stream.batch_size) + step * stream.batch_size
+    count = len(labels)
+    owner = np.where(rows < count, labels[rows % count], -1).astype(np.int32)
+    return OwnerBatch(owned.take(stream.tokens, rows % count), owner)
 
 
 def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:

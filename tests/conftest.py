@@ -72,7 +72,7 @@ def tiny_world(tiny_run):
     """What a method may read: fresh models and a classifier after a few steps."""
     import jax.numpy as jnp
 
-    from dareu_jax.attribution import OwnerBatch, build_index
+    from dareu_jax.attribution import OwnerBatch, Setup, build_index
     from dareu_jax.corpus import NOBODY, owner_labels
     from dareu_jax.models import Decoder, decoder_config, init_decoder
     from dareu_jax.registry import KERNELS
@@ -86,11 +86,14 @@ def tiny_world(tiny_run):
     batch = OwnerBatch(tiny_run.tokens(owned), owner_labels(owned, owners))
     make = KERNELS.get("classifier")
     kernel = make(
-        cfg.classifier,
-        backbone=tiny_run.decoder("classifier"),
-        start=None,
-        owners=len(owners),
-        steps=10,
+        Setup(
+            model=tiny_run.model,
+            owners=len(owners),
+            cfg=cfg.attribution,
+            classifier=cfg.classifier,
+            steps=10,
+            backbone=tiny_run.decoder("classifier"),
+        )
     )
     forget = tiny_run.split.forget
     return World(

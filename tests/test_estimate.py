@@ -113,6 +113,7 @@ def test_a_small_run_reads_its_own_corpus():
         ({"finetune": {"epochs": 0}}, "v5e-16", "needs model.path, the original, and"),
         ({"model": {**SEVEN, "layers": 2}}, "v5e-16", "model.layers = 2: the shape"),
         ({"reward": {"kernel": "x"}}, "v5e-16", "unknown kernel 'x'"),
+        ({"reward": {"kernel": "bm25"}}, "v5e-16", "knows the size of the classifier"),
         (
             {"prior": {"model": {**SEVEN, "preset": "qwen3-0.6b"}}},
             "v5e-16",

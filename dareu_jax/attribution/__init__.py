@@ -1,9 +1,15 @@
 """Attribution kernels: whose data does a response come from?"""
 
+from dareu_jax.attribution import controls as controls
+from dareu_jax.attribution import gradients as gradients
+from dareu_jax.attribution import lexical as lexical
+from dareu_jax.attribution import representation as representation
+from dareu_jax.attribution.calibration import calibrated, fit_calibration, sliced
 from dareu_jax.attribution.classifier import attribution_accuracy, make_classifier
 from dareu_jax.attribution.kernel import (
     Kernel,
     OwnerBatch,
+    Setup,
     build_index,
     last_valid,
 )
@@ -11,8 +17,12 @@ from dareu_jax.attribution.kernel import (
 __all__ = [
     "Kernel",
     "OwnerBatch",
+    "Setup",
     "attribution_accuracy",
     "build_index",
+    "calibrated",
+    "fit_calibration",
     "last_valid",
     "make_classifier",
+    "sliced",
 ]

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, last_valid
-from dareu_jax.config import ClassifierConfig
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, last_valid
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import (
     Decoder,
@@ -77,23 +76,17 @@ def owner_loss(
 
 
 @KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
-def make_classifier(
-    cfg: ClassifierConfig, *, backbone: Decoder, start: Any, owners: int, steps: int
-) -> Kernel:
-    """Returns the classifier kernel.
+def make_classifier(setup: Setup) -> Kernel:
+    """Returns the classifier kernel: ``setup.classifier`` over ``setup.backbone``.
 
-    Args:
-      cfg: optimiser, what to train on; with ``nobody`` one more class holds the text
-        that no owner has.
-      backbone: the decoder below the owner head; start: its parameters, of which
-        adapters alone are trained where there are any; None: fresh ones.
-      owners: O; steps: updates in all.
+    With ``nobody`` one more class holds the text that no owner has.
     """
-    classes = owners + int(cfg.nobody)
+    cfg, backbone, owners = setup.classifier, setup.backbone, setup.owners
+    start, classes = setup.start, setup.owners + int(cfg.nobody)
     given, frozen = (None, {}) if start is None else split(start)
     optimiser = make_optimiser(
         cfg.learning_rate,
-        steps,
+        setup.steps,
         warmup=cfg.warmup,
         weight_decay=cfg.weight_decay,
         clip_norm=cfg.clip_norm,
@@ -131,6 +124,8 @@ def make_classifier(
         finalize=finalize,
         score=score,
         prefix_score=prefix_score,
+        is_fitted=True,
+        is_probability=True,
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.corpus.batches import Rows, TokenBatch
+from dareu_jax.models import Decoder
 
 Array = jax.Array
 Index = Any
@@ -23,7 +25,7 @@ class OwnerBatch(NamedTuple):
     """
 
     text: TokenBatch
-    owner: Array
+    owner: Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Kernel:
       finalize: ``(params, acc) -> index``.
       score: ``(params, index, queries: TokenBatch) -> [B, O]`` float32.
       prefix_score: ``(params, index, queries) -> [B, T, O]`` float32, or None.
+      is_fitted: whether it is trained over many passes; else every record is added
+        to the index exactly once.
+      is_probability: whether scores are in [0, 1] as they are.
+      names_copies: whether a copy of an owner's record scores that owner first.
+      is_control: whether it is there to be beaten.
     """
 
     name: str
@@ -50,6 +57,31 @@ class Kernel:
     finalize: Callable[[Any, Accumulator], Index]
     score: Callable[[Any, Index, TokenBatch], Array]
     prefix_score: Callable[[Any, Index, TokenBatch], Array] | None = None
+    is_fitted: bool = False
+    is_probability: bool = False
+    names_copies: bool = True
+    is_control: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a kernel is made from; each reads what concerns it.
+
+    Attributes:
+      model: the attributed decoder; owners: O.
+      cfg: options of the kernels without training.
+      classifier: those of the classifier; steps: its updates in all.
+      backbone: the classifier's decoder; start: its parameters, of which adapters alone
+        are trained where there are any; None: fresh ones.
+    """
+
+    model: Decoder
+    owners: int
+    cfg: AttributionConfig
+    classifier: ClassifierConfig
+    steps: int
+    backbone: Decoder
+    start: Any = None
 
 
 def build_index(
@@ -60,6 +92,11 @@ def build_index(
     for batch in batches:
         acc, _ = kernel.update(params, batch, acc)
     return kernel.finalize(params, acc)
+
+
+def owner_weights(batch: OwnerBatch, owners: int) -> Array:
+    """``[B, O]`` float32: 1 for the owner of a record, a row of 0 for nobody's."""
+    return jax.nn.one_hot(batch.owner, owners, dtype=jnp.float32)
 
 
 def last_valid(x: Array, mask: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dareu_jax.errors import UserError
 from dareu_jax.models.layers import (
+    SLOTS,
     Dense,
     DenseOp,
     GatedMLP,
@@ -220,7 +221,7 @@ class Decoder(nn.Module):
         body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
         stack = nn.scan(
             body,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, SLOTS: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             out_axes=0,
@@ -253,7 +254,7 @@ class Decoder(nn.Module):
         """Maps hidden states ``[..., D]`` to float32 logits ``[..., V]``."""
         if self.cfg.tied:
             kernel = self.embed.embedding.astype(hidden.dtype).T
-            return self.op(hidden, kernel)
+            return self.op(hidden, kernel, None)
         return self.lm_head(hidden).astype(jnp.float32)
 
     def init_all(self, tokens, positions, visible):

@@ -2,21 +2,26 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-DenseOp = Callable[[Array, Array], Array]
+DenseOp = Callable[[Array, Array, Any], Array]
+SLOTS = "slots"
+"""The variable collection with every product's ``slot``, by the kernel's path."""
 
 
-def dense(x: Array, kernel: Array) -> Array:
+def dense(x: Array, kernel: Array, slot: Any = None) -> Array:
     """y = x W in float32 for ``x [..., D]``, ``kernel [D, F]``: the one product op.
 
     Every attributed matrix product of the model goes through this function's
-    signature, so that a gradient kernel can put its own in its place.
+    signature, so that a gradient kernel can put its own in its place; ``slot`` is what
+    such an op reads and, by its cotangent, writes.
     """
+    del slot
     return jnp.einsum("...d,df->...f", x, kernel, preferred_element_type=jnp.float32)
 
 
@@ -40,7 +45,7 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "normal")
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.dtype(self.param_dtype))
-        y = self.op(x, kernel.astype(x.dtype)).astype(x.dtype)
+        y = self._product(x, kernel, "kernel")
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -53,15 +58,20 @@ class Dense(nn.Module):
             y = y + self._low_rank(x)
         return y
 
+    def _product(self, x: Array, kernel: Array, name: str) -> Array:
+        """The product with the parameter ``name``, in the dtype of ``x``."""
+        slot: Any = self.get_variable(SLOTS, name)
+        return self.op(x, kernel.astype(x.dtype), slot).astype(x.dtype)
+
     def _low_rank(self, x: Array) -> Array:
         """(alpha / r) x A B, with dropout on x when a ``dropout`` rng is given."""
         a: Array = self.get_variable("params", "lora_a")
         b: Array = self.get_variable("params", "lora_b")
         still = self.lora_dropout == 0.0 or not self.has_rng("dropout")
         drop = nn.Dropout(self.lora_dropout, deterministic=still, name="lora_drop")
-        low = self.op(drop(x), a.astype(x.dtype)).astype(x.dtype)
         scale = self.lora_alpha / a.shape[-1]
-        return (self.op(low, b.astype(x.dtype)) * scale).astype(x.dtype)
+        low = self._product(drop(x), a, "lora_a")
+        return (self._product(low, b, "lora_b") * scale).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.models.decoder import Decoder, DecoderConfig
+from dareu_jax.models.layers import SLOTS
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**27
@@ -73,28 +74,36 @@ def hidden_states(
     mask: Array,
     *,
     key: Array | None = None,
+    slots: Any = None,
 ) -> Array:
-    """Hidden states ``[B, T, D]`` of ``tokens [B, T]``; dropout on with a key."""
+    """Hidden states ``[B, T, D]`` of ``tokens [B, T]``.
+
+    Args:
+      model, params: the decoder; tokens, mask: the text.
+      key: dropout is on with one.
+      slots: what the model's product op reads, by the path of each kernel.
+    """
     rngs = {} if key is None else {"dropout": key}
+    variables = {"params": params} | ({} if slots is None else {SLOTS: slots})
     hidden, _ = model.apply(
-        {"params": params}, tokens, positions_of(mask), causal(mask), rngs=rngs
+        variables, tokens, positions_of(mask), causal(mask), rngs=rngs
     )
     return hidden
 
 
 def response_hidden(
-    model: Decoder, params: dict, batch, *, key: Array | None = None
+    model: Decoder, params: dict, batch, *, key: Array | None = None, slots: Any = None
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
     Args:
       model, params: the decoder.
       batch: prompt ``[B, P]``, left-padded, and response ``[B, T]``, right-padded.
-      key: dropout is on with one.
+      key: dropout is on with one; slots: see `hidden_states`.
     """
     tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
     mask = jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
-    hidden = hidden_states(model, params, tokens, mask, key=key)
+    hidden = hidden_states(model, params, tokens, mask, key=key, slots=slots)
     start = batch.prompt.shape[1] - 1
     return hidden[:, start : start + batch.response.shape[1]]
 
@@ -120,16 +129,19 @@ class Trunk(NamedTuple):
     hidden: Array
 
 
-def trunk_of(model: Decoder, params: dict, batch, *, key: Array | None = None) -> Trunk:
-    """`Trunk` of a batch, as `response_hidden` has it."""
-    return Trunk(model, params, response_hidden(model, params, batch, key=key))
+def trunk_of(model: Decoder, params: dict, batch, **how: Any) -> Trunk:
+    """`Trunk` of a batch; ``how`` as in `response_hidden`."""
+    return Trunk(model, params, response_hidden(model, params, batch, **how))
 
 
 def response_logps(
-    model: Decoder, params: dict, batch, temperature=1.0, *, key: Array | None = None
+    model: Decoder, params: dict, batch, temperature=1.0, **how: Any
 ) -> Array:
-    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
-    trunk = trunk_of(model, params, batch, key=key)
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false.
+
+    ``how`` is a key or slots, as in `response_hidden`.
+    """
+    trunk = trunk_of(model, params, batch, **how)
     logps = over_logits(token_logps, [trunk], batch.response, temperature)
     return jnp.where(batch.response_mask, logps, 0.0)
 

@@ -36,6 +36,10 @@ LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("value_head/bias", ("value",)),
     ("owner_head/kernel", ("embed", "owners")),
     ("owner_head/bias", ("owners",)),
+    (r"owner_sums/[^/]+", ("layers", "owners", "gradient_in", "gradient_out")),
+    ("states", ("owners", "embed")),
+    ("terms", ("owners", "vocab")),
+    ("counts", ("owners",)),
 )
 
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -43,6 +47,8 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "ffn": "tensor",
     "head_dim": None,
+    "gradient_in": None,
+    "gradient_out": "tensor",
     "heads": "tensor",
     "layers": None,
     "owners": None,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dareu_jax.attribution import make_classifier
-from dareu_jax.config import ClassifierConfig, ModelConfig
+from dareu_jax.attribution import Setup, make_classifier
+from dareu_jax.config import AttributionConfig, ClassifierConfig, ModelConfig
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.generation import generate
 from dareu_jax.models import (
@@ -48,7 +48,15 @@ def prefix_scoring():
     """DA of every kappa-prefix: one forward against one call per prefix."""
     cfg = ClassifierConfig()
     backbone = Decoder(decoder_config(cfg.model, V))
-    kernel = make_classifier(cfg, backbone=backbone, start=None, owners=OWNERS, steps=1)
+    setup = Setup(
+        model=backbone,
+        owners=OWNERS,
+        cfg=AttributionConfig(),
+        classifier=cfg,
+        steps=1,
+        backbone=backbone,
+    )
+    kernel = make_classifier(setup)
     acc = kernel.init(None, key=jax.random.key(0))
     head = acc.params["owner_head"]
     noise = 0.3 * jax.random.normal(jax.random.key(1), head["kernel"].shape)

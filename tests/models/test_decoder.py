@@ -250,7 +250,7 @@ def test_every_product_goes_through_the_pluggable_op():
     _, params = model_and_params()
     shapes = []
 
-    def spy(x, kernel):
+    def spy(x, kernel, slot=None):
         shapes.append(kernel.shape)
         return jnp.einsum("...d,df->...f", x, kernel)
 

@@ -1,0 +1,104 @@
+"""From scores of any unit to DA in [0, 1], for whole responses and prefixes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
+from dareu_jax.attribution.calibration import probabilities
+from dareu_jax.config import with_overrides
+from dareu_jax.corpus import TokenBatch
+from dareu_jax.registry import KERNELS
+from dareu_jax.stages import Run
+
+
+def counting():
+    """A kernel whose score is the number of tokens it is shown, times 1, 2, 3."""
+
+    def score(params, index, queries):
+        count = queries.response_mask.sum(axis=1).astype(jnp.float32)
+        return count[:, None] * jnp.arange(1.0, 4.0)
+
+    return Kernel(
+        name="counting",
+        owners=3,
+        init=lambda params, *, key: None,
+        update=lambda params, batch, acc: (acc, {}),
+        finalize=lambda params, acc: acc,
+        score=score,
+    )
+
+
+def queries(lengths, width):
+    rows = len(lengths)
+    tokens = np.ones((rows, width), np.int32)
+    mask = np.arange(width)[None] < np.asarray(lengths)[:, None]
+    index = np.arange(rows, dtype=np.int32)
+    return TokenBatch(tokens[:, :2], mask[:, :2] | True, tokens, mask, index)
+
+
+@pytest.mark.parametrize(
+    ("width", "seen"),
+    [
+        (1, [1, 2, 3, 4, 5, 6, 7]),
+        (3, [3, 3, 3, 6, 6, 6, 7]),
+        (7, [7, 7, 7, 7, 7, 7, 7]),
+    ],
+)
+def test_a_token_gets_the_score_at_the_end_of_its_slice(width, seen):
+    kernel = sliced(counting(), width)
+    out = np.asarray(kernel.prefix_score(None, None, queries([7, 2], 7)))
+    assert out.shape == (2, 7, 3)
+    np.testing.assert_array_equal(out[0, :, 0], seen)
+    np.testing.assert_array_equal(out[1, :, 1], 2 * np.minimum(seen, 2))
+    np.testing.assert_array_equal(out[..., 2], 3 * out[..., 0])
+
+
+def test_a_kernel_that_scores_prefixes_is_left_alone():
+    kernel = dataclasses.replace(counting(), prefix_score=lambda *given: None)
+    assert sliced(kernel, 3) is kernel
+
+
+def test_calibration_undoes_scale_and_offset_and_is_sure_where_labels_allow():
+    rng = np.random.default_rng(0)
+    owner = np.arange(300, dtype=np.int32) % 3
+    clear = rng.normal(size=(300, 3)) + 6.0 * np.eye(3)[owner]
+    noise = rng.normal(size=(300, 3))
+    sure = np.asarray(probabilities(fit_calibration(clear, owner), jnp.asarray(clear)))
+    unsure = probabilities(fit_calibration(noise, owner), jnp.asarray(noise))
+    np.testing.assert_allclose(sure.sum(axis=1), 1.0, atol=1e-5)
+    assert sure[np.arange(300), owner].mean() > 0.97
+    assert abs(float(np.asarray(unsure)[np.arange(300), owner].mean()) - 1 / 3) < 0.03
+    moved = clear * [1e-6, 1e4, 5.0] + [3.0, -7e5, 0.1]
+    again = probabilities(fit_calibration(moved, owner), jnp.asarray(moved))
+    np.testing.assert_allclose(again, sure, atol=2e-3)
+
+
+def test_a_calibrated_kernel_scores_probabilities():
+    kernel = calibrated(sliced(counting(), 2))
+    fitted = fit_calibration(np.asarray([[0.0, 1, 2], [3, 1, 1]]), np.asarray([2, 0]))
+    index = (None, fitted)
+    whole = kernel.score(None, index, queries([4, 1], 4))
+    every = kernel.prefix_score(None, index, queries([4, 1], 4))
+    assert kernel.is_probability
+    np.testing.assert_allclose(every[:, -1], whole, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(every).sum(axis=-1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", KERNELS.names())
+def test_every_kernel_serves_as_a_reward(tiny_run, tmp_path, name):
+    cfg = with_overrides(tiny_run.cfg, {"reward.kernel": name, "reward.slices": 3})
+    run = Run(cfg, 0, tmp_path, tiny_run.tracker, tiny_run.progress)
+    kernel, index = run.classifier
+    answers = run.tokens(run.split.forget)
+    scores = np.asarray(
+        jax.jit(kernel.prefix_score)(run.original, index, run.place(answers))
+    )
+    assert scores.shape == (*answers.response.shape, 3)
+    assert np.isfinite(scores).all() and scores.min() >= 0.0 and scores.max() <= 1.0
+    if kernel.names_copies and not kernel.is_fitted:
+        own = scores[np.arange(len(scores)), -1, run.corpus.owners.index("owner_002")]
+        assert own.mean() > 0.5  # a third by chance
