@@ -221,7 +221,7 @@ def test_rows_that_end_at_once_have_one_true_token_each(
 def test_decoding_stops_when_every_row_has_ended(model, params, prompt):
     calls = []
 
-    def counting(x, kernel):
+    def counting(x, kernel, slot=None):
         if x.ndim == 2:  # [B, D], the unembedding: once per forward
             jax.debug.callback(lambda: calls.append(1))
         return dense(x, kernel)

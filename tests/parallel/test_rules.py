@@ -52,6 +52,10 @@ EXPECTED = {
     "value_head/bias": ((1,), P(None)),
     "owner_head/kernel": ((D, O), P("fsdp", None)),
     "owner_head/bias": ((O,), P(None)),
+    "owner_sums/layers.mlp.up.kernel": ((L, O, D, F), P(None, None, None, "tensor")),
+    "states": ((O, D), P(None, "fsdp")),
+    "terms": ((O, V), P(None, "tensor")),
+    "counts": ((O,), P(None)),
 }
 
 
