@@ -1,6 +1,7 @@
 """What a run needs on every device, before anything is loaded."""
 
 import dataclasses
+import functools
 import os
 import re
 import tempfile
@@ -108,7 +109,7 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
             by_method.setdefault(row, []).append(name)
     unlearning = [row._replace(methods=tuple(by_method[row])) for row in by_method]
     every = [*sizes.training(), *unlearning, *sizes.evaluation()]
-    return Estimate(chips, sizes.held(), every)
+    return Estimate(chips, sizes.held, every)
 
 
 class Sizes:
@@ -154,12 +155,9 @@ class Sizes:
         part, shape = self.parts[name], self._shape(name)
         vocab = self.sides["model"].cfg.vocab if self.sides else shape.vocab
         check_part(part, shape, vocab)
-        if (lora := part.lora) is None:
-            return OnDevice(dataclasses.replace(shape, dropout=part.dropout), self.mesh)
-        shape = dataclasses.replace(
-            shape, lora_alpha=lora.alpha, lora_dropout=lora.dropout
-        )
-        return OnDevice(shape, self.mesh, lora.rank, lora.targets)
+        lora = part.lora
+        adapters = () if lora is None else (lora.rank, lora.targets)
+        return OnDevice(part.trained(shape), self.mesh, *adapters)
 
     def _shape(self, name: str) -> DecoderConfig:
         """The shape of a part: imported, of its preset, or of the run's vocabulary."""
@@ -184,6 +182,7 @@ class Sizes:
             )
         return decoder_config(ModelConfig(preset=model.preset), vocab)
 
+    @functools.cached_property
     def held(self) -> dict[str, int]:
         """What stays on the devices while the policy is updated."""
         one, cfg = self.sides["model"], self.cfg
@@ -233,7 +232,7 @@ class Sizes:
 
     def training(self) -> Iterator[Row]:
         """Fine-tuning, kernel, judge and prior; what came before stays."""
-        cfg, there, p, t = self.cfg, self.held(), self.prompt, self.response
+        cfg, there, p, t = self.cfg, self.held, self.prompt, self.response
         tuned = self.sides["model"]
         if tuned.rank is not None and cfg.model.path is None:
             tuned = OnDevice(tuned.cfg, self.mesh)
@@ -263,7 +262,7 @@ class Sizes:
     def dareu(self, cfg: RunConfig) -> Iterator[Row]:
         """Rollout, judging, PPO and distillation."""
         hp, one, p = cfg.dareu, self.sides["model"], self.prompt
-        t, held = hp.max_new_tokens or self.response, sum(self.held().values())
+        t, held = hp.max_new_tokens or self.response, sum(self.held.values())
         size = hp.batch_size * hp.samples_per_prompt
         others = 1 + uses_prior(cfg) + (hp.kl_anchor == "behaviour")
         trunks, kept = (2 if hp.kl_in == "loss" else 1), hp.retain_batch_size
@@ -286,14 +285,14 @@ class Sizes:
         """One step on a forget and a retain batch."""
         one, size = self.sides["model"], getattr(cfg, name).batch_size
         own = one.losses(size, self.prompt, self.response)
-        held = sum(self.held().values()) - self.held()["behaviour policy"]
+        held = sum(self.held.values()) - self.held["behaviour policy"]
         yield self.row("loss update", size, held, own)
 
     def evaluation(self) -> Iterator[Row]:
         """Greedy answers of one model and log-probs, while the others stay."""
         cfg, one, p = self.cfg.evaluation, self.sides["model"], self.prompt
         size, tokens = cfg.batch_size, cfg.max_new_tokens or self.response
-        held, longest = sum(self.held().values()), max(tokens, self.response)
+        held, longest = sum(self.held.values()), max(tokens, self.response)
         yield self.row("answers to judge", size, held, one.rollout(size, p, tokens))
         scores = one.judge(size, p, longest, others=0)
         yield self.row("log-probs to judge", size, held, scores)

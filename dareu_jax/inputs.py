@@ -18,6 +18,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.models import (
     Decoder,
+    DecoderConfig,
     decoder_config,
     init_adapters,
     join,
@@ -36,6 +37,15 @@ class Part(NamedTuple):
     model: ModelConfig
     lora: LoraConfig | None
     dropout: float = 0.0
+
+    def trained(self, shape: DecoderConfig) -> DecoderConfig:
+        """The shape with what the part's training adds: adapters, or dropout."""
+        lora = self.lora
+        if lora is None:
+            return dataclasses.replace(shape, dropout=self.dropout)
+        return dataclasses.replace(
+            shape, dropout=0.0, lora_alpha=lora.alpha, lora_dropout=lora.dropout
+        )
 
 
 def parts_of(cfg: RunConfig) -> dict[str, Part]:
@@ -127,7 +137,7 @@ class Inputs:
           UserError: its imported model is missing or of another vocabulary.
         """
         part = parts_of(self.cfg)[name]
-        lora, key = part.lora, f"{part.prefix}model"
+        key = f"{part.prefix}model"
         if (path := part.model.path) is not None:
             imported = open_imported(Path(path), f"{key}.path")
             check_vocabulary(self.tokenizer, imported.cfg, imported.files)
@@ -135,13 +145,7 @@ class Inputs:
         else:
             known = self.tokenizer.vocab_size if name == "model" else None
             shape = decoder_config(part.model, known or self.model.cfg.vocab)
-        drop = part.dropout if lora is None else 0.0
-        shape = dataclasses.replace(shape, dropout=drop)
-        if lora is None:
-            return Decoder(shape)
-        return Decoder(
-            dataclasses.replace(shape, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
-        )
+        return Decoder(part.trained(shape))
 
     def check_shape(self, imported: Imported) -> None:
         """Raises `UserError` when an imported model is not of this run's shape."""

@@ -24,7 +24,7 @@ from dareu_jax.models import (
     split,
 )
 from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.models.scoring import LOGITS_AT_ONCE
+from dareu_jax.models.scoring import positions_at_once
 from dareu_jax.parallel import BATCH_AXES, shardings_for
 
 FLOAT32 = 4
@@ -144,7 +144,7 @@ class OnDevice:
     def logits(self, batch: int, length: int, trunks: int = 1) -> int:
         """Bytes of one trunk's logits, float32, at the positions that have them."""
         vocab = self.cfg.vocab
-        at_once = max(1, LOGITS_AT_ONCE // (batch * vocab * trunks))
+        at_once = positions_at_once(batch, vocab * trunks)
         positions = self.rows(batch) * min(length, at_once)
         return positions * self._split(vocab) * FLOAT32
 

@@ -27,6 +27,7 @@ from dareu_jax.config import (
     RunConfig,
 )
 from dareu_jax.errors import UserError
+from dareu_jax.evaluation.evaluate import over_records
 from dareu_jax.imported import open_imported
 from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
@@ -166,21 +167,21 @@ class Run(Inputs):
             classifier=cfg,
             steps=steps,
             backbone=self.decoder(part),
-            start=self.start_of(part) if kernel_name == "classifier" else None,
+            start=functools.partial(self.start_of, part),
         )
         kernel = KERNELS.get(kernel_name)(setup)
-        if not kernel.is_fitted:
-            steps = stream.steps_per_epoch
+        once = [] if kernel.is_fitted else in_order(stream, labels)
 
         def step_fn(acc, step):
-            batch = OwnerBatch(stream[step], labels[stream.rows(step)])
-            if not kernel.is_fitted:
-                batch = in_order(stream, labels, step)
+            if kernel.is_fitted:
+                batch = OwnerBatch(stream[step], labels[stream.rows(step)])
+            else:
+                batch = once[step]
             return kernel.update(self.original, self.place(batch), acc)
 
         acc = self._shard(kernel.init(self.original, key=self.key(stage)))
         where = self._stage(stage, "loss", "lower the classifier's learning_rate")
-        acc, meta = run_stage(where, acc, steps, step_fn)
+        acc, meta = run_stage(where, acc, len(once) or steps, step_fn)
         self.wall_s[stage] = meta["wall_s"]
         index = kernel.finalize(self.original, acc)
         return self._as_reward(kernel, index, stream, labels)
@@ -193,13 +194,10 @@ class Run(Inputs):
         kernel = sliced(kernel, segment_length(longest, self.cfg.reward.slices))
         if kernel.is_probability:
             return kernel, index
-        score = jax.jit(kernel.score)
-        scores = [
-            jax.device_get(score(self.original, index, self.place(batch)))[:valid]
-            for batch, valid in owned.sequential(stream.tokens, stream.batch_size)
-        ]
+        score = functools.partial(jax.jit(kernel.score), self.original, index)
+        scores = over_records(stream.tokens, stream.batch_size, self.place, score)
         known = labels >= 0
-        calibration = fit_calibration(np.concatenate(scores)[known], labels[known])
+        calibration = fit_calibration(scores[known], labels[known])
         return calibrated(kernel), (index, calibration)
 
     def _owner_stream(
@@ -323,12 +321,13 @@ class Run(Inputs):
         )
 
 
-def in_order(stream: owned.BatchStream, labels: np.ndarray, step: int) -> OwnerBatch:
-    """Batch ``step`` of one pass over the records; rows past the end are nobody's."""
-    rows = np.arange(stream.batch_size) + step * stream.batch_size
-    count = len(labels)
-    owner = np.where(rows < count, labels[rows % count], -1).astype(np.int32)
-    return OwnerBatch(owned.take(stream.tokens, rows % count), owner)
+def in_order(stream: owned.BatchStream, labels: np.ndarray) -> list[OwnerBatch]:
+    """One pass over a stream's records; rows past the end are nobody's."""
+    place = np.arange(stream.batch_size)
+    return [
+        OwnerBatch(batch, np.where(place < valid, labels[batch.index], -1))
+        for batch, valid in owned.sequential(stream.tokens, stream.batch_size)
+    ]
 
 
 def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:

@@ -40,8 +40,8 @@ def large(**changes):
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.parent.name)
 def test_every_configuration_parses(study):
     cfg = load_config(study)
-    for name in cfg.methods:
-        method_config(cfg, name)
+    assert cfg.scale.endswith(".") and cfg.corpus.forget
+    assert all(method_config(cfg, name).seeds == cfg.seeds for name in cfg.methods)
 
 
 @pytest.mark.parametrize("chips", ["v5e-16", "v5p-8", "v6e-8"])

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, last_valid
+from dareu_jax.attribution.kernel import (
+    Kernel,
+    OwnerBatch,
+    Setup,
+    from_prefixes,
+    last_valid,
+)
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import (
     Decoder,
@@ -82,7 +88,7 @@ def make_classifier(setup: Setup) -> Kernel:
     With ``nobody`` one more class holds the text that no owner has.
     """
     cfg, backbone, owners = setup.classifier, setup.backbone, setup.owners
-    start, classes = setup.start, setup.owners + int(cfg.nobody)
+    start, classes = setup.start(), setup.owners + int(cfg.nobody)
     given, frozen = (None, {}) if start is None else split(start)
     optimiser = make_optimiser(
         cfg.learning_rate,
@@ -113,16 +119,12 @@ def make_classifier(setup: Setup) -> Kernel:
         logits = owner_logits(backbone, classes, index, queries)
         return jax.nn.softmax(logits, axis=-1)[..., :owners]
 
-    def score(params, index, queries) -> Array:
-        return last_valid(prefix_score(params, index, queries), queries.response_mask)
-
-    return Kernel(
+    return from_prefixes(
         name="classifier",
         owners=owners,
         init=init,
         update=update,
         finalize=finalize,
-        score=score,
         prefix_score=prefix_score,
         is_fitted=True,
         is_probability=True,

@@ -21,7 +21,6 @@ def control(name: str, owners: int, score) -> Kernel:
         owners=owners,
         init=lambda params, *, key: {"counts": jnp.zeros(owners, jnp.float32)},
         update=update,
-        finalize=lambda params, acc: acc,
         score=score,
         names_copies=False,
         is_control=True,

@@ -134,21 +134,13 @@ def scoring(features: Features):
 
 
 @functools.cache
-def squaring(features: Features):
-    """A contraction to |f_b|^2, ``[B]``."""
+def comparing(features: Features):
+    """A contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
 
-    def contract(x: Array, e: Array, held) -> Array:
-        return jnp.sum(features.of(x, e, held[0]) ** 2, axis=(1, 2))
-
-    return contract
-
-
-@functools.cache
-def both(first, second):
-    """Two contractions in one backward pass."""
-
-    def contract(x: Array, e: Array, held):
-        return first(x, e, held), second(x, e, held)
+    def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
+        arrays, owners = held
+        own = features.of(x, e, arrays)
+        return jnp.einsum("bdf,odf->bo", own, owners), jnp.sum(own**2, axis=(1, 2))
 
     return contract
 
@@ -191,10 +183,10 @@ def owner_scores(
     queries: TokenBatch,
 ) -> Array:
     """<g_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
-    shape = (len(queries.response), len(index.counts))
+    zeros = jnp.zeros((len(queries.response), len(index.counts)))
     how = (model, scoring(features), features, reduction)
-    dots = _contracted(*how, shape, params, index, queries)
-    return sum(jax.tree.leaves(dots)) / jnp.maximum(index.counts, 1.0)
+    dots = _contracted(*how, zeros, params, index, queries)
+    return dots / jnp.maximum(index.counts, 1.0)
 
 
 def owner_cosines(
@@ -206,30 +198,30 @@ def owner_cosines(
     queries: TokenBatch,
 ) -> Array:
     """cos(g_q, G_o) ``[B, O]``."""
-    rows = len(queries.response)
-    shape = ((rows, len(index.counts)), (rows,))
-    contract = both(scoring(features), squaring(features))
-    how = (model, contract, features, reduction)
-    found = _contracted(*how, shape, params, index, queries)
-    pairs = jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, tuple))
-    dots, squares = (sum(part) for part in zip(*pairs, strict=True))
-    owners = [jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values()]
-    size = jnp.sqrt(squares)[:, None] * jnp.sqrt(sum(owners))[None]
+    rows, owners = len(queries.response), len(index.counts)
+    zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
+    how = (model, comparing(features), features, reduction)
+    dots, squares = _contracted(*how, zeros, params, index, queries)
+    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
+    size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
 
-def _contracted(model, contract, features, reduction, shape, params, index, queries):
-    """What ``contract`` writes, summed over layers, for every attributed matrix."""
+def _contracted(model, contract, features, reduction, zeros, params, index, queries):
+    """What ``contract`` writes, like ``zeros``, summed over layers and matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
-        arrays = (features.held(leaf, path, index.seed), index.owner_sums[path])
-        zeros = [jnp.zeros((len(leaf), *s)) for s in (shape if nested else (shape,))]
-        return Slot(arrays, tuple(zeros) if nested else zeros[0])
+        held = (features.held(leaf, path, index.seed), index.owner_sums[path])
+        out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
+        return Slot(held, out)
 
-    nested = isinstance(shape[0], tuple)
     weight, slots = token_weight(queries, reduction), slots_of(params, slot)
     _, written = probe(model, contract, params, queries, weight, slots)
-    return jax.tree.map(lambda x: x.sum(axis=0), written)
+    matrices, kinds = map(jax.tree.structure, (attributed(params), zeros))
+    each = jax.tree.transpose(matrices, kinds, written)
+    return jax.tree.map(
+        lambda _, own: sum(x.sum(axis=0) for x in jax.tree.leaves(own)), zeros, each
+    )
 
 
 def folded_scores(
@@ -271,13 +263,11 @@ def bilinear(
         return GradientIndex(sums, jnp.zeros(setup.owners, jnp.float32), seed)
 
     compare = owner_cosines if cosine else owner_scores
-
     return Kernel(
         name=name,
         owners=setup.owners,
         init=init,
         update=lambda params, batch, acc: add_records(*how, params, batch, acc),
-        finalize=lambda params, acc: acc,
         score=functools.partial(compare, *how),
     )
 

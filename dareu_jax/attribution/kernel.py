@@ -28,6 +28,11 @@ class OwnerBatch(NamedTuple):
     owner: Rows
 
 
+def as_is(params: Any, acc: Accumulator) -> Index:
+    """The accumulator is the index."""
+    return acc
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """Whose data does a response come from? Scores ``[B, O]``, higher = more.
@@ -40,8 +45,8 @@ class Kernel:
       owners: O, the number of columns.
       init: ``(params, *, key) -> acc``.
       update: ``(params, batch: OwnerBatch, acc) -> (acc, metrics)``.
-      finalize: ``(params, acc) -> index``.
       score: ``(params, index, queries: TokenBatch) -> [B, O]`` float32.
+      finalize: ``(params, acc) -> index``.
       prefix_score: ``(params, index, queries) -> [B, T, O]`` float32, or None.
       is_fitted: whether it is trained over many passes; else every record is added
         to the index exactly once.
@@ -54,8 +59,8 @@ class Kernel:
     owners: int
     init: Callable[..., Accumulator]
     update: Callable[..., tuple[Accumulator, dict[str, Array]]]
-    finalize: Callable[[Any, Accumulator], Index]
     score: Callable[[Any, Index, TokenBatch], Array]
+    finalize: Callable[[Any, Accumulator], Index] = as_is
     prefix_score: Callable[[Any, Index, TokenBatch], Array] | None = None
     is_fitted: bool = False
     is_probability: bool = False
@@ -71,8 +76,8 @@ class Setup:
       model: the attributed decoder; owners: O.
       cfg: options of the kernels without training.
       classifier: those of the classifier; steps: its updates in all.
-      backbone: the classifier's decoder; start: its parameters, of which adapters alone
-        are trained where there are any; None: fresh ones.
+      backbone: the classifier's decoder; start: gives its parameters, of which
+        adapters alone are trained where there are any; None: fresh ones.
     """
 
     model: Decoder
@@ -81,7 +86,7 @@ class Setup:
     classifier: ClassifierConfig
     steps: int
     backbone: Decoder
-    start: Any = None
+    start: Callable[[], Any] = lambda: None
 
 
 def build_index(
@@ -97,6 +102,26 @@ def build_index(
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:
     """``[B, O]`` float32: 1 for the owner of a record, a row of 0 for nobody's."""
     return jax.nn.one_hot(batch.owner, owners, dtype=jnp.float32)
+
+
+def from_prefixes(*, prefix_score: Callable[..., Array], **parts: Any) -> Kernel:
+    """A kernel whose score of a response is that of its last prefix.
+
+    Args:
+      prefix_score, parts: see `Kernel`.
+    """
+
+    def score(params: Any, index: Index, queries: TokenBatch) -> Array:
+        return last_valid(prefix_score(params, index, queries), queries.response_mask)
+
+    return Kernel(score=score, prefix_score=prefix_score, **parts)
+
+
+def running_mean(x: Array, mask: Array) -> Array:
+    """Mean of ``x [B, T, ...]`` over the true entries of ``mask`` up to every t."""
+    real = mask[..., None]
+    total = jnp.cumsum(jnp.where(real, x, 0.0), axis=1)
+    return total / jnp.maximum(jnp.cumsum(real.astype(jnp.float32), axis=1), 1.0)
 
 
 def last_valid(x: Array, mask: Array) -> Array:

@@ -10,8 +10,9 @@ from dareu_jax.attribution.kernel import (
     Kernel,
     OwnerBatch,
     Setup,
-    last_valid,
+    from_prefixes,
     owner_weights,
+    running_mean,
 )
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.registry import KERNELS
@@ -65,14 +66,13 @@ def make_bm25(setup: Setup) -> Kernel:
         weights = bm25_weights(index.terms)
         return running_mean(weights[queries.response], queries.response_mask)
 
-    return lexical("bm25", owners, init, update, prefix_score)
-
-
-def running_mean(x: Array, mask: Array) -> Array:
-    """Mean of ``x [B, T, O]`` over the true entries of ``mask`` up to every t."""
-    real = mask[..., None]
-    total = jnp.cumsum(jnp.where(real, x, 0.0), axis=1)
-    return total / jnp.maximum(jnp.cumsum(real.astype(jnp.float32), axis=1), 1.0)
+    return from_prefixes(
+        name="bm25",
+        owners=owners,
+        init=init,
+        update=update,
+        prefix_score=prefix_score,
+    )
 
 
 def buckets_of(tokens: Array, mask: Array) -> tuple[Array, Array]:
@@ -106,21 +106,10 @@ def make_ngram(setup: Setup) -> Kernel:
         at, real = buckets_of(queries.response, queries.response_mask)
         return running_mean(index.terms.T[at], real)
 
-    return lexical("ngram", owners, init, update, prefix_score)
-
-
-def lexical(name: str, owners: int, init, update, prefix_score) -> Kernel:
-    """A kernel whose whole score is that of the last prefix."""
-
-    def score(params, index, queries: TokenBatch) -> Array:
-        return last_valid(prefix_score(params, index, queries), queries.response_mask)
-
-    return Kernel(
-        name=name,
+    return from_prefixes(
+        name="ngram",
         owners=owners,
         init=init,
         update=update,
-        finalize=lambda params, acc: acc,
-        score=score,
         prefix_score=prefix_score,
     )

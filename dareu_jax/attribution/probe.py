@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.models import Decoder, response_logps, split
+from dareu_jax.models import Decoder, join, response_logps, split
 from dareu_jax.models.layers import DenseOp, dense
+from dareu_jax.models.lora import A, B, leaves_where
 
 Array = jax.Array
+MATRICES = ("kernel", A, B)
 Contract = Callable[[Array, Array, Any], Any]
 
 
@@ -72,29 +74,20 @@ def attributed(params: Any) -> Any:
     Embeddings, norms and biases are left out.
     """
     trainable, _ = split(params["layers"])
-    return {"layers": _matrices(trainable)}
+    return {"layers": leaves_where(trainable, lambda name: name in MATRICES)}
 
 
-def _matrices(tree: Any) -> Any:
-    """A tree of parameters without what is no matrix."""
-    kept = {
-        name: _matrices(below) if isinstance(below, dict) else below
-        for name, below in tree.items()
-        if isinstance(below, dict) or name in ("kernel", "lora_a", "lora_b")
-    }
-    return {name: below for name, below in kept.items() if not _is_empty(below)}
-
-
-def _is_empty(tree: Any) -> bool:
-    return isinstance(tree, dict) and not tree
-
-
-def log_likelihood(
+def log_likelihoods(
     model: Decoder, params: Any, batch: TokenBatch, weight: Array, slots: Any = None
 ) -> Array:
-    """sum_b w_b log p(response_b | prompt_b), the measurement; a float32 scalar."""
+    """w_b log p(response_b | prompt_b), the measurement of a response, ``[B]``."""
     logps = response_logps(model, params, batch, slots=slots)
-    return jnp.sum(weight * jnp.sum(logps, axis=1))
+    return weight * jnp.sum(logps, axis=1)
+
+
+def log_likelihood(*given: Any) -> Array:
+    """The sum of `log_likelihoods`; a float32 scalar."""
+    return jnp.sum(log_likelihoods(*given))
 
 
 def probe(
@@ -141,7 +134,7 @@ def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> 
         one = jax.tree.map(lambda x: x[None], example)
 
         def measured(matrices):
-            whole = _put(params, matrices)
+            whole = join(params, matrices)
             return log_likelihood(model, whole, one, weight[None])
 
         return jax.grad(measured)(attributed(params))
@@ -163,17 +156,6 @@ def along(
     """
 
     def measured(matrices: Any) -> Array:
-        logps = response_logps(model, _put(params, matrices), batch)
-        return weight * jnp.sum(logps, axis=1)
+        return log_likelihoods(model, join(params, matrices), batch, weight)
 
     return jax.jvp(measured, (attributed(params),), (direction,))[1]
-
-
-def _put(params: Any, matrices: Any) -> Any:
-    """Parameters with some of them replaced."""
-    if not isinstance(params, dict):
-        return matrices
-    return {
-        name: _put(below, matrices[name]) if name in matrices else below
-        for name, below in params.items()
-    }

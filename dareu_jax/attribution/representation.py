@@ -9,11 +9,13 @@ from dareu_jax.attribution.kernel import (
     Kernel,
     OwnerBatch,
     Setup,
+    from_prefixes,
     last_valid,
     owner_weights,
+    running_mean,
 )
 from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.models import Decoder, hidden_states
+from dareu_jax.models import Decoder, hidden_states, whole_text
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -29,13 +31,9 @@ class StateIndex(NamedTuple):
 
 def prefix_states(model: Decoder, params: Any, batch: TokenBatch) -> Array:
     """Mean state of the response's tokens up to every t, ``[B, T, D]`` float32."""
-    tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
-    mask = jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
-    hidden = hidden_states(model, params, tokens, mask)[:, batch.prompt.shape[1] :]
-    real = batch.response_mask[..., None]
-    total = jnp.cumsum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
-    count = jnp.cumsum(real.astype(jnp.float32), axis=1)
-    return total / jnp.maximum(count, 1.0)
+    hidden = hidden_states(model, params, *whole_text(batch))
+    own = hidden[:, batch.prompt.shape[1] :].astype(jnp.float32)
+    return running_mean(own, batch.response_mask)
 
 
 def cosine(a: Array, b: Array) -> Array:
@@ -67,16 +65,11 @@ def make_representation(setup: Setup) -> Kernel:
         states = prefix_states(model, params, queries)
         return cosine(states - centre, means - centre)
 
-    def score(params, index, queries) -> Array:
-        return last_valid(prefix_score(params, index, queries), queries.response_mask)
-
-    return Kernel(
+    return from_prefixes(
         name="representation",
         owners=owners,
         init=init,
         update=update,
-        finalize=lambda params, acc: acc,
-        score=score,
         prefix_score=prefix_score,
         names_copies=False,
     )

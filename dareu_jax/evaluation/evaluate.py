@@ -61,9 +61,16 @@ class Suite:
 
 def in_batches(suite: Suite, tokens: TokenBatch, score: Callable) -> Any:
     """Applies ``score`` to batches of fixed shape; concatenates over the N records."""
+    return over_records(tokens, suite.batch_size, suite.place, score)
+
+
+def over_records(
+    tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
+) -> Any:
+    """`in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
     parts = []
-    for batch, valid in sequential(tokens, suite.batch_size):
-        values = jax.device_get(score(suite.place(batch)))
+    for batch, valid in sequential(tokens, batch_size):
+        values = jax.device_get(score(place(batch)))
         parts.append(jax.tree.map(lambda x, n=valid: x[:n], values))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 

@@ -17,6 +17,7 @@ from dareu_jax.models.scoring import (
     response_logps,
     token_logps,
     trunk_of,
+    whole_text,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "split",
     "token_logps",
     "trunk_of",
+    "whole_text",
 ]

@@ -7,7 +7,7 @@ again cannot tell adapters from full parameters.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +22,10 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def split(params: Any) -> tuple[Any, Any]:
     """Returns ``(trainable, frozen)``: the adapters and the rest, or all and ``{}``."""
-    adapters = _filter(params, lambda name: name in (A, B))
+    adapters = leaves_where(params, lambda name: name in (A, B))
     if not adapters:
         return params, {}
-    return adapters, _filter(params, lambda name: name not in (A, B))
+    return adapters, leaves_where(params, lambda name: name not in (A, B))
 
 
 def join(frozen: Any, trainable: Any) -> Any:
@@ -101,12 +101,13 @@ def _add(params: Any, alpha: float) -> Any:
     return out
 
 
-def _filter(params: Any, keep) -> Any:
+def leaves_where(params: Any, keep: Callable[[str], bool]) -> Any:
+    """Returns the parameters whose own name ``keep`` holds for; no empty parts."""
     out = {}
     for name, below in params.items():
         if not isinstance(below, dict):
             if keep(name):
                 out[name] = below
-        elif inner := _filter(below, keep):
+        elif inner := leaves_where(below, keep):
             out[name] = inner
     return out

@@ -91,6 +91,12 @@ def hidden_states(
     return hidden
 
 
+def whole_text(batch) -> tuple[Array, Array]:
+    """Tokens and mask ``[B, P + T]`` of the prompts with their responses behind."""
+    tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
+    return tokens, jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
+
+
 def response_hidden(
     model: Decoder, params: dict, batch, *, key: Array | None = None, slots: Any = None
 ) -> Array:
@@ -101,9 +107,7 @@ def response_hidden(
       batch: prompt ``[B, P]``, left-padded, and response ``[B, T]``, right-padded.
       key: dropout is on with one; slots: see `hidden_states`.
     """
-    tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
-    mask = jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
-    hidden = hidden_states(model, params, tokens, mask, key=key, slots=slots)
+    hidden = hidden_states(model, params, *whole_text(batch), key=key, slots=slots)
     start = batch.prompt.shape[1] - 1
     return hidden[:, start : start + batch.response.shape[1]]
 
@@ -169,8 +173,13 @@ def over_logits(
         return score(*logits, tokens)
 
     width = sum(trunk.model.cfg.vocab for trunk in trunks)
-    size = max(1, LOGITS_AT_ONCE // (len(tokens) * width))
+    size = positions_at_once(len(tokens), width)
     return over_positions(part, size, tokens, *(trunk.hidden for trunk in trunks))
+
+
+def positions_at_once(rows: int, width: int) -> int:
+    """How many positions of ``rows`` may have ``width`` logits at the same time."""
+    return max(1, LOGITS_AT_ONCE // (rows * width))
 
 
 def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
