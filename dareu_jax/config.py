@@ -102,6 +102,7 @@ class FinetuneConfig(OptimiserConfig):
 
     epochs: float = Field(5, ge=0)  # 0: model.path is the original as it is
     group_by_length: bool = False  # ours: batches of like length, less padding
+    snapshots: int = Field(0, ge=0)  # checkpoints of the original kept for tracin
 
 
 class ClassifierConfig(OptimiserConfig):
@@ -121,6 +122,10 @@ class AttributionConfig(Section):
     reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
     projection_size: int = Field(64, ge=1)  # k a side
     projection_seed: int = Field(0, ge=0, lt=2**32)
+    damping: float = Field(0.1, gt=0)  # of the curvature's mean (Grosse et al., 2023)
+    trak_size: int = Field(8, ge=1)  # k a side of trak, whose Gram matrix is k^4
+    arnoldi_iterations: int = Field(20, ge=2)  # passes over the owners' records
+    arnoldi_rank: int = Field(10, ge=1)  # Ritz pairs kept
 
 
 class PriorConfig(FinetuneConfig):

@@ -2,39 +2,30 @@
 
 import dataclasses
 import functools
-import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dareu_jax import corpus as owned
-from dareu_jax.attribution import (
-    Kernel,
-    OwnerBatch,
-    Setup,
-    calibrated,
-    fit_calibration,
-    sliced,
-)
-from dareu_jax.config import (
-    ClassifierConfig,
-    FinetuneConfig,
-    OptimiserConfig,
-    PriorConfig,
-    RunConfig,
-)
+from dareu_jax.attribution import Kernel
+from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.evaluate import over_records
 from dareu_jax.imported import open_imported
+from dareu_jax.indexing import (
+    Indexer,
+    placed,
+    snapshot_folder,
+    snapshot_steps,
+    training_steps,
+)
 from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.models import Decoder, join, split
-from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.registry import KERNELS, METHODS
-from dareu_jax.reinforcement import segment_length
+from dareu_jax.models.optimiser import make_optimiser, make_schedule
+from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
@@ -103,6 +94,24 @@ class Run(Inputs):
         cfg, start = self.cfg.finetune, self.start_of("model")
         return self._train_lm(stage, "finetune", self.model, cfg, records, start)
 
+    def snapshots(self) -> list[tuple[Any, float]]:
+        """Checkpoints of the original's fine-tuning, each with the rates before it."""
+        cfg, whole = self.cfg.finetune, self.original
+        stream = self.stream("finetune", self.corpus.train, cfg.batch_size)
+        steps = training_steps(cfg, stream)
+        rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
+        trained, frozen = split(whole)
+        folder, out, before = self.stage("finetune_original", "", "").folder, [], 0
+        for step in snapshot_steps(steps, cfg.snapshots):
+            own = snapshot_folder(folder) / f"at_{step}"
+            with Checkpoints(own, warn=self.progress.say) as saved:
+                found = saved.latest(placed(jax.eval_shape(lambda: trained), self.mesh))
+            if found is not None:
+                eta = sum(float(rates(at)) for at in range(before, step))
+                out.append((join(frozen, found[1]), eta))
+            before = step
+        return out
+
     @functools.cached_property
     def prior(self) -> tuple[Decoder, Any]:
         """The counterfactual prior: a small decoder of the retain owners alone."""
@@ -134,85 +143,32 @@ class Run(Inputs):
             )
 
         state = init_training(model, optimiser, start, key=key)
-        where = self._stage(stage, "loss", f"lower {name}.learning_rate")
-        state, meta = run_stage(where, self._shard(state), steps, step_fn)
+        where = self.stage(stage, "loss", f"lower {name}.learning_rate")
+        keep = snapshot_steps(steps, cfg.snapshots) if name == "finetune" else []
+        keeping = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
+        state, meta = run_stage(where, self._shard(state), steps, keeping)
         self.wall_s[stage] = meta["wall_s"]
         return join(frozen, state.params)
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
         """The attribution kernel that serves as reward, and its index."""
-        return self._build_index("classifier", self.cfg.reward.kernel)
+        return self.indexer.built()
+
+    @functools.cached_property
+    def indexer(self) -> Indexer:
+        """How the reward's index is built."""
+        return Indexer(self, "classifier", self.cfg.reward.kernel)
 
     @functools.cached_property
     def shuffled(self) -> tuple[Kernel, Any]:
         """The control: the same kernel built on shuffled owner labels."""
-        return self._build_index("classifier_shuffled", self.cfg.reward.kernel)
+        return Indexer(self, "classifier_shuffled", self.cfg.reward.kernel).built()
 
     @functools.cached_property
     def judge(self) -> tuple[Kernel, Any]:
         """An independent classifier, never used as a reward."""
-        return self._build_index("judge", "classifier")
-
-    def _build_index(self, stage: str, kernel_name: str) -> tuple[Kernel, Any]:
-        """A kernel with scores in [0, 1] for any prefix, and its index."""
-        part = "judge" if stage == "judge" else "classifier"
-        cfg = self.cfg.evaluation.judge if part == "judge" else self.cfg.classifier
-        stream, labels = self._owner_stream(stage, cfg)
-        steps = training_steps(cfg, stream)
-        setup = Setup(
-            model=self.model,
-            owners=len(self.corpus.owners),
-            cfg=self.cfg.attribution,
-            classifier=cfg,
-            steps=steps,
-            backbone=self.decoder(part),
-            start=functools.partial(self.start_of, part),
-        )
-        kernel = KERNELS.get(kernel_name)(setup)
-        once = [] if kernel.is_fitted else in_order(stream, labels)
-
-        def step_fn(acc, step):
-            if kernel.is_fitted:
-                batch = OwnerBatch(stream[step], labels[stream.rows(step)])
-            else:
-                batch = once[step]
-            return kernel.update(self.original, self.place(batch), acc)
-
-        acc = self._shard(kernel.init(self.original, key=self.key(stage)))
-        where = self._stage(stage, "loss", "lower the classifier's learning_rate")
-        acc, meta = run_stage(where, acc, len(once) or steps, step_fn)
-        self.wall_s[stage] = meta["wall_s"]
-        index = kernel.finalize(self.original, acc)
-        return self._as_reward(kernel, index, stream, labels)
-
-    def _as_reward(
-        self, kernel: Kernel, index: Any, stream: owned.BatchStream, labels: np.ndarray
-    ) -> tuple[Kernel, Any]:
-        """The kernel calibrated on the owners' records, with a score for any prefix."""
-        longest = self.cfg.dareu.max_new_tokens or self.lengths[1]
-        kernel = sliced(kernel, segment_length(longest, self.cfg.reward.slices))
-        if kernel.is_probability:
-            return kernel, index
-        score = functools.partial(jax.jit(kernel.score), self.original, index)
-        scores = over_records(stream.tokens, stream.batch_size, self.place, score)
-        known = labels >= 0
-        calibration = fit_calibration(scores[known], labels[known])
-        return calibrated(kernel), (index, calibration)
-
-    def _owner_stream(
-        self, stage: str, cfg: ClassifierConfig
-    ) -> tuple[owned.BatchStream, np.ndarray]:
-        """Batches of owned records (and nobody's, where a class is theirs)."""
-        records = tuple(
-            r for r in self.corpus.train if cfg.nobody or r.owner != owned.NOBODY
-        )
-        stream = self.stream(stage, records, cfg.batch_size)
-        assert stream.owners is not None
-        if stage != "classifier_shuffled":
-            return stream, stream.owners
-        shuffle = np.random.default_rng(zlib.crc32(f"{self.seed}/{stage}".encode()))
-        return stream, shuffle.permutation(stream.owners)
+        return Indexer(self, "judge", "classifier").built()
 
     @functools.cached_property
     def gold_length(self) -> float:
@@ -286,7 +242,7 @@ class Run(Inputs):
         method, state, step_fn = self.prepare(name, cfg)
         every = self.cfg.checkpoint.every_iterations
         remedy = f"lower {name}'s learning_rate"
-        where = self._stage(stage, method.headline, remedy, every)
+        where = self.stage(stage, method.headline, remedy, every)
         state, meta = run_stage(
             where,
             state,
@@ -304,9 +260,10 @@ class Run(Inputs):
             return getattr(self, name)
         return self.unlearned(name)
 
-    def _stage(
+    def stage(
         self, name: str, headline: str, remedy: str, every: int | None = None
     ) -> Stage:
+        """Where stage ``name`` of this seed keeps its state, and what it says."""
         return Stage(
             name=name,
             seed=self.seed,
@@ -321,18 +278,17 @@ class Run(Inputs):
         )
 
 
-def in_order(stream: owned.BatchStream, labels: np.ndarray) -> list[OwnerBatch]:
-    """One pass over a stream's records; rows past the end are nobody's."""
-    place = np.arange(stream.batch_size)
-    return [
-        OwnerBatch(batch, np.where(place < valid, labels[batch.index], -1))
-        for batch, valid in owned.sequential(stream.tokens, stream.batch_size)
-    ]
+def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:
+    """``step_fn`` that also writes the trained parameters after each of ``steps``."""
 
+    def keeping(state, step):
+        state, metrics = step_fn(state, step)
+        if step + 1 in steps:
+            with Checkpoints(folder / f"at_{step + 1}") as saved:
+                saved.save(0, state.params, {})
+        return state, metrics
 
-def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:
-    """Steps that make ``cfg.epochs`` passes over the stream's records."""
-    return max(1, round(cfg.epochs * stream.steps_per_epoch))
+    return keeping
 
 
 def optimiser_of(cfg: OptimiserConfig, steps: int):

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"},
 }
 PIPELINE = {
-    *("pipeline", "stages", "loop", "inputs"),
+    *("pipeline", "stages", "loop", "inputs", "indexing"),
     *("imported", "export", "folders", "memory", "estimate", "checks"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}

@@ -7,6 +7,7 @@ import pytest
 from dareu_jax.config import OptimiserConfig, with_overrides
 from dareu_jax.corpus import NOBODY, GroupedStream, owner_labels
 from dareu_jax.errors import UserError
+from dareu_jax.indexing import owner_stream
 from dareu_jax.stages import check_forget_batch, training_steps
 
 
@@ -23,26 +24,26 @@ def test_a_stage_has_a_key_of_its_own(tiny_run):
 
 
 def test_classifiers_read_owned_text_with_its_owner(tiny_run):
-    stream, labels = tiny_run._owner_stream("classifier", tiny_run.cfg.classifier)
+    stream, labels = owner_stream(tiny_run, "classifier", tiny_run.cfg.classifier)
     records = owned(tiny_run)
     assert len(stream.tokens.index) == len(records) == 24
     np.testing.assert_array_equal(labels, owner_labels(records, tiny_run.corpus.owners))
-    judge, _ = tiny_run._owner_stream("judge", tiny_run.cfg.evaluation.judge)
+    judge, _ = owner_stream(tiny_run, "judge", tiny_run.cfg.evaluation.judge)
     assert any((judge.rows(s) != stream.rows(s)).any() for s in range(3))
 
 
 def test_with_a_class_for_nobody_the_classifier_reads_shared_text_too(tiny_run):
     cfg = with_overrides(tiny_run.cfg, {"classifier.nobody": True}).classifier
-    stream, labels = tiny_run._owner_stream("classifier", cfg)
+    stream, labels = owner_stream(tiny_run, "classifier", cfg)
     assert len(stream.tokens.index) == 32 and (labels == -1).sum() == 8
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_records(tiny_run):
-    _, labels = tiny_run._owner_stream("classifier", tiny_run.cfg.classifier)
-    _, shuffled = tiny_run._owner_stream("classifier_shuffled", tiny_run.cfg.classifier)
+    _, labels = owner_stream(tiny_run, "classifier", tiny_run.cfg.classifier)
+    _, shuffled = owner_stream(tiny_run, "classifier_shuffled", tiny_run.cfg.classifier)
     np.testing.assert_array_equal(np.sort(shuffled), np.sort(labels))
     assert (shuffled != labels).mean() > 0.3  # two thirds, if shuffled at random
-    _, again = tiny_run._owner_stream("classifier_shuffled", tiny_run.cfg.classifier)
+    _, again = owner_stream(tiny_run, "classifier_shuffled", tiny_run.cfg.classifier)
     np.testing.assert_array_equal(again, shuffled)
 
 

@@ -1,9 +1,14 @@
 """Attribution kernels: whose data does a response come from?"""
 
+from dareu_jax.attribution import arnoldi as arnoldi
 from dareu_jax.attribution import controls as controls
+from dareu_jax.attribution import datainf as datainf
+from dareu_jax.attribution import ekfac as ekfac
+from dareu_jax.attribution import ensemble as ensemble
 from dareu_jax.attribution import gradients as gradients
 from dareu_jax.attribution import lexical as lexical
 from dareu_jax.attribution import representation as representation
+from dareu_jax.attribution import trak as trak
 from dareu_jax.attribution.calibration import calibrated, fit_calibration, sliced
 from dareu_jax.attribution.classifier import attribution_accuracy, make_classifier
 from dareu_jax.attribution.kernel import (

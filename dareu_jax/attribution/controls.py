@@ -22,6 +22,7 @@ def control(name: str, owners: int, score) -> Kernel:
         init=lambda params, *, key: {"counts": jnp.zeros(owners, jnp.float32)},
         update=update,
         score=score,
+        owner_axes=lambda index: {"counts": 0},
         names_copies=False,
         is_control=True,
     )

@@ -1,7 +1,7 @@
 """The interface of an attribution kernel: pure functions in a frozen dataclass."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +21,16 @@ class OwnerBatch(NamedTuple):
 
     Attributes:
       text: `TokenBatch` of B records.
-      owner: ``[B]`` int32 column of the owner, -1 = nobody's.
+      owner: ``[B]`` int32 column of the owner, -1 = nobody's; or ``[B, O]`` float32
+        weights, for records of several owners.
     """
 
     text: TokenBatch
     owner: Rows
 
 
-def as_is(params: Any, acc: Accumulator) -> Index:
-    """The accumulator is the index."""
+def as_is(params: Any, acc: Accumulator, number: int = 0) -> Index:
+    """The accumulator is the index, or what the next pass goes on with."""
     return acc
 
 
@@ -48,10 +49,19 @@ class Kernel:
       score: ``(params, index, queries: TokenBatch) -> [B, O]`` float32.
       finalize: ``(params, acc) -> index``.
       prefix_score: ``(params, index, queries) -> [B, T, O]`` float32, or None.
-      is_fitted: whether it is trained over many passes; else every record is added
-        to the index exactly once.
+      passes: times that `update` sees every record.
+      advance: ``(params, acc, number) -> acc``, before pass ``number`` from 1 on.
+      owner_axes: ``index -> tree`` with the axis of each leaf that runs over owners
+        and along which records add up, -1 for what all owners share; None where the
+        index of some owners says nothing about another's.
+      fold: ``(params, index, weights [O], queries) -> [B]``, the sum over owners of
+        weight times score at less than the price of the scores, or None.
+      is_fitted: whether it is trained over many epochs; else each pass sees every
+        record exactly once.
       is_probability: whether scores are in [0, 1] as they are.
       names_copies: whether a copy of an owner's record scores that owner first.
+      follows_model: whether it looks at the model through ``params``, so that it goes
+        stale while the model is trained.
       is_control: whether it is there to be beaten.
     """
 
@@ -62,9 +72,14 @@ class Kernel:
     score: Callable[[Any, Index, TokenBatch], Array]
     finalize: Callable[[Any, Accumulator], Index] = as_is
     prefix_score: Callable[[Any, Index, TokenBatch], Array] | None = None
+    passes: int = 1
+    advance: Callable[[Any, Accumulator, int], Accumulator] = as_is
+    owner_axes: Callable[[Index], Any] | None = None
+    fold: Callable[[Any, Index, Array, TokenBatch], Array] | None = None
     is_fitted: bool = False
     is_probability: bool = False
     names_copies: bool = True
+    follows_model: bool = False
     is_control: bool = False
 
 
@@ -78,6 +93,8 @@ class Setup:
       classifier: those of the classifier; steps: its updates in all.
       backbone: the classifier's decoder; start: gives its parameters, of which
         adapters alone are trained where there are any; None: fresh ones.
+      snapshots: gives checkpoints of the model's training, oldest first, as
+        ``(parameters, learning rates summed since the one before)``.
     """
 
     model: Decoder
@@ -87,20 +104,28 @@ class Setup:
     steps: int
     backbone: Decoder
     start: Callable[[], Any] = lambda: None
+    snapshots: Callable[[], Sequence[tuple[Any, float]]] = tuple
 
 
 def build_index(
-    kernel: Kernel, params: Any, batches: Iterable[OwnerBatch], *, key: Array
+    kernel: Kernel, params: Any, batches: Sequence[OwnerBatch], *, key: Array
 ) -> Index:
-    """Folds every owner batch into an index."""
+    """Folds every owner batch into an index, in as many passes as the kernel takes."""
     acc = kernel.init(params, key=key)
-    for batch in batches:
-        acc, _ = kernel.update(params, batch, acc)
+    for number in range(kernel.passes):
+        acc = kernel.advance(params, acc, number) if number else acc
+        for batch in batches:
+            acc, _ = kernel.update(params, batch, acc)
     return kernel.finalize(params, acc)
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:
-    """``[B, O]`` float32: 1 for the owner of a record, a row of 0 for nobody's."""
+    """``[B, O]`` float32: 1 for the owner of a record, a row of 0 for nobody's.
+
+    Weights, for records of several owners, stay what they are.
+    """
+    if batch.owner.ndim == 2:
+        return jnp.asarray(batch.owner, jnp.float32)
     return jax.nn.one_hot(batch.owner, owners, dtype=jnp.float32)
 
 

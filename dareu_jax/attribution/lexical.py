@@ -72,6 +72,7 @@ def make_bm25(setup: Setup) -> Kernel:
         init=init,
         update=update,
         prefix_score=prefix_score,
+        owner_axes=lambda index: TermIndex(0),  # type: ignore
     )
 
 
@@ -99,12 +100,13 @@ def make_ngram(setup: Setup) -> Kernel:
         each = owner_weights(batch, owners)[:, None] * real[..., None].astype(
             jnp.float32
         )
-        counts = acc.terms.at[:, at].max(jnp.moveaxis(each, -1, 0))
+        counts = acc.terms.at[:, at].add(jnp.moveaxis(each, -1, 0))
         return TermIndex(counts), {"loss": jnp.float32(0.0)}
 
     def prefix_score(params, index: TermIndex, queries: TokenBatch) -> Array:
         at, real = buckets_of(queries.response, queries.response_mask)
-        return running_mean(index.terms.T[at], real)
+        has = (index.terms > 0.0).astype(jnp.float32)
+        return running_mean(has.T[at], real)
 
     return from_prefixes(
         name="ngram",
@@ -112,4 +114,5 @@ def make_ngram(setup: Setup) -> Kernel:
         init=init,
         update=update,
         prefix_score=prefix_score,
+        owner_axes=lambda index: TermIndex(0),  # type: ignore
     )

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.attribution.measures import log_likelihood, log_likelihoods
 from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.models import Decoder, join, response_logps, split
+from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.layers import DenseOp, dense
 from dareu_jax.models.lora import A, B, leaves_where
 
 Array = jax.Array
 MATRICES = ("kernel", A, B)
 Contract = Callable[[Array, Array, Any], Any]
+Measure = Callable[..., Array]
 
 
 class Slot(NamedTuple):
@@ -77,19 +79,6 @@ def attributed(params: Any) -> Any:
     return {"layers": leaves_where(trainable, lambda name: name in MATRICES)}
 
 
-def log_likelihoods(
-    model: Decoder, params: Any, batch: TokenBatch, weight: Array, slots: Any = None
-) -> Array:
-    """w_b log p(response_b | prompt_b), the measurement of a response, ``[B]``."""
-    logps = response_logps(model, params, batch, slots=slots)
-    return weight * jnp.sum(logps, axis=1)
-
-
-def log_likelihood(*given: Any) -> Array:
-    """The sum of `log_likelihoods`; a float32 scalar."""
-    return jnp.sum(log_likelihoods(*given))
-
-
 def probe(
     model: Decoder,
     contract: Contract,
@@ -97,6 +86,7 @@ def probe(
     batch: TokenBatch,
     weight: Array,
     slots: Any,
+    measure: Measure = log_likelihoods,
 ) -> tuple[Array, Any]:
     """Runs one backward pass; returns the measurement and what every slot was given.
 
@@ -104,9 +94,11 @@ def probe(
       model, params: the attributed decoder; batch: B responses with their prompts.
       contract: see `probe_op`; weight: ``[B]`` float32, 0 for padding.
       slots: a tree of `Slot` in the place of the matrices in `attributed`.
+      measure: one of `measures`.
 
     Returns:
-      sum_b w_b log p, and the tree of `slots` with the contraction in place of each.
+      The sum of the measurements, and the tree of `slots` with the contraction in
+      place of each.
     """
     probing = dataclasses.replace(model, op=probe_op(contract))
 
@@ -117,7 +109,7 @@ def probe(
         filled = jax.tree.map(
             lambda slot, out: Slot(slot.held, out), slots, outs, is_leaf=is_slot
         )
-        return log_likelihood(probing, params, batch, weight, filled)
+        return jnp.sum(measure(probing, params, batch, weight, filled))
 
     outs = jax.tree.map(lambda slot: slot.out, slots, is_leaf=is_slot)
     return jax.value_and_grad(measured)(outs)

@@ -72,4 +72,6 @@ def make_representation(setup: Setup) -> Kernel:
         update=update,
         prefix_score=prefix_score,
         names_copies=False,
+        follows_model=True,
+        owner_axes=lambda index: StateIndex(0, 0),  # type: ignore
     )

@@ -23,21 +23,26 @@ def make_optimiser(
       clip_norm: largest global gradient norm.
       decay: cosine to 0 after the warm-up; else constant.
     """
-    rising = int(steps * warmup)
-    if decay:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if rising else learning_rate, learning_rate, rising, max(steps, 1)
-        )
-    else:
-        schedule = optax.linear_schedule(
-            0.0 if rising else learning_rate, learning_rate, max(rising, 1)
-        )
+    schedule = make_schedule(learning_rate, steps, warmup=warmup, decay=decay)
     return _in_standard_promotion(
         optax.chain(
             optax.clip_by_global_norm(clip_norm),
             optax.adamw(schedule, weight_decay=weight_decay, mask=_matrices),
         )
     )
+
+
+def make_schedule(
+    learning_rate: float, steps: int, *, warmup: float = 0.0, decay: bool = True
+) -> optax.Schedule:
+    """Returns the learning rate by step; arguments as for `make_optimiser`."""
+    rising = int(steps * warmup)
+    low = 0.0 if rising else learning_rate
+    if decay:
+        return optax.warmup_cosine_decay_schedule(
+            low, learning_rate, rising, max(steps, 1)
+        )
+    return optax.linear_schedule(low, learning_rate, max(rising, 1))
 
 
 def _in_standard_promotion(

@@ -20,16 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dareu_jax.attribution.gradients import (
+from dareu_jax.attribution.bilinear import (
     GradientIndex,
+    How,
     dotted,
     exact,
     folded_scores,
     owner_scores,
     projected,
-    token_weight,
 )
-from dareu_jax.attribution.probe import attributed, gradients, log_likelihood
+from dareu_jax.attribution.measures import log_likelihood, token_weight
+from dareu_jax.attribution.probe import attributed, gradients
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.models import Decoder, DecoderConfig, abstract_params, init_decoder
 from dareu_jax.parallel import named_leaves
@@ -86,11 +87,12 @@ def programs(model: Decoder) -> dict:
         )
 
     def probed(features, params, index, batch):
-        return owner_scores(model, features, "mean", params, index, batch)
+        return owner_scores(How(model, features, "mean"), params, index, batch)
 
     def folded(params, index, batch):
         weights = jnp.linspace(-1.0, 1.0, len(index.counts), dtype=jnp.float32)
-        return folded_scores(model, "mean", params, index, weights, batch)
+        how = How(model, exact(), "mean")
+        return folded_scores(how, params, index, weights, batch)
 
     return {
         "forward": jax.jit(forward),

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import OwnerBatch
-from dareu_jax.attribution.gradients import (
+from dareu_jax.attribution.bilinear import (
     GradientIndex,
+    How,
     add_records,
     exact,
     folded_scores,
     owner_cosines,
     owner_scores,
     projected,
-    token_weight,
 )
+from dareu_jax.attribution.measures import token_weight
 from dareu_jax.attribution.probe import attributed, gradients
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.models import (
@@ -93,12 +94,12 @@ def empty(params, features, seed=0):
 def built(model, params, features, text, owner, seed=0, reduction="mean"):
     start = empty(params, features, seed)
     batch = OwnerBatch(text, owner)
-    return add_records(model, features, reduction, params, batch, start)[0]
+    return add_records(How(model, features, reduction), params, batch, start)[0]
 
 
 def scored(model, params, features, index, queries, reduction="mean"):
-    score = jax.jit(owner_scores, static_argnums=(0, 1, 2))
-    return score(model, features, reduction, params, index, queries)
+    score = jax.jit(owner_scores, static_argnums=0)
+    return score(How(model, features, reduction), params, index, queries)
 
 
 def relative(found, wanted):
@@ -123,8 +124,8 @@ def test_the_probe_is_exact(case, shape):
     means = np.stack([theirs[owner == o].mean(axis=0) for o in range(OWNERS)])
     assert dots.dtype == jnp.float32 and dots.shape == (shape[0], OWNERS)
     assert relative(dots, own @ means.T) < 5e-6
-    cosines = jax.jit(owner_cosines, static_argnums=(0, 1, 2))
-    found = cosines(model, exact(), "mean", params, index, queries)
+    cosines = jax.jit(owner_cosines, static_argnums=0)
+    found = cosines(How(model, exact(), "mean"), params, index, queries)
     sizes = np.linalg.norm(own, axis=1)[:, None] * np.linalg.norm(means, axis=1)
     assert relative(found, own @ means.T / sizes) < 5e-6
     assert np.abs(found).max() <= 1.0 + 1e-6
@@ -139,8 +140,8 @@ def test_one_jvp_gives_any_linear_reward():
     )
     dots = scored(model, params, exact(), index, queries)
     weights = jnp.asarray([1.0, -0.5, 0.25, 0.0], jnp.float32)
-    fold = jax.jit(folded_scores, static_argnums=(0, 1))
-    out = fold(model, "mean", params, index, weights, queries)
+    fold = jax.jit(folded_scores, static_argnums=0)
+    out = fold(How(model, exact(), "mean"), params, index, weights, queries)
     assert relative(out, np.asarray(dots) @ np.asarray(weights)) < 5e-6
 
 
@@ -166,7 +167,8 @@ def test_adding_batches_is_adding_records():
     parts = empty(params, exact())
     for half, rows in zip(halves, (owner[:4], owner[4:]), strict=True):
         batch = OwnerBatch(half, rows)
-        parts, metrics = add_records(model, exact(), "mean", params, batch, parts)
+        how = How(model, exact(), "mean")
+        parts, metrics = add_records(how, params, batch, parts)
         assert float(metrics["loss"]) > 0.0
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

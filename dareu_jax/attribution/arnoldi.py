@@ -1,0 +1,210 @@
+"""Kernel `arnoldi`: influence in the span of the Hessian's largest Ritz vectors.
+
+Arnoldi's iteration with products H v = d/dt grad L(params + t v) over the owners'
+records gives pairs (lambda_r, v_r); s(q, o) = sum_r <g_q, v_r> <v_r, G_o> / lambda_r
+(Schioppa et al., 2022).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.attribution.bilinear import (
+    GradientIndex,
+    How,
+    by_name,
+    contracted,
+    exact,
+    scoring,
+)
+from dareu_jax.attribution.ekfac import is_owned
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
+from dareu_jax.attribution.measures import log_likelihood, token_weight
+from dareu_jax.attribution.probe import attributed
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import join
+from dareu_jax.registry import KERNELS
+
+Array = jax.Array
+
+
+class Krylov(NamedTuple):
+    """Orthonormal ``basis [L, K + 1, D, F]``, H v_j so far, and the Hessenberg matrix.
+
+    The axis after L runs over the vectors, as it runs over owners in `GradientIndex`.
+    """
+
+    basis: dict[str, Array]
+    product: dict[str, Array]  # [L, D, F]
+    hessenberg: Array  # [K + 1, K]
+    column: Array  # [] int32
+    weight: Array  # [] float32, records seen in this pass
+
+
+class Ritz(NamedTuple):
+    """``vectors [L, R, D, F]`` and ``values [R]`` of H, and the owners seen in them."""
+
+    vectors: dict[str, Array]
+    values: Array
+    owner_dots: Array  # [O, R]
+    counts: Array  # [O]
+
+
+def inner(a: dict[str, Array], b: dict[str, Array]) -> Array:
+    """<a_k, b> ``[K]`` of ``a [L, K, D, F]`` and ``b [L, D, F]``, over all matrices."""
+    return sum(jnp.einsum("lkdf,ldf->k", a[path], b[path]) for path in b)  # type: ignore
+
+
+def spanned(a: dict[str, Array], weights: Array) -> dict[str, Array]:
+    """sum_k w_k a_k ``[L, D, F]``."""
+    return {path: jnp.einsum("lkdf,k->ldf", x, weights) for path, x in a.items()}
+
+
+def in_place(params: Any, vector: dict[str, Array]) -> Any:
+    """A vector by matrix names as the tree of `attributed`, in its dtypes."""
+    tree = attributed(params)
+    leaves = by_name(params, tree)
+    flat = [vector[path].astype(leaf.dtype) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), flat)
+
+
+def hessian_product(model, params, batch: TokenBatch, weight: Array, direction: Any):
+    """H v of the loss -sum_b w_b log p, forward over reverse; a tree like v."""
+
+    def gradient(matrices: Any) -> Any:
+        def loss(matrices: Any) -> Array:
+            return -log_likelihood(model, join(params, matrices), batch, weight)
+
+        return jax.grad(loss)(matrices)
+
+    return jax.jvp(gradient, (attributed(params),), (direction,))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("how", "owners"))
+def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov):
+    """Adds a batch of records to H v_j."""
+    owned = is_owned(batch, owners)
+    weight = owned * token_weight(batch.text, how.reduction)
+    now = {path: x[:, state.column] for path, x in state.basis.items()}
+    direction = in_place(params, now)
+    tree = hessian_product(how.model, params, batch.text, weight, direction)
+    new = by_name(params, tree)
+    product = {
+        path: x + new[path].astype(jnp.float32) for path, x in state.product.items()
+    }
+    return state._replace(product=product, weight=state.weight + jnp.sum(owned))
+
+
+@jax.jit
+def orthogonalise(state: Krylov) -> Krylov:
+    """One step of Arnoldi's iteration; Gram-Schmidt twice, for rounding."""
+    w = {p: x / jnp.maximum(state.weight, 1.0) for p, x in state.product.items()}
+    total = jnp.zeros(len(state.hessenberg), jnp.float32)
+    for _ in range(2):
+        along = inner(state.basis, w)
+        w = {path: x - spanned(state.basis, along)[path] for path, x in w.items()}
+        total = total + along
+    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in w.values()))
+    column = total.at[state.column + 1].set(norm)
+    basis = {
+        path: x.at[:, state.column + 1].set(w[path] / jnp.maximum(norm, 1e-20))
+        for path, x in state.basis.items()
+    }
+    return Krylov(
+        basis,
+        jax.tree.map(jnp.zeros_like, state.product),
+        state.hessenberg.at[:, state.column].set(column),
+        state.column + 1,
+        jnp.float32(0.0),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "owners"))
+def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
+    """The ``rank`` pairs of largest positive value; what is not positive weighs 0."""
+    square = state.hessenberg[:-1]
+    values, mixing = jnp.linalg.eigh((square + square.T) / 2)
+    values, mixing = values[::-1][:rank], mixing[:, ::-1][:, :rank]
+    vectors = {
+        path: jnp.einsum("lkdf,kr->lrdf", x[:, :-1], mixing)
+        for path, x in state.basis.items()
+    }
+    dots = jnp.zeros((owners, rank), jnp.float32)
+    return Ritz(vectors, values, dots, jnp.zeros(owners, jnp.float32))
+
+
+def in_vectors(how: How, params: Any, state: Ritz, batch: TokenBatch) -> Array:
+    """<g_b, v_r> ``[B, R]``."""
+    rank = len(state.values)
+    seen = GradientIndex(state.vectors, jnp.ones(rank), jnp.uint32(0))
+    zeros = jnp.zeros((len(batch.response), rank))
+    return contracted(how, scoring(how.features), zeros, params, seen, batch)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def add_owners(how: How, params, batch: OwnerBatch, state: Ritz) -> Ritz:
+    """Adds the records' coordinates to those of their owners."""
+    weights = owner_weights(batch, len(state.counts))
+    dots = weights.T @ in_vectors(how, params, state, batch.text)
+    counts = state.counts + jnp.sum(weights, axis=0)
+    return state._replace(owner_dots=state.owner_dots + dots, counts=counts)
+
+
+@KERNELS.register("arnoldi", "influence in the Hessian's largest Ritz vectors")
+def make_arnoldi(setup: Setup) -> Kernel:
+    """Influence by Arnoldi's iteration (Schioppa et al., 2022)."""
+    how = How(setup.model, exact(), setup.cfg.reduction)
+    owners, steps = setup.owners, setup.cfg.arnoldi_iterations
+    rank = min(setup.cfg.arnoldi_rank, steps)
+
+    def init(params, *, key: Array) -> Krylov:
+        keys = iter(jax.random.split(key, len(by_name(params, attributed(params)))))
+        start = {
+            path: jax.random.normal(next(keys), leaf.shape, jnp.float32)
+            for path, leaf in by_name(params, attributed(params)).items()
+        }
+        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in start.values()))
+        basis = {
+            path: jnp.zeros((x.shape[0], steps + 1, *x.shape[1:]))
+            .at[:, 0]
+            .set(x / norm)
+            for path, x in start.items()
+        }
+        none = jax.tree.map(jnp.zeros_like, start)
+        hessenberg = jnp.zeros((steps + 1, steps), jnp.float32)
+        return Krylov(basis, none, hessenberg, jnp.int32(0), jnp.float32(0.0))
+
+    def update(params, batch: OwnerBatch, acc):
+        silent = {"loss": jnp.float32(0.0)}
+        if isinstance(acc, Krylov):
+            return add_product(how, owners, params, batch, acc), silent
+        return add_owners(how, params, batch, acc), silent
+
+    def advance(params, acc: Krylov, number: int):
+        acc = orthogonalise(acc)
+        return ritz_pairs(rank, owners, acc) if number == steps else acc
+
+    def score(params, index: Ritz, queries: TokenBatch) -> Array:
+        value = index.values
+        inverse = jnp.where(value > 0.0, 1.0 / jnp.where(value > 0.0, value, 1.0), 0.0)
+        means = index.owner_dots / jnp.maximum(index.counts, 1.0)[:, None]
+        return in_vectors(how, params, index, queries) @ (means * inverse).T
+
+    def owner_axes(index: Ritz) -> Ritz:
+        everybody = dict.fromkeys(index.vectors, -1)
+        return Ritz(everybody, -1, 0, 0)  # type: ignore
+
+    return Kernel(
+        name="arnoldi",
+        owners=owners,
+        init=init,
+        update=update,
+        score=score,
+        passes=steps + 1,
+        advance=advance,
+        owner_axes=owner_axes,
+        follows_model=True,
+        names_copies=False,
+    )

@@ -1,0 +1,311 @@
+"""Bilinear kernels: <f(query), sum of f over the owner's records>, f of a gradient.
+
+Kernels of this kind differ in the features f of a layer's per-example gradient, in the
+measurement that is differentiated, and in what is done to the owners' sums.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
+from dareu_jax.attribution.measures import log_likelihoods, token_weight
+from dareu_jax.attribution.probe import (
+    Measure,
+    Slot,
+    along,
+    attributed,
+    example_gradients,
+    probe,
+)
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.models import Decoder
+from dareu_jax.parallel import named_leaves, path_name
+
+Array = jax.Array
+FLOOR = 1e-12
+"""Below this product of norms a cosine is no number worth having."""
+
+
+class GradientIndex(NamedTuple):
+    """Summed features of every owner's records.
+
+    Attributes:
+      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']`` float32.
+      counts: ``[O]`` float32 records; seed: ``[]`` uint32 of the projection.
+    """
+
+    owner_sums: dict[str, Array]
+    counts: Array
+    seed: Array
+
+
+class Features(NamedTuple):
+    """How a layer's per-example gradient is looked at.
+
+    Attributes:
+      held: ``(leaf, path, seed) -> arrays`` with the axis L first that `of` needs.
+      of: ``(x, e, held of one layer) -> [B, D', F']`` float32.
+      shape: ``(D, F) -> (D', F')``.
+    """
+
+    held: Callable[[Any, str, Array], Any]
+    of: Callable[[Array, Array, Any], Array]
+    shape: Callable[[int, int], tuple[int, int]]
+
+
+class How(NamedTuple):
+    """What a bilinear kernel compares.
+
+    Attributes:
+      model: the attributed decoder; features: of its gradients.
+      reduction: over a response's tokens, ``mean`` or ``sum``.
+      measure: what is differentiated, one of `measures`.
+      emphasis: ``(model, params, batch) -> [B]``, a factor of each record; None: 1.
+    """
+
+    model: Decoder
+    features: Features
+    reduction: str
+    measure: Measure = log_likelihoods
+    emphasis: Callable[[Decoder, Any, TokenBatch], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BilinearKernel(Kernel):
+    """A `Kernel` that says how it compares, so that `cosine` and others can go on."""
+
+    how: How | None = None
+
+
+@functools.cache
+def exact() -> Features:
+    """The gradient itself."""
+    return Features(
+        held=lambda leaf, path, seed: (),
+        of=lambda x, e, held: example_gradients(x, e),
+        shape=lambda d, f: (d, f),
+    )
+
+
+@functools.cache
+def projected(k: int) -> Features:
+    """(x P_in)^T (e P_out) with at most k columns a side: LoGra (Choe et al., 2024).
+
+    P_in and P_out are normal with variance 1/k, given by the seed, layer and path, so
+    that the expected dot product is the exact one; a side no longer than k stays whole.
+    """
+
+    def side(size: int, layers: int, name: str, seed: Array) -> Array:
+        if size <= k:
+            return jnp.broadcast_to(jnp.eye(size), (layers, size, size))
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return jax.random.normal(key, (layers, size, k)) * k**-0.5
+
+    def held(leaf: Any, path: str, seed: Array):
+        layers, d, f = leaf.shape
+        return side(d, layers, f"{path}/in", seed), side(f, layers, f"{path}/out", seed)
+
+    def of(x: Array, e: Array, sides) -> Array:
+        left, right = sides
+        return example_gradients(x.astype(jnp.float32) @ left, e @ right)
+
+    return Features(held, of, lambda d, f: (min(d, k), min(f, k)))
+
+
+def slots_of(params: Any, make: Callable[[Any, str], Slot]) -> Any:
+    """A tree of `Slot` in the place of the attributed matrices."""
+    tree = attributed(params)
+    slots = [make(leaf, dotted(path)) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), slots)
+
+
+def dotted(path: str) -> str:
+    """The name of a matrix in an index."""
+    return path.replace("/", ".")
+
+
+def by_matrix(params: Any, make: Callable[[Any], Any]) -> dict[str, Any]:
+    """``make(leaf)`` of every attributed matrix, by its name in an index."""
+    return {dotted(path): make(leaf) for path, leaf in named_leaves(attributed(params))}
+
+
+def by_name(params: Any, tree: Any) -> dict[str, Any]:
+    """What ``tree`` has in the place of every attributed matrix, by its name."""
+    places = attributed(params)
+    names = (dotted(path) for path, _ in named_leaves(places))
+    values = jax.tree.map(lambda _, value: (value,), places, tree)
+    found = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, tuple))
+    return {name: value for name, (value,) in zip(names, found, strict=True)}
+
+
+def over_layers(x: Array, leaf: Any) -> Array:
+    """The same ``x`` for every layer of ``leaf``: ``[L, ...]``."""
+    return jnp.broadcast_to(x, (len(leaf), *x.shape))
+
+
+@functools.cache
+def summing(features: Features):
+    """A contraction to sum_b w_bo f_b, ``[O, D', F']``."""
+
+    def contract(x: Array, e: Array, held) -> Array:
+        arrays, weights = held
+        return jnp.einsum("bo,bdf->odf", weights, features.of(x, e, arrays))
+
+    return contract
+
+
+@functools.cache
+def scoring(features: Features):
+    """A contraction to <f_b, G_o>, ``[B, O]``."""
+
+    def contract(x: Array, e: Array, held) -> Array:
+        arrays, owners = held
+        return jnp.einsum("bdf,odf->bo", features.of(x, e, arrays), owners)
+
+    return contract
+
+
+@functools.cache
+def comparing(features: Features):
+    """A contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
+
+    def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
+        arrays, owners = held
+        own = features.of(x, e, arrays)
+        return jnp.einsum("bdf,odf->bo", own, owners), jnp.sum(own**2, axis=(1, 2))
+
+    return contract
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def add_records(
+    how: How, params: Any, batch: OwnerBatch, index: GradientIndex
+) -> tuple[GradientIndex, dict[str, Array]]:
+    """Adds the features of a batch of records to those of their owners."""
+    weights = owner_weights(batch, len(index.counts))
+    share = weights
+    if how.emphasis is not None:
+        share = weights * how.emphasis(how.model, params, batch.text)[:, None]
+
+    def slot(leaf: Any, path: str) -> Slot:
+        shape = (len(leaf), share.shape[1], *how.features.shape(*leaf.shape[1:]))
+        held = how.features.held(leaf, path, index.seed), over_layers(share, leaf)
+        return Slot(held, jnp.zeros(shape, jnp.float32))
+
+    scale, slots = token_weight(batch.text, how.reduction), slots_of(params, slot)
+    contract = summing(how.features)
+    value, new = probe(
+        how.model, contract, params, batch.text, scale, slots, how.measure
+    )
+    sums = {
+        path: index.owner_sums[path] + added
+        for path, added in by_name(params, new).items()
+    }
+    counts = index.counts + jnp.sum(weights, axis=0)
+    return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
+
+
+def owner_scores(
+    how: How, params: Any, index: GradientIndex, queries: TokenBatch
+) -> Array:
+    """<f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
+    zeros = jnp.zeros((len(queries.response), len(index.counts)))
+    dots = contracted(how, scoring(how.features), zeros, params, index, queries)
+    return dots / jnp.maximum(index.counts, 1.0)
+
+
+def owner_cosines(
+    how: How, params: Any, index: GradientIndex, queries: TokenBatch
+) -> Array:
+    """cos(f_q, G_o) ``[B, O]``."""
+    rows, owners = len(queries.response), len(index.counts)
+    zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
+    dots, squares = contracted(
+        how, comparing(how.features), zeros, params, index, queries
+    )
+    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
+    size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
+    return dots / jnp.maximum(size, FLOOR)
+
+
+def contracted(how: How, contract, zeros: Any, params, index, queries) -> Any:
+    """What ``contract`` writes, like ``zeros``, summed over layers and matrices."""
+
+    def slot(leaf: Any, path: str) -> Slot:
+        held = (how.features.held(leaf, path, index.seed), index.owner_sums[path])
+        out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
+        return Slot(held, out)
+
+    weight, slots = token_weight(queries, how.reduction), slots_of(params, slot)
+    _, written = probe(how.model, contract, params, queries, weight, slots, how.measure)
+    matrices, kinds = map(jax.tree.structure, (attributed(params), zeros))
+    each = jax.tree.transpose(matrices, kinds, written)
+    return jax.tree.map(
+        lambda _, own: sum(x.sum(axis=0) for x in jax.tree.leaves(own)), zeros, each
+    )
+
+
+def folded_scores(
+    how: How, params: Any, index: GradientIndex, weights: Array, queries: TokenBatch
+) -> Array:
+    """sum_o r_o <g_q, G_o> ``[B]`` for fixed ``weights r [O]``, by one ``jvp``."""
+    each = weights / jnp.maximum(index.counts, 1.0)
+
+    def fold(path: Any, leaf: Array) -> Array:
+        owners = index.owner_sums[dotted(path_name(path))]
+        folded = jnp.sum(each[None, :, None, None] * owners, axis=1)  # fused: no copy
+        return folded.astype(leaf.dtype)
+
+    direction = jax.tree_util.tree_map_with_path(fold, attributed(params))
+    weight = token_weight(queries, how.reduction)
+    return along(how.model, params, queries, weight, direction)
+
+
+def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:
+    """A kernel that compares features of the query with the owners' means.
+
+    Args:
+      name: as registered; setup: what it is made from.
+      features: of the gradients; how: more fields of `How`.
+    """
+    seen = How(setup.model, features, setup.cfg.reduction, **how)
+
+    def init(params, *, key: Array) -> GradientIndex:
+        def zeros(leaf: Array) -> Array:
+            d, f = features.shape(*leaf.shape[1:])
+            return jnp.zeros((len(leaf), setup.owners, d, f), jnp.float32)
+
+        seed = jnp.uint32(setup.cfg.projection_seed)
+        counts = jnp.zeros(setup.owners, jnp.float32)
+        return GradientIndex(by_matrix(params, zeros), counts, seed)
+
+    is_whole = features == exact() and seen.measure is log_likelihoods
+    return BilinearKernel(
+        name=name,
+        owners=setup.owners,
+        init=init,
+        update=lambda params, batch, acc: add_records(seen, params, batch, acc),
+        score=functools.partial(owner_scores, seen),
+        owner_axes=owner_axes,
+        fold=functools.partial(folded_scores, seen) if is_whole else None,
+        follows_model=True,
+        how=seen,
+    )
+
+
+def owner_axes(index: GradientIndex) -> GradientIndex:
+    """Where the owners are in each array of an index; the seed is everybody's."""
+    return GradientIndex(dict.fromkeys(index.owner_sums, 1), 0, -1)  # type: ignore
+
+
+def cosine(kernel: BilinearKernel) -> BilinearKernel:
+    """The kernel with dot products divided by both norms, ``[-1, 1]``."""
+    assert kernel.how is not None
+    score = functools.partial(owner_cosines, kernel.how)
+    return dataclasses.replace(kernel, score=score, fold=None)

@@ -1,0 +1,187 @@
+"""Kernel `ekfac`: influence <g_q, H^-1 G_o> with H an eigenvalue-corrected K-FAC.
+
+For one matrix A = E[x x^T] = U_A . U_A^T and S = E[e e^T] = U_S . U_S^T over tokens,
+Lambda = E_n[(U_A^T g_n U_S)^2] over records, labels drawn from the model (the true
+Fisher), and H^-1 G = U_A (U_A^T G U_S / (Lambda + damping mean Lambda)) U_S^T
+(George et al., 2018; Grosse et al., 2023).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.attribution.bilinear import (
+    bilinear,
+    by_matrix,
+    by_name,
+    exact,
+    over_layers,
+    slots_of,
+)
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
+from dareu_jax.attribution.measures import sampled_log_likelihoods, token_weight
+from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
+from dareu_jax.attribution.probe import Slot, example_gradients, probe
+from dareu_jax.models import Decoder, whole_text
+from dareu_jax.registry import KERNELS
+
+Array = jax.Array
+
+
+class Covariances(NamedTuple):
+    """Sums of x x^T ``[L, D, D]`` and e e^T ``[L, F, F]`` over tokens, by matrix."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    key: Array
+    step: Array
+
+
+class Spectrum(NamedTuple):
+    """Eigenvectors ``[L, D, D]``, ``[L, F, F]``, sums of squares ``[L, D, F]``."""
+
+    vectors_in: dict[str, Array]
+    vectors_out: dict[str, Array]
+    lambdas: dict[str, Array]
+    records: Array
+    key: Array
+    step: Array
+
+
+def covariance(x: Array, e: Array, mask: Array) -> tuple[Array, Array]:
+    """sum x x^T ``[D, D]`` over the true entries of ``mask [B, T]``; sum e e^T."""
+    x = jnp.where(mask[..., None], x, 0)
+    sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    return sums("btd,btc->dc", x, x), sums("btf,btg->fg", e, e)
+
+
+def rotated_squares(x: Array, e: Array, u_in: Array, u_out: Array, weight: Array):
+    """sum_b w_b (U_A^T g_b U_S)^2, ``[D, F]``."""
+    turned = example_gradients(x.astype(jnp.float32) @ u_in, e @ u_out)
+    return jnp.einsum("b,bdf->df", weight, turned**2)
+
+
+def inverse(u_in: Array, u_out: Array, lambdas: Array, damping: float, g: Array):
+    """H^-1 g ``[O, D, F]`` of one layer; damping is relative to the mean of Lambda."""
+    turned = jnp.einsum("cd,ocf,fg->odg", u_in, g, u_out)
+    turned = turned / (lambdas + damping * jnp.mean(lambdas))
+    return jnp.einsum("cd,odg,fg->ocf", u_in, turned, u_out)
+
+
+def is_owned(batch: OwnerBatch, owners: int) -> Array:
+    """``[B]`` float32: 1 for a record that somebody owns."""
+    held = jnp.sum(owner_weights(batch, owners), axis=1) > 0.0
+    return held.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reduction", "owners"))
+def add_covariances(
+    model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
+) -> Covariances:
+    """Adds a batch of records to `Covariances`."""
+    owned = is_owned(batch, owners)
+    _, mask = whole_text(batch.text)
+    mask = mask & (owned > 0.0)[:, None]
+
+    def slot(leaf: Any, path: str) -> Slot:
+        layers, d, f = leaf.shape
+        out = jnp.zeros((layers, d, d)), jnp.zeros((layers, f, f))
+        return Slot(over_layers(mask, leaf), out)
+
+    both = _sampled(model, covariance, params, batch, owned, reduction, slot, state)
+    inputs, outputs = dict(state.inputs), dict(state.outputs)
+    for path, (a, s) in both.items():
+        inputs[path], outputs[path] = inputs[path] + a, outputs[path] + s
+    return Covariances(inputs, outputs, state.key, state.step + 1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reduction", "owners"))
+def add_lambdas(
+    model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
+) -> Spectrum:
+    """Adds a batch of records to Lambda."""
+    owned = is_owned(batch, owners)
+
+    def slot(leaf: Any, path: str) -> Slot:
+        sides = state.vectors_in[path], state.vectors_out[path]
+        return Slot((*sides, over_layers(owned, leaf)), jnp.zeros(leaf.shape))
+
+    new = _sampled(model, _squares, params, batch, owned, reduction, slot, state)
+    lambdas = {path: state.lambdas[path] + added for path, added in new.items()}
+    records = state.records + jnp.sum(owned)
+    return state._replace(lambdas=lambdas, records=records, step=state.step + 1)
+
+
+def _squares(x: Array, e: Array, held) -> Array:
+    return rotated_squares(x, e, *held)
+
+
+def _sampled(model, contract, params, batch, owned, reduction, slot, state) -> dict:
+    """What a backward pass of drawn labels writes into the slots, by matrix."""
+    key = jax.random.fold_in(state.key, state.step)
+    measure = functools.partial(sampled_log_likelihoods, key)
+    weight = owned * token_weight(batch.text, reduction)
+    slots = slots_of(params, slot)
+    _, new = probe(model, contract, params, batch.text, weight, slots, measure)
+    return by_name(params, new)
+
+
+@jax.jit
+def eigenbases(params, state: Covariances) -> Spectrum:
+    """The eigenvectors of both sides of every matrix, Lambda not yet begun."""
+    vectors = functools.partial(jax.tree.map, lambda x: jnp.linalg.eigh(x)[1])
+    zeros = by_matrix(params, lambda leaf: jnp.zeros(leaf.shape, jnp.float32))
+    return Spectrum(
+        vectors(state.inputs),
+        vectors(state.outputs),
+        zeros,
+        jnp.float32(0.0),
+        state.key,
+        jnp.int32(0),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="damping")
+def apply_inverse(damping: float, params, state: Spectrum, sums: Sums) -> Sums:
+    """H^-1 on every owner's gradient ``[L, O, D, F]``, layer by layer."""
+    out = {}
+    for path, g in sums.items():
+        lambdas = state.lambdas[path] / jnp.maximum(state.records, 1.0)
+        sides = state.vectors_in[path], state.vectors_out[path]
+        each = (*sides, lambdas, g)
+        out[path] = jax.lax.map(
+            lambda x: inverse(x[0], x[1], x[2], damping, x[3]), each
+        )
+    return out
+
+
+def ekfac(setup: Setup) -> Preconditioner:
+    """The eigenvalue-corrected Kronecker factorisation of the Fisher matrix."""
+    how = (setup.model, setup.cfg.reduction, setup.owners)
+
+    def init(params, *, key: Array) -> Covariances:
+        def side(axis: int):
+            return lambda leaf: jnp.zeros((len(leaf), *[leaf.shape[axis]] * 2))
+
+        inputs, outputs = by_matrix(params, side(1)), by_matrix(params, side(2))
+        return Covariances(inputs, outputs, key, jnp.int32(0))
+
+    def update(params, batch: OwnerBatch, state, sums: Sums):
+        add = add_covariances if isinstance(state, Covariances) else add_lambdas
+        return add(*how, params, batch, state)
+
+    return Preconditioner(
+        init=init,
+        update=update,
+        apply=functools.partial(apply_inverse, setup.cfg.damping),
+        passes=2,
+        advance=eigenbases,
+    )
+
+
+@KERNELS.register("ekfac", "influence, the Fisher matrix by EK-FAC")
+def make_ekfac(setup: Setup) -> Kernel:
+    """Influence of the owner's mean gradient through EK-FAC (Grosse et al., 2023)."""
+    return precondition(bilinear("ekfac", setup, exact()), ekfac(setup))

@@ -1,0 +1,125 @@
+"""Kernel `trak`: phi(q)^T (Phi^T Phi + lambda I)^-1 phi(n) (1 - p_n).
+
+phi is the projected gradient of the log-odds of the response, one block per matrix and
+layer, p_n the mean probability of a record's tokens (Park et al., 2023).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.attribution.bilinear import (
+    Features,
+    bilinear,
+    by_matrix,
+    by_name,
+    over_layers,
+    projected,
+    slots_of,
+)
+from dareu_jax.attribution.ekfac import is_owned
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
+from dareu_jax.attribution.measures import log_odds, mean_probability, token_weight
+from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
+from dareu_jax.attribution.probe import Slot, probe
+from dareu_jax.models import Decoder
+from dareu_jax.registry import KERNELS
+
+Array = jax.Array
+
+
+class Gram(NamedTuple):
+    """Phi^T Phi of every matrix and layer ``[L, K, K]`` over ``records``."""
+
+    gram: dict[str, Array]
+    records: Array
+    seed: Array
+
+
+@functools.cache
+def outer(features: Features):
+    """A contraction to sum_b w_b f_b f_b^T, ``[K, K]``."""
+
+    def contract(x: Array, e: Array, held) -> Array:
+        arrays, weight = held
+        flat = features.of(x, e, arrays).reshape(len(x), -1)
+        return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
+
+    return contract
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "features", "reduction", "owners")
+)
+def add_gram(
+    model: Decoder,
+    features: Features,
+    reduction: str,
+    owners: int,
+    params: Any,
+    batch: OwnerBatch,
+    state: Gram,
+) -> Gram:
+    """Adds phi phi^T of a batch of records."""
+    owned = is_owned(batch, owners)
+
+    def slot(leaf: Any, path: str) -> Slot:
+        held = features.held(leaf, path, state.seed), over_layers(owned, leaf)
+        return Slot(held, jnp.zeros(state.gram[path].shape, jnp.float32))
+
+    weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
+    contract = outer(features)
+    _, new = probe(model, contract, params, batch.text, weight, slots, log_odds)
+    added = by_name(params, new)
+    gram = {path: total + added[path] for path, total in state.gram.items()}
+    return Gram(gram, state.records + jnp.sum(owned), state.seed)
+
+
+@functools.partial(jax.jit, static_argnames="damping")
+def solve_gram(damping: float, params: Any, state: Gram, sums: Sums) -> Sums:
+    """(Phi^T Phi / N + lambda I)^-1 on the sums ``[L, O, k, k]``, lambda relative."""
+
+    def solve(pair: tuple[Array, Array]) -> Array:
+        gram, owners = pair
+        ridge = damping * jnp.trace(gram) / len(gram) + 1e-12
+        flat = owners.reshape(len(owners), -1)
+        whole = gram + ridge * jnp.eye(len(gram))
+        return jax.scipy.linalg.solve(whole, flat.T, assume_a="pos").T.reshape(
+            owners.shape
+        )
+
+    count = jnp.maximum(state.records, 1.0)
+    return {
+        path: jax.lax.map(solve, (state.gram[path] / count, own))
+        for path, own in sums.items()
+    }
+
+
+def doubt(model: Decoder, params: Any, batch) -> Array:
+    """1 - p_n ``[B]``, p_n the mean probability of the response's tokens."""
+    return 1.0 - mean_probability(model, params, batch)
+
+
+@KERNELS.register("trak", "projected log-odds gradients through their Gram matrix")
+def make_trak(setup: Setup) -> Kernel:
+    """TRAK on one model (Park et al., 2023); `ensemble` averages several."""
+    features = projected(setup.cfg.trak_size)
+    how = (setup.model, features, setup.cfg.reduction, setup.owners)
+
+    def init(params, *, key: Array) -> Gram:
+        def zeros(leaf: Array) -> Array:
+            d, f = features.shape(*leaf.shape[1:])
+            return jnp.zeros((len(leaf), d * f, d * f), jnp.float32)
+
+        seed = jnp.uint32(setup.cfg.projection_seed)
+        return Gram(by_matrix(params, zeros), jnp.float32(0.0), seed)
+
+    fit = Preconditioner(
+        init=init,
+        update=lambda params, batch, state, sums: add_gram(*how, params, batch, state),
+        apply=functools.partial(solve_gram, setup.cfg.damping),
+    )
+    base = bilinear("trak", setup, features, measure=log_odds, emphasis=doubt)
+    return precondition(base, fit)
