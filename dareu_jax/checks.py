@@ -25,12 +25,12 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
         raise UserError(f"a run takes one process, here are {hosts}; use one host")
     for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
-    KERNELS.get(cfg.reward.kernel)
     with Tracker(trial) as tracker:
         one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
         for records in (one.split.forget, one.split.retain, one.split.test):
             one.tokens(records)
         check_models(one)
+        check_reward(one)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
         for size in batch_sizes(cfg, one):
@@ -46,6 +46,30 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
             "forgetting one owner leaves the other's copy"
         )
     return one.corpus
+
+
+def check_reward(one: Run) -> None:
+    """Raises `UserError` when the kernel cannot be used as the reward is set."""
+    cfg = one.cfg.reward
+    KERNELS.get(cfg.kernel)
+    if not cfg.refresh_every and not cfg.margin:
+        return
+    kernel = one.indexer.kernel
+    if cfg.refresh_every and not kernel.follows_model:
+        raise UserError(
+            f"reward.refresh_every = {cfg.refresh_every}: kernel {cfg.kernel} does not "
+            "look at the model, its index cannot go stale; set 0"
+        )
+    if cfg.margin and cfg.owner_score == "own":
+        raise UserError(
+            "reward.margin is one score for all owners that withdraw; set "
+            "reward.owner_score=any_forget_owner too"
+        )
+    if cfg.margin and kernel.is_probability:
+        raise UserError(
+            f"reward.margin: kernel {cfg.kernel} gives probabilities as it is; take "
+            "one such as grad_dot or ekfac"
+        )
 
 
 def check_models(one: Run) -> None:

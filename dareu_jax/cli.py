@@ -132,6 +132,126 @@ def estimate(
         raise typer.Exit(1)
 
 
+@app.command()
+def attribute(
+    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    records: Annotated[
+        Path, typer.Argument(help="JSONL: owner, prompt, response of training text.")
+    ],
+    queries: Annotated[
+        Path, typer.Argument(help="JSONL: prompt, response; without one it is asked.")
+    ],
+    kernel: Annotated[
+        str | None, typer.Option(help="Of dareu list kernels [grad_dot].")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder: read if it is there, else made.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="scores.csv or scores.json.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Records named per answer.")] = 0,
+    owner: Annotated[
+        str | None, typer.Option(help="Name records of this owner alone [--top 5].")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="attribution.damping=0.01, ...")
+    ] = None,
+) -> None:
+    """Say whose text answers come from: a score for every owner, the top records."""
+    prepare_jax()
+    from dareu_jax import attributor
+    from dareu_jax.reporting.progress import Progress
+
+    if out is not None:
+        attributor.check_out(out)
+    if index is not None:
+        check_disk(index)
+    asked = attributor.Asked(
+        model=model,
+        records=records,
+        queries=queries,
+        index=index,
+        kernel=kernel,
+        template=template,
+        changes=change or (),
+        batch_size=batch_size,
+        top=top or (5 if owner else 0),
+        owner=owner,
+        max_new_tokens=max_new_tokens,
+    )
+    found = attributor.attributed(asked, Progress(Console(stderr=True)))
+    console = Console()
+    attributor.print_attributed(console, found)
+    if out is not None:
+        attributor.write(found, out)
+        console.print(f"scores: {out}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def fidelity(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, over the file.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder [default: runs/<config's folder>_<its name>]."),
+    ] = None,
+) -> None:
+    """Retrain without owners and see which kernel said it beforehand.
+
+    The same command again continues where it was stopped.
+    """
+    cfg = load_config(config, overrides or ())
+    folder = out or Path("runs") / f"{config.resolve().parent.name}_{config.stem}"
+    check_disk(folder)
+    prepare_jax()
+    from dareu_jax import fidelity as against
+    from dareu_jax.reporting.progress import Progress
+
+    console = Console()
+    results = against.fidelity(cfg, folder, Progress(console))
+    against.print_fidelity(console, results)
+    console.print(f"results: {folder / 'fidelity.json'}", soft_wrap=True)
+    console.print(f"plot:    {folder / 'fidelity.svg'}", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    records: Annotated[
+        Path | None,
+        typer.Option(help="JSONL: owner, prompt, response; none: the model's own."),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option(help="Of dareu list kernels [grad_dot].")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=2, help="Texts indexed, and asked.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="File for the report.")
+    ] = None,
+) -> None:
+    """Say whether attribution scores of a model on these devices can be trusted.
+
+    The exit status is 1 where a check fails.
+    """
+    prepare_jax()
+    from dareu_jax import doctor as self_test
+
+    if out is not None:
+        self_test.check_place(out)
+    report = self_test.examine(model, records, kernel or ("grad_dot",), rows)
+    self_test.print_report(Console(), report)
+    if out is not None:
+        self_test.write(report, out)
+    if not report.trusted:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_entries(
     kind: Annotated[str, typer.Argument(help=" | ".join(REGISTRIES))],

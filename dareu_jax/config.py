@@ -126,6 +126,8 @@ class AttributionConfig(Section):
     trak_size: int = Field(8, ge=1)  # k a side of trak, whose Gram matrix is k^4
     arnoldi_iterations: int = Field(20, ge=2)  # passes over the owners' records
     arnoldi_rank: int = Field(10, ge=1)  # Ritz pairs kept
+    watermark_symbols: int = Field(6, ge=2, le=1024)  # WASA (Lu et al., 2025)
+    watermark_length: int = Field(10, ge=1, le=64)  # WASA; symbols of an owner's code
 
 
 class PriorConfig(FinetuneConfig):
@@ -146,6 +148,8 @@ class RewardConfig(Section):
     eps: float = Field(1e-6, gt=0, lt=0.5)  # methods 1.6
     slices: int = Field(15, ge=1)  # methods 1.5: k = T / kappa
     owner_score: Literal["own", "any_forget_owner"] = "own"  # methods 1.4
+    margin: bool = False  # ours: one score, those who withdraw less the rest: one jvp
+    refresh_every: int = Field(0, ge=0)  # ours: iterations until the index is rebuilt
     attribution_weight: float = Field(1.0, ge=0)
     prior: Literal["none", "sequence", "potential"] = "none"  # ours
     prior_weight: float = Field(1.0, ge=0)
@@ -227,6 +231,17 @@ class EvaluationConfig(Section):
     answers: int = Field(10, ge=0)  # before / after answers printed
 
 
+class FidelityConfig(Section):
+    """`dareu fidelity`: kernels against retraining (ours)."""
+
+    kernels: tuple[str, ...] = ()  # or `variants`, in_run_shapley; none: all of them
+    variants: dict[str, dict[str, Any]] = {}  # name -> {kernel, keys of attribution}
+    subsets: int = Field(16, ge=4)  # of owners, each retrained on
+    share: float = Field(0.5, gt=0, lt=1)  # of the owners in a subset
+    queries_per_owner: int = Field(4, ge=1)
+    draws: int = Field(1000, ge=100)  # of the bootstrap
+
+
 class MeshConfig(Section):
     """Device mesh; -1 = all the devices that remain."""
 
@@ -280,6 +295,7 @@ class RunConfig(Section):
     npo: NpoConfig = NpoConfig()
     guards: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    fidelity: FidelityConfig = FidelityConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}

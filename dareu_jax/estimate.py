@@ -121,10 +121,10 @@ class Sizes:
         self.mesh = abstract_mesh(mesh.data, mesh.fsdp, mesh.tensor, chips.devices)
         check_oracle(cfg)
         KERNELS.get(cfg.reward.kernel)
-        if cfg.reward.kernel != "classifier":
+        if cfg.reward.kernel not in ("classifier", "watermark"):
             raise UserError(
-                f"reward.kernel = {cfg.reward.kernel}: an estimate knows the size of "
-                "the classifier alone; leave the key out to see all the rest"
+                f"reward.kernel = {cfg.reward.kernel}: an estimate knows the sizes of "
+                "classifier and watermark alone; leave the key out to see all the rest"
             )
         configs = {name: method_config(cfg, name) for name in cfg.methods}
         self.dareus = {n: c for n, c in configs.items() if METHODS.get(n) is make_dareu}

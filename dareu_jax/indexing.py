@@ -1,30 +1,32 @@
 """Attribution indices of a run: built in stages, calibrated, made again as asked."""
 
+import dataclasses
 import functools
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import (
     Kernel,
     OwnerBatch,
     Setup,
-    build_index,
     calibrated,
     fit_calibration,
     sliced,
 )
+from dareu_jax.attribution.linear import margin, spread
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.config import ClassifierConfig, OptimiserConfig
+from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
 from dareu_jax.evaluation.evaluate import over_records
-from dareu_jax.loop import run_stage
-from dareu_jax.parallel import shardings_for
+from dareu_jax.loop import Stage, StepFn, run_stage
+from dareu_jax.parallel import put_batch, shard, shardings_for
 from dareu_jax.registry import KERNELS
 from dareu_jax.reinforcement import segment_length
 
@@ -32,110 +34,197 @@ if TYPE_CHECKING:
     from dareu_jax.stages import Run
 
 
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """How one index is built: every pass is a stage, saved and resumed by itself.
+
+    Attributes:
+      kernel: what it is for; key: of its first accumulator.
+      batch: ``step -> OwnerBatch``, the same in every pass; steps: of a pass.
+      mesh: where arrays live; where: ``pass number -> Stage``.
+    """
+
+    kernel: Kernel
+    key: jax.Array
+    batch: Callable[[int], OwnerBatch]
+    steps: int
+    mesh: Mesh
+    where: Callable[[int], Stage]
+
+    def index(self, params: Any, count_s: Callable[[float], Any] = float) -> Any:
+        """The index at ``params``; ``count_s`` is told the seconds of each pass."""
+        kernel = self.kernel
+        acc, done = self._finished(params)
+        for number in range(done, kernel.passes):
+            acc = kernel.advance(params, acc, number) if number else acc
+            acc, meta = run_stage(
+                self.where(number), acc, self.steps, self._step(params)
+            )
+            count_s(meta["wall_s"])
+            if number:
+                shutil.rmtree(self.where(number - 1).folder, ignore_errors=True)
+        return kernel.finalize(params, acc)
+
+    def at(self, params: Any) -> Any:
+        """The index at other parameters of the model; nothing is saved."""
+        kernel, step_fn = self.kernel, self._step(params)
+        acc = shard(kernel.init(params, key=self.key), self.mesh)
+        for number in range(kernel.passes):
+            acc = kernel.advance(params, acc, number) if number else acc
+            for step in range(self.steps):
+                acc, _ = step_fn(acc, step)
+        return kernel.finalize(params, acc)
+
+    def _step(self, params: Any) -> StepFn:
+        def step_fn(acc: Any, step: int):
+            batch = put_batch(self.batch(step), self.mesh)
+            return self.kernel.update(params, batch, acc)
+
+        return step_fn
+
+    def _finished(self, params: Any) -> tuple[Any, int]:
+        """An accumulator after as many passes as are on disk, and how many those are.
+
+        The last pass is left to `run_stage`, which finds it done.
+        """
+        kernel = self.kernel
+        init = functools.partial(kernel.init, key=self.key)
+        shapes = [jax.eval_shape(init, params)]
+        for number in range(1, kernel.passes):
+            shapes.append(next_shape(kernel, params, shapes[-1], number))
+        for number in reversed(range(kernel.passes - 1)):
+            where = self.where(number)
+            with Checkpoints(where.folder, warn=where.progress.say) as saved:
+                found = saved.latest(placed(shapes[number], self.mesh))
+            if found and found[2]["done"]:
+                return found[1], number + 1
+        return shard(init(params), self.mesh), 0
+
+    def forget(self) -> None:
+        """Deletes what the passes left on disk."""
+        for number in range(self.kernel.passes):
+            shutil.rmtree(self.where(number).folder, ignore_errors=True)
+
+
 class Indexer:
     """One kernel of one seed: how its index is built, and built again.
 
     Args:
       run: the seed; stage: such as ``classifier``, ``judge``.
-      kernel_name: as registered.
+      kernel_name: as registered; attribution: its options, none: the run's.
+      margin: columns of the owners whose margin is the reward; none: each has a score.
     """
 
-    def __init__(self, run: "Run", stage: str, kernel_name: str):
-        self.run, self.stage = run, stage
+    def __init__(
+        self,
+        run: "Run",
+        stage: str,
+        kernel_name: str,
+        attribution: AttributionConfig | None = None,
+        margin: tuple[int, ...] = (),
+    ):
+        self.run, self.stage, self.margin = run, stage, margin
         part = "judge" if stage == "judge" else "classifier"
         cfg = run.cfg.evaluation.judge if part == "judge" else run.cfg.classifier
         self.stream, self.labels = owner_stream(run, stage, cfg)
-        self.steps = training_steps(cfg, self.stream)
+        steps = training_steps(cfg, self.stream)
         setup = Setup(
             model=run.model,
             owners=len(run.corpus.owners),
-            cfg=run.cfg.attribution,
+            cfg=attribution or run.cfg.attribution,
             classifier=cfg,
-            steps=self.steps,
+            steps=steps,
             backbone=run.decoder(part),
             start=functools.partial(run.start_of, part),
             snapshots=run.snapshots,
         )
-        self.kernel: Kernel = KERNELS.get(kernel_name)(setup)
-        self._batches = (
-            [] if self.kernel.is_fitted else in_order(self.stream, self.labels)
+        kernel = self.kernel = KERNELS.get(kernel_name)(setup)
+        batches = BatchesOf(self.stream, self.labels, kernel.is_fitted, steps)
+        self.build = Build(
+            kernel, run.key(stage), batches, len(batches), run.mesh, self._where
         )
 
     def built(self) -> tuple[Kernel, Any]:
         """The kernel as a reward and its index, from disk where that is there."""
-        kernel, params = self.kernel, self.run.original
-        acc, done = self._finished()
-        for number in range(done, kernel.passes):
-            acc = kernel.advance(params, acc, number) if number else acc
-            acc = self._pass(acc, number)
-            if number:
-                shutil.rmtree(self._where(number - 1).folder, ignore_errors=True)
-        return self.as_reward(params, kernel.finalize(params, acc))
+        return self.as_reward(self.run.original, self.index())
+
+    def index(self) -> Any:
+        """The kernel's own index, in its own units, from disk where that is there."""
+        walls, stage = self.run.wall_s, self.stage
+        walls[stage] = 0.0
+
+        def count(seconds: float) -> None:
+            walls[stage] += seconds
+
+        return self.build.index(self.run.original, count)
 
     def again(self, params: Any) -> Any:
         """The index at other parameters of the model, calibrated; nothing is saved."""
-        place = self.run.place
-        batches = [place(batch) for batch in self._batches]
-        key = self.run.key(self.stage)
-        return self.as_reward(
-            params, build_index(self.kernel, params, batches, key=key)
-        )[1]
+        return self.as_reward(params, self.build.at(params))[1]
 
     def as_reward(self, params: Any, index: Any) -> tuple[Kernel, Any]:
         """The kernel calibrated on the owners' records, with a score for any prefix."""
-        run = self.run
-        longest = run.cfg.dareu.max_new_tokens or run.lengths[1]
-        kernel = sliced(self.kernel, segment_length(longest, run.cfg.reward.slices))
+        run, labels, kernel = self.run, self.labels, self._sliced
         if kernel.is_probability:
             return kernel, index
-        score = functools.partial(jax.jit(kernel.score), params, index)
+        score = functools.partial(self._score, params, index)
         size = self.stream.batch_size
         scores = over_records(self.stream.tokens, size, run.place, score)
-        known = self.labels >= 0
-        calibration = fit_calibration(scores[known], self.labels[known])
-        return calibrated(kernel), (index, calibration)
+        if self.margin:
+            others = (~np.isin(labels, self.margin)).astype(labels.dtype)
+            labels = np.where(labels < 0, labels, others)
+        known = labels >= 0
+        calibration = fit_calibration(scores[known], labels[known])
+        kernel = calibrated(kernel)
+        whole = spread(kernel, self.margin) if self.margin else kernel
+        return whole, (index, calibration)
 
-    def _pass(self, acc: Any, number: int) -> Any:
-        """Pass ``number`` over the records as a stage of the run."""
+    @functools.cached_property
+    def _sliced(self) -> Kernel:
+        """The kernel, or its margin, with a score for any prefix."""
+        cfg = self.run.cfg
+        kernel = margin(self.kernel, self.margin) if self.margin else self.kernel
+        longest = cfg.dareu.max_new_tokens or self.run.lengths[1]
+        return sliced(kernel, segment_length(longest, cfg.reward.slices))
 
-        def step_fn(acc, step):
-            if self._batches:
-                batch = self._batches[step]
-            else:
-                labels = self.labels[self.stream.rows(step)]
-                batch = OwnerBatch(self.stream[step], labels)
-            return self.kernel.update(self.run.original, self.run.place(batch), acc)
+    @functools.cached_property
+    def _score(self) -> Callable[..., jax.Array]:
+        return jax.jit(self._sliced.score)
 
-        where = self._where(number)
-        acc, meta = run_stage(where, acc, len(self._batches) or self.steps, step_fn)
-        walls, stage = self.run.wall_s, self.stage
-        walls[stage] = walls.get(stage, 0.0) + meta["wall_s"]
-        return acc
-
-    def _where(self, number: int):
+    def _where(self, number: int) -> Stage:
         passes = self.kernel.passes
         name = self.stage if passes == 1 else f"{self.stage}_pass_{number + 1}"
         return self.run.stage(name, "loss", "lower the classifier's learning_rate")
 
-    def _finished(self) -> tuple[Any, int]:
-        """An accumulator after as many passes as are on disk, and how many those are.
 
-        The last pass is left to `run_stage`, which finds it done.
-        """
-        kernel, params = self.kernel, self.run.original
-        init = functools.partial(kernel.init, key=self.run.key(self.stage))
-        shapes, found = [jax.eval_shape(init, params)], []
-        for number in range(1, kernel.passes):
-            shapes.append(next_shape(kernel, params, shapes[-1], number))
-        for number in range(kernel.passes - 1):
-            where = self._where(number)
-            with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                found.append(saved.latest(placed(shapes[number], self.run.mesh)))
-        for number in reversed(range(kernel.passes - 1)):
-            state = found[number]
-            if state and state[2]["done"]:
-                return state[1], number + 1
-        return self.run._shard(init(params)), 0
+class BatchesOf:
+    """Owner batches by step: shuffled epochs where a kernel is fitted, else one pass.
+
+    Args:
+      stream: the records; owner: ``[N]`` columns or ``[N, O]`` weights of them.
+      is_fitted: whether to go on for ``steps``; else rows past the end are nobody's.
+    """
+
+    def __init__(
+        self, stream: owned.BatchStream, owner: np.ndarray, is_fitted: bool, steps: int
+    ):
+        self.stream, self.owner, self.is_fitted = stream, owner, is_fitted
+        self.steps = steps if is_fitted else stream.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __call__(self, step: int) -> OwnerBatch:
+        """The batch of one step."""
+        if self.is_fitted:
+            return OwnerBatch(self.stream[step], self.owner[self.stream.rows(step)])
+        size, count = self.stream.batch_size, len(self.owner)
+        places = np.arange(step * size, (step + 1) * size)
+        rows = places % count
+        nobody = -1 if self.owner.ndim == 1 else 0.0
+        past = (places >= count).reshape(-1, *[1] * (self.owner.ndim - 1))
+        owner = np.where(past, nobody, self.owner[rows]).astype(self.owner.dtype)
+        return OwnerBatch(owned.take(self.stream.tokens, rows), owner)
 
 
 def next_shape(kernel: Kernel, params: Any, acc: Any, number: int) -> Any:
@@ -165,15 +254,6 @@ def owner_stream(
         return stream, stream.owners
     shuffle = np.random.default_rng(zlib.crc32(f"{run.seed}/{stage}".encode()))
     return stream, shuffle.permutation(stream.owners)
-
-
-def in_order(stream: owned.BatchStream, labels: np.ndarray) -> Sequence[OwnerBatch]:
-    """One pass over a stream's records; rows past the end are nobody's."""
-    place = np.arange(stream.batch_size)
-    return [
-        OwnerBatch(batch, np.where(place < valid, labels[batch.index], -1))
-        for batch, valid in owned.sequential(stream.tokens, stream.batch_size)
-    ]
 
 
 def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:

@@ -30,6 +30,7 @@ from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
     Method,
+    TrainState,
     World,
     finetune_step,
     init_training,
@@ -129,9 +130,25 @@ class Run(Inputs):
         start: Any,
     ) -> Any:
         stream = self.stream(name, records, cfg.batch_size, cfg.group_by_length)
+        state, step_fn, steps = self.training(name, model, cfg, stream, start)
+        where = self.stage(stage, "loss", f"lower {name}.learning_rate")
+        keep = snapshot_steps(steps, cfg.snapshots) if name == "finetune" else []
+        keeping = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
+        state, meta = run_stage(where, state, steps, keeping)
+        self.wall_s[stage] = meta["wall_s"]
+        return join({} if start is None else split(start)[1], state.params)
+
+    def training(
+        self,
+        name: str,
+        model: Decoder,
+        cfg: FinetuneConfig,
+        stream: owned.BatchStream,
+        start: Any,
+    ) -> tuple[TrainState, StepFn, int]:
+        """The first state of a training, ``(state, step) -> ...``, and its steps."""
         steps = training_steps(cfg, stream)
         optimiser = optimiser_of(cfg, steps)
-
         hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
         key = self.key(name)
         frozen = {} if start is None else split(start)[1]
@@ -142,13 +159,11 @@ class Run(Inputs):
                 model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
 
-        state = init_training(model, optimiser, start, key=key)
-        where = self.stage(stage, "loss", f"lower {name}.learning_rate")
-        keep = snapshot_steps(steps, cfg.snapshots) if name == "finetune" else []
-        keeping = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
-        state, meta = run_stage(where, self._shard(state), steps, keeping)
-        self.wall_s[stage] = meta["wall_s"]
-        return join(frozen, state.params)
+        return (
+            self._shard(init_training(model, optimiser, start, key=key)),
+            step_fn,
+            steps,
+        )
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
@@ -158,12 +173,29 @@ class Run(Inputs):
     @functools.cached_property
     def indexer(self) -> Indexer:
         """How the reward's index is built."""
-        return Indexer(self, "classifier", self.cfg.reward.kernel)
+        return self.reward_indexer("classifier")
+
+    @functools.cached_property
+    def shuffled_indexer(self) -> Indexer:
+        """The control: the same kernel built on shuffled owner labels."""
+        return self.reward_indexer("classifier_shuffled")
+
+    def reward_indexer(self, stage: str) -> Indexer:
+        """An indexer of the reward's kernel, as ``cfg.reward`` has it."""
+        cfg = self.cfg.reward
+        columns = self.forget_columns if cfg.margin else ()
+        return Indexer(self, stage, cfg.kernel, margin=columns)
 
     @functools.cached_property
     def shuffled(self) -> tuple[Kernel, Any]:
-        """The control: the same kernel built on shuffled owner labels."""
-        return Indexer(self, "classifier_shuffled", self.cfg.reward.kernel).built()
+        """The control's kernel and index."""
+        return self.shuffled_indexer.built()
+
+    @property
+    def forget_columns(self) -> tuple[int, ...]:
+        """Columns of the owners that withdraw."""
+        owners = self.corpus.owners
+        return tuple(owners.index(owner) for owner in self.cfg.corpus.forget)
 
     @functools.cached_property
     def judge(self) -> tuple[Kernel, Any]:
@@ -184,7 +216,7 @@ class Run(Inputs):
             reference=None,
             kernel=None,
             index=None,
-            forget_columns=tuple(owners.index(o) for o in self.cfg.corpus.forget),
+            forget_columns=self.forget_columns,
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
             max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
             stop_ids=self.tokenizer.stop_ids,
@@ -197,7 +229,9 @@ class Run(Inputs):
 
     def world(self, name: str, cfg: RunConfig) -> World:
         """What method ``name`` with configuration ``cfg`` may read."""
-        kernel, index = self.shuffled if cfg.reward.shuffle_owners else self.classifier
+        shuffled = cfg.reward.shuffle_owners
+        kernel, index = self.shuffled if shuffled else self.classifier
+        indexer = self.shuffled_indexer if shuffled else self.indexer
         reads_prior = self.draft(name, cfg).reads_prior
         prior_model, prior = self.prior if reads_prior else (None, None)
         return dataclasses.replace(
@@ -206,6 +240,7 @@ class Run(Inputs):
             frozen=split(self.start)[1],
             kernel=kernel,
             index=index,
+            rebuild=indexer.again,
             prior_model=prior_model,
             prior=prior,
         )

@@ -37,11 +37,13 @@ MAY_IMPORT = {
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
     "cli": COMMON
-    | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"},
+    | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
+    | {"attributor", "doctor", "fidelity"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),
     *("imported", "export", "folders", "memory", "estimate", "checks"),
+    *("fidelity", "doctor", "attributor"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)

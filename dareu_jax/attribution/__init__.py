@@ -9,6 +9,7 @@ from dareu_jax.attribution import gradients as gradients
 from dareu_jax.attribution import lexical as lexical
 from dareu_jax.attribution import representation as representation
 from dareu_jax.attribution import trak as trak
+from dareu_jax.attribution import watermark as watermark
 from dareu_jax.attribution.calibration import calibrated, fit_calibration, sliced
 from dareu_jax.attribution.classifier import attribution_accuracy, make_classifier
 from dareu_jax.attribution.kernel import (

@@ -28,6 +28,8 @@ from dareu_jax.models import join
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
+ROUNDING = 1e-5
+"""What is smaller than this, relative to what it was left of, is float32 rounding."""
 
 
 class Krylov(NamedTuple):
@@ -60,6 +62,11 @@ def inner(a: dict[str, Array], b: dict[str, Array]) -> Array:
 def spanned(a: dict[str, Array], weights: Array) -> dict[str, Array]:
     """sum_k w_k a_k ``[L, D, F]``."""
     return {path: jnp.einsum("lkdf,k->ldf", x, weights) for path, x in a.items()}
+
+
+def length(a: dict[str, Array]) -> Array:
+    """|a| of ``a [L, D, F]`` over all matrices."""
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in a.values()))
 
 
 def in_place(params: Any, vector: dict[str, Array]) -> Any:
@@ -99,17 +106,23 @@ def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov)
 
 @jax.jit
 def orthogonalise(state: Krylov) -> Krylov:
-    """One step of Arnoldi's iteration; Gram-Schmidt twice, for rounding."""
+    """One step of Arnoldi's iteration; Gram-Schmidt twice, for rounding.
+
+    A product that lies in the basis already ends the iteration: what is left of it is
+    rounding, and no direction to go on with.
+    """
     w = {p: x / jnp.maximum(state.weight, 1.0) for p, x in state.product.items()}
-    total = jnp.zeros(len(state.hessenberg), jnp.float32)
+    size, total = length(w), jnp.zeros(len(state.hessenberg), jnp.float32)
     for _ in range(2):
         along = inner(state.basis, w)
         w = {path: x - spanned(state.basis, along)[path] for path, x in w.items()}
         total = total + along
-    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in w.values()))
-    column = total.at[state.column + 1].set(norm)
+    norm = length(w)
+    is_new = norm > ROUNDING * size
+    column = total.at[state.column + 1].set(jnp.where(is_new, norm, 0.0))
+    scale = jnp.where(is_new, 1.0 / jnp.where(is_new, norm, 1.0), 0.0)
     basis = {
-        path: x.at[:, state.column + 1].set(w[path] / jnp.maximum(norm, 1e-20))
+        path: x.at[:, state.column + 1].set(scale * w[path])
         for path, x in state.basis.items()
     }
     return Krylov(
@@ -123,10 +136,16 @@ def orthogonalise(state: Krylov) -> Krylov:
 
 @functools.partial(jax.jit, static_argnames=("rank", "owners"))
 def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
-    """The ``rank`` pairs of largest positive value; what is not positive weighs 0."""
+    """The ``rank`` pairs of largest value; a value that may not be positive becomes 0.
+
+    An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value.
+    """
     square = state.hessenberg[:-1]
     values, mixing = jnp.linalg.eigh((square + square.T) / 2)
-    values, mixing = values[::-1][:rank], mixing[:, ::-1][:, :rank]
+    unsure = state.hessenberg[-1, -1] * jnp.abs(mixing[-1])
+    unsure = jnp.maximum(unsure, ROUNDING * jnp.max(jnp.abs(values)))
+    values = jnp.where(values > unsure, values, 0.0)[::-1][:rank]
+    mixing = mixing[:, ::-1][:, :rank]
     vectors = {
         path: jnp.einsum("lkdf,kr->lrdf", x[:, :-1], mixing)
         for path, x in state.basis.items()
@@ -165,7 +184,7 @@ def make_arnoldi(setup: Setup) -> Kernel:
             path: jax.random.normal(next(keys), leaf.shape, jnp.float32)
             for path, leaf in by_name(params, attributed(params)).items()
         }
-        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in start.values()))
+        norm = length(start)
         basis = {
             path: jnp.zeros((x.shape[0], steps + 1, *x.shape[1:]))
             .at[:, 0]

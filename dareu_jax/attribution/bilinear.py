@@ -18,14 +18,15 @@ from dareu_jax.attribution.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.probe import (
     Measure,
     Slot,
-    along,
+    Whole,
     attributed,
-    example_gradients,
+    folded,
+    over_rows,
     probe,
 )
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import named_leaves, path_name
+from dareu_jax.parallel import named_leaves
 
 Array = jax.Array
 FLOOR = 1e-12
@@ -49,13 +50,14 @@ class Features(NamedTuple):
     """How a layer's per-example gradient is looked at.
 
     Attributes:
-      held: ``(leaf, path, seed) -> arrays`` with the axis L first that `of` needs.
-      of: ``(x, e, held of one layer) -> [B, D', F']`` float32.
+      held: ``(leaf, path, seed) -> arrays`` with the axis L first that `sides` needs.
+      sides: ``(x, e, held of one layer) -> (x' [B, T, D'], e' [B, T, F'])``, of which
+        sum_t x'_t^T e'_t is the feature.
       shape: ``(D, F) -> (D', F')``.
     """
 
     held: Callable[[Any, str, Array], Any]
-    of: Callable[[Array, Array, Any], Array]
+    sides: Callable[[Array, Array, Any], tuple[Array, Array]]
     shape: Callable[[int, int], tuple[int, int]]
 
 
@@ -88,7 +90,7 @@ def exact() -> Features:
     """The gradient itself."""
     return Features(
         held=lambda leaf, path, seed: (),
-        of=lambda x, e, held: example_gradients(x, e),
+        sides=lambda x, e, held: (x, e),
         shape=lambda d, f: (d, f),
     )
 
@@ -111,11 +113,11 @@ def projected(k: int) -> Features:
         layers, d, f = leaf.shape
         return side(d, layers, f"{path}/in", seed), side(f, layers, f"{path}/out", seed)
 
-    def of(x: Array, e: Array, sides) -> Array:
-        left, right = sides
-        return example_gradients(x.astype(jnp.float32) @ left, e @ right)
+    def sides(x: Array, e: Array, pair) -> tuple[Array, Array]:
+        left, right = pair
+        return x.astype(jnp.float32) @ left, e @ right
 
-    return Features(held, of, lambda d, f: (min(d, k), min(f, k)))
+    return Features(held, sides, lambda d, f: (min(d, k), min(f, k)))
 
 
 def slots_of(params: Any, make: Callable[[Any, str], Slot]) -> Any:
@@ -155,7 +157,14 @@ def summing(features: Features):
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, weights = held
-        return jnp.einsum("bo,bdf->odf", weights, features.of(x, e, arrays))
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: Array, own: Array, start: Any) -> Array:
+            block = jnp.einsum("bo,bdf->odf", weights, own)
+            return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
+
+        shape = (weights.shape[1], x.shape[-1], e.shape[-1])
+        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
     return contract
 
@@ -166,9 +175,20 @@ def scoring(features: Features):
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, owners = held
-        return jnp.einsum("bdf,odf->bo", features.of(x, e, arrays), owners)
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: Array, own: Array, start: Any) -> Array:
+            return total + dot_products(own, owners.rows(start, own.shape[1]))
+
+        shape = (len(x), owners.array.shape[1])
+        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
     return contract
+
+
+def dot_products(own: Array, owners: Array) -> Array:
+    """<f_b, G_o> ``[B, O]`` of ``own [B, D, F]`` and ``owners [O, D, F]``."""
+    return jnp.einsum("bdf,odf->bo", own, owners)
 
 
 @functools.cache
@@ -177,8 +197,14 @@ def comparing(features: Features):
 
     def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
         arrays, owners = held
-        own = features.of(x, e, arrays)
-        return jnp.einsum("bdf,odf->bo", own, owners), jnp.sum(own**2, axis=(1, 2))
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: tuple[Array, Array], own: Array, start: Any):
+            scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
+            return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
+
+        zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
+        return over_rows(x, e, add, zeros)
 
     return contract
 
@@ -238,7 +264,8 @@ def contracted(how: How, contract, zeros: Any, params, index, queries) -> Any:
     """What ``contract`` writes, like ``zeros``, summed over layers and matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
-        held = (how.features.held(leaf, path, index.seed), index.owner_sums[path])
+        arrays = how.features.held(leaf, path, index.seed)
+        held = arrays, Whole(index.owner_sums[path])
         out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
         return Slot(held, out)
 
@@ -256,15 +283,11 @@ def folded_scores(
 ) -> Array:
     """sum_o r_o <g_q, G_o> ``[B]`` for fixed ``weights r [O]``, by one ``jvp``."""
     each = weights / jnp.maximum(index.counts, 1.0)
-
-    def fold(path: Any, leaf: Array) -> Array:
-        owners = index.owner_sums[dotted(path_name(path))]
-        folded = jnp.sum(each[None, :, None, None] * owners, axis=1)  # fused: no copy
-        return folded.astype(leaf.dtype)
-
-    direction = jax.tree_util.tree_map_with_path(fold, attributed(params))
+    tree = attributed(params)
+    owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
+    placed = jax.tree.unflatten(jax.tree.structure(tree), owners)
     weight = token_weight(queries, how.reduction)
-    return along(how.model, params, queries, weight, direction)
+    return folded(how.model, params, queries, weight, placed, each)
 
 
 def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:

@@ -5,6 +5,7 @@ DA(i, y[:t]) for every prefix t.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,14 +82,28 @@ def owner_loss(
     return jnp.sum(loss * weight) / total, jnp.sum(hit * weight) / total
 
 
-@KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
-def make_classifier(setup: Setup) -> Kernel:
-    """Returns the classifier kernel: ``setup.classifier`` over ``setup.backbone``.
+class Training(NamedTuple):
+    """How ``setup.backbone`` is trained under heads of its own.
 
-    With ``nobody`` one more class holds the text that no owner has.
+    Attributes:
+      classes: O, and one more where nobody's text has a class.
+      optimiser: of what is trained; frozen: the rest of the decoder.
+      init, finalize: see `Kernel`.
+      labelled: ``(batch, state) -> batch`` whose owner is a class ``[B]``, -1 = none.
     """
-    cfg, backbone, owners = setup.classifier, setup.backbone, setup.owners
-    start, classes = setup.start(), setup.owners + int(cfg.nobody)
+
+    classes: int
+    optimiser: optax.GradientTransformation
+    frozen: Any
+    init: Callable[..., ClassifierState]
+    finalize: Callable[[Any, ClassifierState], dict]
+    labelled: Callable[[OwnerBatch, ClassifierState], OwnerBatch]
+
+
+def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
+    """The training of ``setup.classifier`` with ``heads(classes, key)``, by name."""
+    cfg, owners = setup.classifier, setup.owners
+    start, classes = setup.start(), owners + int(cfg.nobody)
     given, frozen = (None, {}) if start is None else split(start)
     optimiser = make_optimiser(
         cfg.learning_rate,
@@ -100,31 +115,81 @@ def make_classifier(setup: Setup) -> Kernel:
 
     def init(params, *, key: Array) -> ClassifierState:
         body, drop = jax.random.split(key)
-        own = {
-            "decoder": given or init_decoder(backbone, key=body),
-            "owner_head": init_head(classes, backbone.cfg.embed, key=body),
-        }
+        decoder = given or init_decoder(setup.backbone, key=body)
+        own = {"decoder": decoder, **heads(classes, body)}
         return ClassifierState(own, optimiser.init(own), jnp.int32(0), drop)
-
-    def update(params, batch: OwnerBatch, acc: ClassifierState):
-        label = jnp.where(batch.owner < 0, owners if cfg.nobody else -1, batch.owner)
-        batch = batch._replace(owner=label)
-        rest = (classes, optimiser, cfg.train_on)
-        return fit_classifier(backbone, *rest, frozen, batch, acc)
 
     def finalize(params, acc: ClassifierState) -> dict:
         return {**acc.params, "decoder": join(frozen, acc.params["decoder"])}
 
+    def labelled(batch: OwnerBatch, acc: ClassifierState) -> OwnerBatch:
+        owner, none = batch.owner, owners if cfg.nobody else -1
+        if owner.ndim == 2:
+            owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
+        return batch._replace(owner=jnp.where(owner < 0, none, owner))
+
+    return Training(classes, optimiser, frozen, init, finalize, labelled)
+
+
+def one_owner(weights: Array, key: Array) -> Array:
+    """One owner of every record, ``[B]`` int32, drawn by weight; -1: it has none.
+
+    A loss on who is drawn is, over the draws, the mean of the owners' losses, each by
+    its share of the record.
+
+    Args:
+      weights: ``[B, O]`` float32.
+    """
+    drawn = jax.random.categorical(jax.random.fold_in(key, 1), jnp.log(weights))
+    return jnp.where(jnp.sum(weights, axis=1) > 0.0, drawn.astype(jnp.int32), -1)
+
+
+def descend(
+    loss_of: Callable[[dict, Array], tuple[Array, Array]],
+    optimiser: optax.GradientTransformation,
+    frozen: Any,
+    state: ClassifierState,
+) -> tuple[ClassifierState, dict[str, Array]]:
+    """One update down ``loss_of(parameters, key) -> (loss, accuracy)``."""
+    key = jax.random.fold_in(state.key, state.step)
+
+    def loss_fn(own):
+        return loss_of({**own, "decoder": join(frozen, own["decoder"])}, key)
+
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    own = optax.apply_updates(state.params, updates)
+    state = ClassifierState(own, opt_state, state.step + 1, state.key)
+    return state, {"loss": loss, "accuracy": accuracy}
+
+
+@KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
+def make_classifier(setup: Setup) -> Kernel:
+    """Returns the classifier kernel: ``setup.classifier`` over ``setup.backbone``.
+
+    With ``nobody`` one more class holds the text that no owner has.
+    """
+    backbone, owners = setup.backbone, setup.owners
+
+    def heads(classes: int, key: Array) -> dict:
+        return {"owner_head": init_head(classes, backbone.cfg.embed, key=key)}
+
+    how = training_of(setup, heads)
+
+    def update(params, batch: OwnerBatch, acc: ClassifierState):
+        rest = (how.classes, how.optimiser, setup.classifier.train_on, how.frozen)
+        return fit_classifier(backbone, *rest, how.labelled(batch, acc), acc)
+
     def prefix_score(params, index, queries) -> Array:
-        logits = owner_logits(backbone, classes, index, queries)
+        logits = owner_logits(backbone, how.classes, index, queries)
         return jax.nn.softmax(logits, axis=-1)[..., :owners]
 
     return from_prefixes(
         name="classifier",
         owners=owners,
-        init=init,
+        init=how.init,
         update=update,
-        finalize=finalize,
+        finalize=how.finalize,
         prefix_score=prefix_score,
         is_fitted=True,
         is_probability=True,
@@ -146,18 +211,12 @@ def fit_classifier(
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
     """One step of the classifier, beside what is frozen, on labelled responses."""
-    key = jax.random.fold_in(state.key, state.step)
 
-    def loss_fn(own):
-        whole = {**own, "decoder": join(frozen, own["decoder"])}
-        logits = owner_logits(model, classes, whole, batch.text, key)
+    def loss_of(params: dict, key: Array) -> tuple[Array, Array]:
+        logits = owner_logits(model, classes, params, batch.text, key)
         return owner_loss(logits, batch.owner, batch.text.response_mask, train_on)
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    own = optax.apply_updates(state.params, updates)
-    state = ClassifierState(own, opt_state, state.step + 1, state.key)
-    return state, {"loss": loss, "accuracy": accuracy}
+    return descend(loss_of, optimiser, frozen, state)
 
 
 @functools.partial(jax.jit, static_argnames="kernel")

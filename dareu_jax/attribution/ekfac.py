@@ -64,9 +64,12 @@ def rotated_squares(x: Array, e: Array, u_in: Array, u_out: Array, weight: Array
 
 
 def inverse(u_in: Array, u_out: Array, lambdas: Array, damping: float, g: Array):
-    """H^-1 g ``[O, D, F]`` of one layer; damping is relative to the mean of Lambda."""
+    """H^-1 g ``[O, D, F]`` of one layer; damping is relative to the mean of Lambda.
+
+    A layer without any gradient, such as A of an adapter whose B is 0, has Lambda = 0.
+    """
     turned = jnp.einsum("cd,ocf,fg->odg", u_in, g, u_out)
-    turned = turned / (lambdas + damping * jnp.mean(lambdas))
+    turned = turned / (lambdas + damping * jnp.mean(lambdas) + 1e-20)
     return jnp.einsum("cd,odg,fg->ocf", u_in, turned, u_out)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from dareu_jax.attribution.measures import log_likelihood, log_likelihoods
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder, join, split
-from dareu_jax.models.layers import DenseOp, dense
+from dareu_jax.models.layers import HELD, SLOTS, DenseOp, dense
 from dareu_jax.models.lora import A, B, leaves_where
 
 Array = jax.Array
@@ -35,9 +35,65 @@ class Slot(NamedTuple):
     out: Any
 
 
+class Whole(NamedTuple):
+    """An array ``[L, O, D, F]`` too large to be cut out layer by layer.
+
+    A contraction reads `rows` of it where it needs them; ``layer`` is filled in.
+    """
+
+    array: Array
+    layer: Any = None
+
+    def rows(self, start: Array | int, count: int) -> Array:
+        """``[O, count, F]`` of the layer, from row ``start`` of D on."""
+        _, owners, _, f = self.array.shape
+        place = (self.layer, 0, start, 0)
+        return jax.lax.dynamic_slice(self.array, place, (1, owners, count, f))[0]
+
+
+def own_layer(held: Any, layer: Array) -> Any:
+    """What is held of one layer; a `Whole` stays whole."""
+
+    def cut(x: Any) -> Any:
+        return x._replace(layer=layer) if is_whole(x) else x[layer]
+
+    def is_whole(x: Any) -> bool:
+        return isinstance(x, Whole)
+
+    return jax.tree.map(cut, held, is_leaf=is_whole)
+
+
 def example_gradients(x: Array, e: Array) -> Array:
     """g_b = sum_t x_bt^T e_bt ``[B, D, F]`` of ``x [B, T, D]``, ``e [B, T, F]``."""
     return jnp.einsum("btd,btf->bdf", x, e, preferred_element_type=jnp.float32)
+
+
+def rows_at_once(b: int, d: int, f: int) -> int:
+    """How many of D rows of B gradients exist at a time; it divides D."""
+    numbers = 2**18 if jax.default_backend() == "cpu" else 2**24
+    fit = max(1, numbers // (b * f))
+    return max(rows for rows in range(1, d + 1) if d % rows == 0 and rows <= fit)
+
+
+def over_rows(
+    x: Array, e: Array, add: Callable[[Any, Array, Any], Any], total: Any
+) -> Any:
+    """Folds per-example gradients, a few rows of D at a time, into ``total``.
+
+    Args:
+      x: ``[B, T, D]``; e: ``[B, T, F]`` float32.
+      add: ``(total, gradients [B, rows, F], first row) -> total``.
+    """
+    d = x.shape[-1]
+    count = rows_at_once(len(x), d, e.shape[-1])
+
+    def some(n: Array, total: Any) -> Any:
+        rows = jax.lax.dynamic_slice_in_dim(x, n * count, count, axis=2)
+        return add(total, example_gradients(rows, e), n * count)
+
+    if count == d:
+        return add(total, example_gradients(x, e), 0)
+    return jax.lax.fori_loop(0, d // count, some, total)
 
 
 @functools.cache
@@ -50,24 +106,61 @@ def probe_op(contract: Contract) -> DenseOp:
     """
 
     @jax.custom_vjp
-    def probed(x: Array, kernel: Array, slot: Slot) -> Array:
+    def probed(x: Array, kernel: Array, held: Any, layer: Array, out: Any) -> Array:
         return dense(x, kernel)
 
-    def forward(x: Array, kernel: Array, slot: Slot):
-        return dense(x, kernel), (x, kernel, slot.held)
+    def forward(x: Array, kernel: Array, held: Any, layer: Array, out: Any):
+        return dense(x, kernel), (x, kernel, held, layer)
 
     def backward(saved, e: Array):
-        x, kernel, held = saved
+        x, kernel, held, layer = saved
         into = jnp.einsum("...f,df->...d", e.astype(x.dtype), kernel)
-        written = Slot(jax.tree.map(jnp.zeros_like, held), contract(x, e, held))
-        return into.astype(x.dtype), jnp.zeros_like(kernel), written
+        written = contract(x, e, own_layer(held, layer))
+        return into.astype(x.dtype), None, None, None, written
 
     probed.defvjp(forward, backward)
 
-    def op(x: Array, kernel: Array, slot: Slot | None = None) -> Array:
-        return dense(x, kernel) if slot is None else probed(x, kernel, slot)
+    def op(x: Array, kernel: Array, slot: Any = None) -> Array:
+        if slot is None:
+            return dense(x, kernel)
+        held, (layer, out) = slot
+        return probed(x, kernel, held, layer, out)
 
     return op
+
+
+@jax.custom_jvp
+def folded_dense(x: Array, kernel: Array, owners: Array, weights, layer, step) -> Array:
+    """y = x (W + step sum_o r_o G_o) at step 0, to be differentiated forward by step.
+
+    Args:
+      x: ``[B, T, D]``; kernel: ``[D, F]``; owners: G ``[L, O, D, F]``.
+      weights: r ``[O]``; layer: which of L; step: a float32 scalar, 0.
+    """
+    del owners, weights, layer, step
+    return dense(x, kernel)
+
+
+@folded_dense.defjvp
+def _folded_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, kernel, owners, weights, layer, _ = primals
+    dx, step = tangents[0], tangents[-1]
+
+    def add(o: Array, total: Array) -> Array:  # one at a time: no copy of the layer
+        return total + weights[o] * owners[layer, o]
+
+    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    direction = jax.lax.fori_loop(0, len(weights), add, zeros, unroll=4)
+    moved = step * dense(x, direction.astype(x.dtype))
+    return dense(x, kernel), dense(dx, kernel) + moved
+
+
+def folded_op(x: Array, kernel: Array, slot: Any = None) -> Array:
+    """The dense op of `folded`: its slot holds the owners' sums and their weights."""
+    if slot is None:
+        return dense(x, kernel)
+    (owners, weights), (layer, step) = slot
+    return folded_dense(x, kernel, owners, weights, layer, step)
 
 
 def attributed(params: Any) -> Any:
@@ -105,14 +198,24 @@ def probe(
     def is_slot(x: Any) -> bool:
         return isinstance(x, Slot)
 
-    def measured(outs):
-        filled = jax.tree.map(
-            lambda slot, out: Slot(slot.held, out), slots, outs, is_leaf=is_slot
-        )
-        return jnp.sum(measure(probing, params, batch, weight, filled))
+    held, outs = (
+        jax.tree.map(lambda slot, n=n: slot[n], slots, is_leaf=is_slot) for n in (0, 1)
+    )
+    numbers = layer_numbers(params)
 
-    outs = jax.tree.map(lambda slot: slot.out, slots, is_leaf=is_slot)
+    def measured(outs):
+        own = jax.tree.map(lambda number, out: (number, out), numbers, outs)
+        given = {HELD: held, SLOTS: own}
+        return jnp.sum(measure(probing, params, batch, weight, given))
+
     return jax.value_and_grad(measured)(outs)
+
+
+def layer_numbers(params: Any) -> Any:
+    """``[L]`` int32, the numbers of the layers, in the place of every matrix."""
+    return jax.tree.map(
+        lambda leaf: jnp.arange(len(leaf), dtype=jnp.int32), attributed(params)
+    )
 
 
 def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> Any:
@@ -151,3 +254,30 @@ def along(
         return log_likelihoods(model, join(params, matrices), batch, weight)
 
     return jax.jvp(measured, (attributed(params),), (direction,))[1]
+
+
+def folded(
+    model: Decoder,
+    params: Any,
+    batch: TokenBatch,
+    weight: Array,
+    owners: Any,
+    weights: Array,
+) -> Array:
+    """`along` sum_o r_o G_o ``[B]``, which is summed up one layer at a time.
+
+    Args:
+      owners: G in the place of every matrix of `attributed`, ``[L, O, D, F]``.
+      weights: r ``[O]`` float32; the rest as for `along`.
+    """
+    forward, numbers = dataclasses.replace(model, op=folded_op), layer_numbers(params)
+    held = jax.tree.map(lambda g: (g, weights), owners)
+
+    def measured(step: Array) -> Array:
+        own = jax.tree.map(
+            lambda number: (number, jnp.broadcast_to(step, number.shape)), numbers
+        )
+        given = {HELD: held, SLOTS: own}
+        return log_likelihoods(forward, params, batch, weight, given)
+
+    return jax.jvp(measured, (jnp.float32(0.0),), (jnp.float32(1.0),))[1]

@@ -23,7 +23,7 @@ from dareu_jax.attribution.ekfac import is_owned
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
 from dareu_jax.attribution.measures import log_odds, mean_probability, token_weight
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
-from dareu_jax.attribution.probe import Slot, probe
+from dareu_jax.attribution.probe import Slot, example_gradients, probe
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
 
@@ -44,7 +44,7 @@ def outer(features: Features):
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, weight = held
-        flat = features.of(x, e, arrays).reshape(len(x), -1)
+        flat = example_gradients(*features.sides(x, e, arrays)).reshape(len(x), -1)
         return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
 
     return contract

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dareu_jax.errors import UserError
 from dareu_jax.models.layers import (
+    HELD,
     SLOTS,
     Dense,
     DenseOp,
@@ -222,6 +223,7 @@ class Decoder(nn.Module):
         stack = nn.scan(
             body,
             variable_axes={"params": 0, SLOTS: 0},
+            variable_broadcast=HELD,
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             out_axes=0,

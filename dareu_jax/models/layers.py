@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 DenseOp = Callable[[Array, Array, Any], Array]
-SLOTS = "slots"
-"""The variable collection with every product's ``slot``, by the kernel's path."""
+SLOTS, HELD = "slots", "held"
+"""Variable collections by the kernel's path: what a product's op is given of one layer,
+and what it is given whole, of every layer."""
 
 
 def dense(x: Array, kernel: Array, slot: Any = None) -> Array:
@@ -60,7 +61,8 @@ class Dense(nn.Module):
 
     def _product(self, x: Array, kernel: Array, name: str) -> Array:
         """The product with the parameter ``name``, in the dtype of ``x``."""
-        slot: Any = self.get_variable(SLOTS, name)
+        own: Any = self.get_variable(SLOTS, name)
+        slot: Any = None if own is None else (self.get_variable(HELD, name), own)
         return self.op(x, kernel.astype(x.dtype), slot).astype(x.dtype)
 
     def _low_rank(self, x: Array) -> Array:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.models.decoder import Decoder, DecoderConfig
-from dareu_jax.models.layers import SLOTS
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**27
@@ -81,10 +80,10 @@ def hidden_states(
     Args:
       model, params: the decoder; tokens, mask: the text.
       key: dropout is on with one.
-      slots: what the model's product op reads, by the path of each kernel.
+      slots: what the model's product op reads: `SLOTS` and `HELD` of `layers`.
     """
     rngs = {} if key is None else {"dropout": key}
-    variables = {"params": params} | ({} if slots is None else {SLOTS: slots})
+    variables = {"params": params} | (slots or {})
     hidden, _ = model.apply(
         variables, tokens, positions_of(mask), causal(mask), rngs=rngs
     )

@@ -36,6 +36,10 @@ LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("value_head/bias", ("value",)),
     ("owner_head/kernel", ("embed", "owners")),
     ("owner_head/bias", ("owners",)),
+    ("code_head/kernel", ("embed", "symbols")),
+    ("code_head/bias", ("symbols",)),
+    ("symbols/embedding", ("symbols", "embed")),
+    ("codes", ("owners", "symbols")),
     (r"owner_sums/[^/]+", ("layers", "owners", "gradient_in", "gradient_out")),
     (r"(inputs|vectors_in)/[^/]+", ("layers", "gradient_in", "gradient_in")),
     (r"(outputs|vectors_out)/[^/]+", ("layers", "gradient_in", "gradient_out")),
@@ -65,6 +69,7 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "owners": None,
     "rank": None,
+    "symbols": None,
     "value": None,
     "vocab": "tensor",
 }

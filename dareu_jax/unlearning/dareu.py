@@ -15,16 +15,22 @@ from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning.method import Method, Need, World
 from dareu_jax.unlearning.phases import Phases, repeat_rows
+from dareu_jax.unlearning.refresh import FreshIndex
 
 Array = jax.Array
 
 
 class DareuState(NamedTuple):
-    """Trainable pytree, optimiser state, behaviour policy, iterations done."""
+    """Trainable pytree, optimiser state, behaviour policy, iterations done.
+
+    ``attributed`` are the trainable decoder parameters that the index was last built
+    at, ``{}`` where it is never built again.
+    """
 
     trainable: dict  # {"decoder", "value_head"}
     opt_state: optax.OptState
     behaviour: dict  # trainable decoder parameters of pi_old
+    attributed: dict
     step: Array  # [] int32
 
 
@@ -47,37 +53,45 @@ def batches_of(hp: DareuConfig) -> dict[str, Need]:
     }
 
 
-@METHODS.register("dareu", "PPO on de-attribution, anchored, with retain distillation")
-def make_dareu(cfg: RunConfig, world: World) -> Method:
-    """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
-    hp = cfg.dareu
-    per_epoch = -(-world.forget_owner.shape[0] // hp.batch_size)
-    refresh_every = per_epoch if hp.old_policy == "per_data_epoch" else 1
-    optimiser = make_optimiser(
+def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformation:
+    """AdamW at a steady rate, for the updates of every iteration."""
+    return make_optimiser(
         hp.learning_rate,
-        (1 + hp.retain_updates) * hp.updates_per_batch * hp.data_epochs * per_epoch,
+        (1 + hp.retain_updates) * hp.updates_per_batch * iterations,
         warmup=hp.warmup,
         weight_decay=hp.weight_decay,
         clip_norm=hp.clip_norm,
         decay=False,
     )
+
+
+@METHODS.register("dareu", "PPO on de-attribution, anchored, with retain distillation")
+def make_dareu(cfg: RunConfig, world: World) -> Method:
+    """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
+    hp = cfg.dareu
+    per_epoch = -(-world.forget_owner.shape[0] // hp.batch_size)
+    per_behaviour = per_epoch if hp.old_policy == "per_data_epoch" else 1
+    optimiser = optimiser_of(hp, hp.data_epochs * per_epoch)
     phase = Phases(cfg, world, optimiser)
+    fresh = FreshIndex(world, cfg.reward.refresh_every)
 
     def init(params, *, key: Array) -> DareuState:
         decoder, _ = split(params)
         head = init_head(1, world.model.cfg.embed, key=key)
         trainable = {"decoder": decoder, "value_head": head}
-        return DareuState(trainable, optimiser.init(trainable), decoder, jnp.int32(0))
+        opt_state, attributed = optimiser.init(trainable), fresh.first(decoder)
+        return DareuState(trainable, opt_state, decoder, attributed, jnp.int32(0))
 
     def step(state: DareuState, batch, *, key: Array):
         trainable, opt_state, frozen = state.trainable, state.opt_state, world.frozen
-        fresh = int(state.step) % refresh_every == 0
-        behaviour = trainable["decoder"] if fresh else state.behaviour
+        sampled_anew = int(state.step) % per_behaviour == 0
+        behaviour = trainable["decoder"] if sampled_anew else state.behaviour
         prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
         rollout = phase.rollout(join(frozen, behaviour), prompts, key=key)
         answers = phase.answers(prompts, rollout)
-        scores = phase.attribute(world.reference, world.index, answers)
+        attributed, seen = fresh.at(int(state.step), state.attributed, behaviour)
+        scores = phase.attribute(*seen, answers)
         judged = phase.judge(
             frozen, trainable, behaviour, world.reference, world.prior, answers
         )
@@ -95,8 +109,9 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
                     frozen, trainable, opt_state, world.reference, retain
                 )
         metrics = phase.measure(scores, rewards, judged, answers)
-        state = DareuState(trainable, opt_state, behaviour, state.step + 1)
-        return state, {**metrics, **ppo, **kept}
+        drift = fresh.drift(int(state.step), phase.attribute, scores, answers)
+        state = DareuState(trainable, opt_state, behaviour, attributed, state.step + 1)
+        return state, {**metrics, **ppo, **kept, **drift}
 
     return Method(
         needs=batches_of(hp),

@@ -35,6 +35,8 @@ class World:
       frozen: the part of them that is not trained, ``{}`` when all is: the model's
         parameters are ``join(frozen, trainable)``.
       kernel, index: the attribution function; columns are owners.
+      rebuild: ``parameters -> index``, the index at other parameters of the model, for
+        a reward that is refreshed.
       forget_columns: columns of the owners that withdraw.
       forget_owner: ``[n]`` int32, column of the owner of each forget record.
       prior_model, prior: the counterfactual prior, for a method that reads it.
@@ -54,6 +56,7 @@ class World:
     prior_model: Decoder | None = None
     prior: Any = None
     frozen: Any = dataclasses.field(default_factory=dict)
+    rebuild: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,30 @@ from dareu_jax.attribution.bilinear import (
     GradientIndex,
     How,
     add_records,
+    comparing,
     exact,
     folded_scores,
     owner_cosines,
     owner_scores,
     projected,
+    scoring,
+    summing,
 )
-from dareu_jax.attribution.measures import token_weight
-from dareu_jax.attribution.probe import attributed, gradients
+from dareu_jax.attribution.ghost import (
+    formed_norms,
+    ghost_is_cheaper,
+    ghost_norms,
+    self_influence,
+    square_norms,
+)
+from dareu_jax.attribution.measures import log_likelihoods, token_weight
+from dareu_jax.attribution.probe import (
+    Whole,
+    attributed,
+    gradients,
+    own_layer,
+    rows_at_once,
+)
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.models import (
     Decoder,
@@ -112,24 +128,101 @@ def owners_of(rows):
     return np.where(np.arange(rows) == rows - 1, -1, owner).astype(np.int32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def engines(how, params, index, weights, queries):
+    """Dots, cosines, a linear reward and self-influence, each by its own engine."""
+    return (
+        owner_scores(how, params, index, queries),
+        owner_cosines(how, params, index, queries),
+        folded_scores(how, params, index, weights, queries),
+        self_influence(how.model, params, queries, how.reduction),
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_probe_is_exact(case, shape):
+def test_every_engine_is_exact(case, shape):
     model, params = made(case)
     queries, records = texts(*shape, seed=1), texts(9, 11)
     owner = owners_of(9)
     index = built(model, params, exact(), records, owner)
-    dots = scored(model, params, exact(), index, queries)
+    how, weights = How(model, exact(), "mean"), jnp.asarray([1.0, -0.5, 0.25, 0.0])
+    dots, cosines, reward, norms = engines(how, params, index, weights, queries)
     own, theirs = flat(model, params, queries), flat(model, params, records)
     means = np.stack([theirs[owner == o].mean(axis=0) for o in range(OWNERS)])
-    assert dots.dtype == jnp.float32 and dots.shape == (shape[0], OWNERS)
-    assert relative(dots, own @ means.T) < 5e-6
-    cosines = jax.jit(owner_cosines, static_argnums=0)
-    found = cosines(How(model, exact(), "mean"), params, index, queries)
+    assert dots.dtype == norms.dtype == jnp.float32
+    assert dots.shape == (shape[0], OWNERS) and norms.shape == (shape[0],)
+    wanted = own @ means.T
+    assert relative(dots, wanted) < 5e-6
+    assert relative(reward, wanted @ np.asarray(weights)) < 5e-6
+    assert relative(norms, np.sum(own**2, axis=1)) < 5e-6
     sizes = np.linalg.norm(own, axis=1)[:, None] * np.linalg.norm(means, axis=1)
-    assert relative(found, own @ means.T / sizes) < 5e-6
-    assert np.abs(found).max() <= 1.0 + 1e-6
+    assert relative(cosines, wanted / sizes) < 5e-6
+    assert np.abs(cosines).max() <= 1.0 + 1e-6
     np.testing.assert_array_equal(index.counts, [2, 2, 2, 2])
+
+
+@pytest.mark.parametrize("t", [1, 16, 128])
+@pytest.mark.parametrize("b", [1, 33])
+def test_ghost_norms_are_those_of_the_gradients(b, t):
+    rng = np.random.default_rng(0)
+    x, e = (rng.normal(size=(b, t, n)).astype(np.float32) for n in (24, 40))
+    wide = (side.astype(np.float64) for side in (x, e))
+    wanted = np.sum(np.einsum("btd,btf->bdf", *wide) ** 2, axis=(1, 2))
+    assert relative(ghost_norms(x, e), wanted) < 5e-6
+    assert relative(formed_norms(x, e), wanted) < 5e-6
+
+
+def test_a_ghost_norm_is_taken_where_it_costs_less():
+    # 2 T^2 (D + F) against 2 T D F + 2 D F multiplications and additions
+    chosen = {t: ghost_is_cheaper(t, 32, 48) for t in (1, 16, 20, 21, 128)}
+    assert chosen == {1: True, 16: True, 20: True, 21: False, 128: False}
+    program = {
+        t: str(
+            jax.make_jaxpr(square_norms)(jnp.ones((2, t, 32)), jnp.ones((2, t, 48)), ())
+        )
+        for t in (16, 128)
+    }
+    assert "f32[2,16,16]" in program[16] and "f32[2,32,48]" not in program[16]
+    assert "f32[2,128,128]" not in program[128] and "f32[2,32,48]" in program[128]
+
+
+def test_gradients_formed_a_few_rows_at_a_time_are_the_same():
+    b, t, d, f = 64, 3, 24, 512
+    assert rows_at_once(b, d, f) == 8  # of 24
+    rng = np.random.default_rng(0)
+    x, e, sums, shares = (
+        rng.normal(size=size).astype(np.float32)
+        for size in ((b, t, d), (b, t, f), (2, OWNERS, d, f), (b, OWNERS))
+    )
+    held = (), own_layer(Whole(jnp.asarray(sums)), jnp.int32(1))
+    grads = np.einsum("btd,btf->bdf", x, e, dtype=np.float64)
+    dots = np.einsum("bdf,odf->bo", grads, sums[1])
+    norms = np.sum(grads**2, axis=(1, 2))
+    assert relative(scoring(exact())(x, e, held), dots) < 5e-6
+    found = comparing(exact())(x, e, held)
+    assert relative(found[0], dots) < 5e-6 and relative(found[1], norms) < 5e-6
+    assert relative(formed_norms(x, e), norms) < 5e-6
+    added = summing(exact())(x, e, ((), jnp.asarray(shares)))
+    assert relative(added, np.einsum("bo,bdf->odf", shares, grads)) < 5e-6
+
+
+def test_cosines_do_not_depend_on_the_scale_of_the_loss():
+    model, params = made("plain")
+    queries, records = texts(6, 13, seed=1), texts(9, 11)
+    owner = owners_of(9)
+
+    def cosines(measure):
+        how = How(model, exact(), "mean", measure)
+        start, batch = empty(params, exact()), OwnerBatch(records, owner)
+        index, _ = add_records(how, params, batch, start)
+        found = jax.jit(owner_cosines, static_argnums=0)(how, params, index, queries)
+        return np.asarray(found)
+
+    plain = cosines(log_likelihoods)
+    for scale in (1e-3, 1e3):
+        scaled = cosines(lambda *given, c=scale: c * log_likelihoods(*given))
+        np.testing.assert_allclose(scaled, plain, atol=2e-6)
 
 
 def test_one_jvp_gives_any_linear_reward():

@@ -1,0 +1,180 @@
+"""What is attributed to owners, and how: an imported model, and a kernel's options."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dareu_jax import corpus as owned
+from dareu_jax.attribution import Kernel, Setup
+from dareu_jax.attribution.identity import params_fingerprint
+from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.corpus.batches import CHAT, Tokenizer
+from dareu_jax.errors import UserError
+from dareu_jax.evaluation.evaluate import over_records
+from dareu_jax.generation import generate
+from dareu_jax.imported import open_imported
+from dareu_jax.models import Decoder, decoder_config
+from dareu_jax.parallel import BATCH_AXES, make_mesh, put_batch
+from dareu_jax.registry import KERNELS
+
+MULTIPLE = 32
+"""Of the tokens of prompts and of responses: few lengths, few compilations."""
+Snapshots = Sequence[tuple[Any, float]]
+"""Parameters of checkpoints and their weights, for ``tracin``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How text is read and what a kernel is made with.
+
+    Attributes:
+      kernel: of ``dareu list kernels``; attribution, classifier: its options.
+      template: what a prompt is written into; ``chat``: the tokenizer's own.
+      batch_size: texts at a time, rounded up to a multiple of the devices; a
+        classifier is trained with its own. seed: of what is drawn.
+
+    Raises:
+      UserError: an unknown kernel, or a template or option that cannot be used.
+    """
+
+    kernel: str = "grad_dot"
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    template: str = owned.TEMPLATE
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        KERNELS.get(self.kernel)
+        if "{prompt}" not in self.template and self.template != CHAT:
+            raise UserError(
+                f"template {self.template!r:.60} lacks {{prompt}}, the place of the "
+                "prompt (chat: the tokenizer's own template)"
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch_size = {self.batch_size} must be at least 1")
+        if self.classifier.model.path or self.classifier.lora:
+            raise UserError(
+                "classifier.model.path and classifier.lora are for dareu run; here a "
+                "classifier is trained from scratch, classifier.model.preset its shape"
+            )
+
+
+class Model(NamedTuple):
+    """An imported model on its devices, its tokenizer, and what identifies it."""
+
+    decoder: Decoder
+    params: Any
+    tokenizer: Tokenizer
+    mesh: Mesh
+    fingerprint: str
+
+    def rows(self, batch_size: int) -> int:
+        """The batch size, rounded up to a multiple of the devices along a batch."""
+        devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return -(-batch_size // devices) * devices
+
+    def place(self, batch: Any) -> Any:
+        """Puts host arrays ``[B, ...]`` on the devices."""
+        return put_batch(batch, self.mesh)
+
+    def over(
+        self, tokens: owned.TokenBatch, batch_size: int, score: Callable[[Any], Any]
+    ) -> Any:
+        """``score`` of batches of fixed shape, over all of ``tokens``."""
+        with jax.set_mesh(self.mesh):
+            return over_records(tokens, self.rows(batch_size), self.place, score)
+
+
+def load_model(folder: Path | str, mesh: Mesh | None = None) -> Model:
+    """Loads a folder that ``dareu import`` wrote.
+
+    Args:
+      folder: where; mesh: of the devices; None: all of them, parameters split.
+
+    Raises:
+      UserError: no such folder, or nothing imported in it.
+    """
+    imported = open_imported(Path(folder), "model")
+    mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
+    params = imported.load(mesh)
+    tokenizer = owned.read_tokenizer(imported.files, "model")
+    found = params_fingerprint(params)
+    return Model(Decoder(imported.cfg), params, tokenizer, mesh, found)
+
+
+def kernel_for(
+    model: Model, options: Options, owners: int, steps: int, snapshots: Snapshots
+) -> Kernel:
+    """The kernel of ``options`` for so many owners, fitted in ``steps`` if it is.
+
+    Raises:
+      UserError: ``tracin`` without snapshots.
+    """
+    if options.kernel == "tracin" and not snapshots:
+        raise UserError(
+            "kernel tracin needs checkpoints of the model's training: in Python, "
+            "attribute(..., snapshots=[(params, weight)]); or take grad_dot"
+        )
+    classifier = options.classifier
+    shape = decoder_config(classifier.model, model.decoder.cfg.vocab)
+    setup = Setup(
+        model=model.decoder,
+        owners=owners,
+        cfg=options.attribution,
+        classifier=classifier,
+        steps=steps,
+        backbone=Decoder(dataclasses.replace(shape, dropout=classifier.dropout)),
+        snapshots=lambda: snapshots,
+    )
+    return KERNELS.get(options.kernel)(setup)
+
+
+def as_tokens(
+    model: Model, options: Options, records: Sequence[owned.Record]
+) -> owned.TokenBatch:
+    """Records as tokens, as long as the longest and a multiple of `MULTIPLE`.
+
+    A prompt of no tokens, where there is neither bos nor text, becomes the end of
+    text: that is what a response which begins a document follows.
+    """
+    template, tokenizer = options.template, model.tokenizer
+    p, t = owned.fit_lengths(records, tokenizer, template, MULTIPLE)
+    wide, rows = max(p, MULTIPLE), tuple(records)
+    tokens = owned.tokenise(rows, tokenizer, template, max_prompt=wide, max_response=t)
+    empty = np.flatnonzero(~tokens.prompt_mask.any(axis=1))
+    tokens.prompt[empty, -1] = tokenizer.eos_id
+    tokens.prompt_mask[empty, -1] = True
+    return tokens
+
+
+def greedy_answers(
+    model: Model, options: Options, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """The model's own answers, each token the likeliest."""
+    blank = [owned.Record("", "", prompt, ".") for prompt in prompts]
+    tokenizer = model.tokenizer
+
+    def decode(batch: owned.TokenBatch):
+        return generate(
+            model.decoder,
+            model.params,
+            batch.prompt,
+            batch.prompt_mask,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            stop_ids=tokenizer.stop_ids,
+            key=jax.random.key(0),
+        )
+
+    tokens = as_tokens(model, options, blank)
+    said = model.over(tokens, options.batch_size, decode)
+    rows = zip(said.tokens, said.mask, strict=True)
+    return [tokenizer.decode(row[keep].tolist()).strip() for row, keep in rows]

@@ -1,0 +1,177 @@
+"""Scores as a table on the screen, as CSV, as JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dareu_jax.attributor.attributor import Named
+from dareu_jax.attributor.store import SIGN
+from dareu_jax.corpus.shared import id_of, lines_of, prompt_of
+from dareu_jax.corpus.sources.base import text_field
+from dareu_jax.errors import UserError
+from dareu_jax.registry import KERNELS
+
+OWNERS, ANSWERS, LETTERS = 3, 20, 160
+"""How many owners of an answer, answers, and letters of one the screen shows."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A line of the queries: an answer, or a prompt that the model is to answer."""
+
+    id: str
+    prompt: str
+    response: str | None
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What was asked and found.
+
+    Attributes:
+      kernel: as registered; queries, answers: Q of each.
+      owners: O names; scores: ``[Q, O]`` float32 in the kernel's unit.
+      top: the records of each query, or None where they were not asked for.
+      top_of: whose records those are; None: anybody's.
+    """
+
+    kernel: str
+    queries: Sequence[Query]
+    answers: Sequence[str]
+    owners: Sequence[str]
+    scores: np.ndarray
+    top: Sequence[Sequence[Named]] | None
+    top_of: str | None = None
+
+
+def read_queries(path: Path | str) -> list[Query]:
+    """Reads ``prompt`` and ``response`` of every line; without one the model answers.
+
+    Raises:
+      UserError: the first bad line, by file and line number.
+    """
+    queries: dict[str, Query] = {}
+    for number, (where, line) in enumerate(lines_of(path), start=1):
+        response, prompt = None, prompt_of(line, where)
+        if line.get("response") is not None:
+            response = text_field(line, "response", where)
+        elif not prompt:
+            raise UserError(f"{where}: neither prompt nor response; give one of them")
+        name = id_of(line, str(number), where)
+        if name in queries:
+            raise UserError(f"{where}: id {name!r} is already used; ids must differ")
+        queries[name] = Query(name, prompt, response)
+    if not queries:
+        raise UserError(f"{path} holds no queries; write one JSON object per line")
+    return list(queries.values())
+
+
+def as_rows(found: Attributed) -> list[dict[str, Any]]:
+    """One JSON object per query; its owner is the one of the highest score."""
+    rows = []
+    for at, (query, answer) in enumerate(
+        zip(found.queries, found.answers, strict=True)
+    ):
+        scores = dict(zip(found.owners, map(float, found.scores[at]), strict=True))
+        row: dict[str, Any] = {
+            "id": query.id,
+            "prompt": query.prompt,
+            "response": answer,
+            "owner": max(scores, key=scores.__getitem__),
+            "scores": scores,
+        }
+        if found.top is not None:
+            row["records"] = [
+                {"id": n.record.id, "owner": n.record.owner, "score": n.score}
+                for n in found.top[at]
+            ]
+        rows.append(row)
+    return rows
+
+
+def as_csv(found: Attributed) -> str:
+    """A column ``score_NAME`` per owner, and ``record_1`` ... with ids of records."""
+    out, rows = io.StringIO(), as_rows(found)
+    ranks = range(1, 1 + max((len(row.get("records", ())) for row in rows), default=0))
+    head = ["id", "prompt", "response", "owner"]
+    writer = csv.writer(out, lineterminator="\n")
+    scored = [f"score_{owner}" for owner in found.owners]
+    writer.writerow([*head, *scored, *(f"record_{n}" for n in ranks)])
+    for row in rows:
+        scores = [f"{row['scores'][owner]:.8g}" for owner in found.owners]
+        top = [record["id"] for record in row.get("records", ())]
+        writer.writerow([*(row[name] for name in head), *scores, *top])
+    return out.getvalue()
+
+
+def as_json(found: Attributed) -> str:
+    """The kernel, what its scores are, and `as_rows`."""
+    about = {"kernel": found.kernel, "unit": unit_of(found.kernel), "sign": SIGN}
+    tree = {**about, "answers": as_rows(found)}
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def unit_of(kernel: str) -> str:
+    """What a score of the kernel is, in a line."""
+    return dict(KERNELS.items())[kernel]
+
+
+def check_out(path: Path) -> None:
+    """Raises `UserError` where scores cannot be written as CSV or JSON."""
+    if path.suffix not in (".csv", ".json"):
+        raise UserError(f"--out {path}: the name must end in .csv or .json")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--out {path}: give a file in a folder that exists")
+
+
+def write(found: Attributed, path: Path) -> None:
+    """Writes ``.json`` or ``.csv``, by the name of the file, whole or not at all."""
+    text = as_json(found) if path.suffix == ".json" else as_csv(found)
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def print_attributed(console: Console, found: Attributed) -> None:
+    """Prints the best owners of the first answers, and what the scores are."""
+    out = console if console.is_terminal else Console(file=console.file, width=120)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("id", "answer", "owners, highest first"):
+        table.add_column(heading, overflow="fold")
+    if found.top is not None:
+        whose = f"records of {found.top_of}" if found.top_of else "records"
+        table.add_column(escape(f"{whose}, highest first"), overflow="fold")
+    rows = as_rows(found)
+    for row in rows[:ANSWERS]:
+        best = sorted(row["scores"].items(), key=lambda pair: -pair[1])[:OWNERS]
+        cells = [row["id"], shortened(row["response"])]
+        cells.append("\n".join(f"{name} {score:.3g}" for name, score in best))
+        if found.top is not None:
+            ids = (f"{n['id']} {n['score']:.3g}" for n in row["records"])
+            cells.append("\n".join(ids))
+        table.add_row(*map(escape, cells))
+    out.print(table)
+    more = len(rows) - ANSWERS
+    if more > 0:
+        out.print(f"... and {more} more answers; --out FILE has them all")
+    said = f"\n{found.kernel}: {unit_of(found.kernel)}\n{SIGN}"
+    out.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def shortened(text: str) -> str:
+    """The text in one line, and no longer than a screen can show."""
+    line = " ".join(text.split())
+    return line if len(line) <= LETTERS else line[: LETTERS - 3] + "..."

@@ -1,0 +1,221 @@
+"""An index on disk: arrays in Orbax, and what its numbers depend on in spec.json."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import dareu_jax
+from dareu_jax.attribution import Kernel
+from dareu_jax.attribution.identity import params_fingerprint
+from dareu_jax.attribution.probe import attributed
+from dareu_jax.attributor.attributor import Attributor
+from dareu_jax.attributor.model import Model, Options, Snapshots, load_model
+from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.corpus import NOBODY, Record
+from dareu_jax.corpus.shared import digests, shares_of
+from dareu_jax.errors import UserError
+from dareu_jax.folders import new_folder
+from dareu_jax.indexing import next_shape, placed
+from dareu_jax.parallel import named_leaves
+from dareu_jax.registry import KERNELS
+
+SPEC, ARRAYS = "spec.json", "index"
+SIGN = "higher: more of the owner's; compare owners within one answer"
+LIKELIHOOD = "log p(response | prompt)"
+MEASUREMENTS = {
+    **dict.fromkeys(("grad_dot", "grad_cos", "projected", "tracin"), LIKELIHOOD),
+    **dict.fromkeys(("ekfac", "datainf", "arnoldi"), LIKELIHOOD),
+    "trak": "log-odds of the response's tokens",
+}
+"""What the kernels on gradients differentiate."""
+
+
+class Spec(BaseModel):
+    """Everything that the numbers of an index depend on.
+
+    Attributes:
+      format: of these files; dareu_jax: the version that wrote them.
+      kernel, attribution, classifier, template, seed: see `Options`.
+      owners: the columns; records: `digests` of what it was built from.
+      model, tokenizer: their fingerprints; compute_dtype: the model's.
+      measurement: what is differentiated or compared, by each response.
+      selection: the matrices whose gradients are seen, with their shapes.
+      snapshots: fingerprints and weights of checkpoints; sign: of a score.
+      batch_size: texts at a time while it was built.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format: Literal[1] = 1
+    dareu_jax: str
+    kernel: str
+    owners: tuple[str, ...]
+    records: dict[str, str]
+    model: str
+    tokenizer: str
+    compute_dtype: str
+    measurement: str
+    selection: dict[str, tuple[int, ...]]
+    sign: str
+    attribution: AttributionConfig
+    classifier: ClassifierConfig
+    template: str
+    seed: int
+    snapshots: tuple[tuple[str, float], ...]
+    batch_size: int
+
+    def options(self, batch_size: int) -> Options:
+        """The options that it was built with, for so many texts at a time."""
+        return Options(
+            self.kernel,
+            self.attribution,
+            self.classifier,
+            self.template,
+            batch_size,
+            self.seed,
+        )
+
+
+def spec_of(made: Attributor) -> Spec:
+    """What an index of ``made`` depends on."""
+    model, options = made.model, made.options
+    on_gradients = options.kernel in MEASUREMENTS
+    matrices = named_leaves(attributed(model.params)) if on_gradients else ()
+    return Spec(
+        dareu_jax=dareu_jax.__version__,
+        kernel=options.kernel,
+        owners=made.owners,
+        records=dict(made.held),
+        model=model.fingerprint,
+        tokenizer=model.tokenizer.fingerprint,
+        compute_dtype=model.decoder.cfg.compute_dtype,
+        measurement=MEASUREMENTS.get(
+            options.kernel, dict(KERNELS.items())[options.kernel]
+        ),
+        selection={path: tuple(leaf.shape) for path, leaf in matrices},
+        sign=SIGN,
+        attribution=options.attribution,
+        classifier=options.classifier,
+        template=options.template,
+        seed=options.seed,
+        snapshots=tuple((params_fingerprint(p), float(w)) for p, w in made.snapshots),
+        batch_size=options.batch_size,
+    )
+
+
+def save(made: Attributor, folder: Path | str) -> None:
+    """Writes the index to a new folder, whole or not at all.
+
+    Raises:
+      UserError: ``folder`` exists.
+    """
+    spec = spec_of(made).model_dump(mode="json")
+    with new_folder(Path(folder)) as draft:
+        with Checkpoints(draft / ARRAYS) as saved:
+            saved.save(0, made.index, spec)
+        if jax.process_index() == 0:
+            text = json.dumps(spec, indent=1, ensure_ascii=False) + "\n"
+            (draft / SPEC).write_text(text, encoding="utf-8")
+
+
+def load(
+    folder: Path | str,
+    model: Path | str | Model,
+    records: Sequence[Record] = (),
+    snapshots: Snapshots = (),
+    batch_size: int = 8,
+) -> Attributor:
+    """Reads an index for the model that it was built with, onto that model's devices.
+
+    Args:
+      folder: what `save` wrote; model: as for `attribute`.
+      records: what it was built from, for `Attributor.top_records`.
+      snapshots: for ``tracin``, those it was built with.
+      batch_size: texts at a time.
+
+    Raises:
+      UserError: no index there, or it was built with another model, other records or
+        snapshots.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    if records:
+        check_records(folder, spec, records)
+    loaded = model if isinstance(model, Model) else load_model(model)
+    options = spec.options(batch_size)
+    known = tuple(record for record in records if shares_of(record))
+    made = Attributor(
+        loaded, options, spec.owners, None, spec.records, known, snapshots
+    )
+    check_fits(folder, spec, spec_of(made))
+    shapes = abstract_index(made.kernel, loaded.params)
+    with Checkpoints(folder / ARRAYS, warn=_ignore) as saved:
+        there = saved.latest(placed(shapes, loaded.mesh))
+    if there is None or Spec.model_validate(there[2]) != spec:
+        what = ARRAYS if there is None else SPEC
+        raise UserError(
+            f"{folder / what} is damaged or was changed; build the index again"
+        )
+    return dataclasses.replace(made, index=there[1])
+
+
+def read_spec(folder: Path) -> Spec:
+    """What an index says of itself; raises `UserError` where there is none."""
+    try:
+        return Spec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        raise UserError(
+            f"{folder} holds no index that this version can read ({SPEC} is missing "
+            "or damaged); give a folder that dareu attribute --index wrote"
+        ) from None
+
+
+def check_records(folder: Path, spec: Spec, records: Sequence[Record]) -> None:
+    """Raises `UserError` unless ``records`` are those the index was built from."""
+    owned_alone = NOBODY not in spec.records
+    found = digests([r for r in records if not owned_alone or shares_of(r)])
+    for owner in {**spec.records, **found}:
+        if found.get(owner) != spec.records.get(owner):
+            raise UserError(
+                f"{folder} was built from other records: those of "
+                f"{owner or 'nobody'!r} differ; build another index"
+            )
+
+
+def check_fits(folder: Path, built: Spec, now: Spec) -> None:
+    """Raises `UserError` unless the index is of this model, dtype and selection."""
+    about = {
+        "model": "a model of fingerprint",
+        "tokenizer": "a tokenizer of fingerprint",
+        "compute_dtype": "a model computing in",
+        "measurement": "the measurement",
+        "selection": "the matrices",
+        "snapshots": "the snapshots",
+    }
+    for name, what in about.items():
+        before, after = getattr(built, name), getattr(now, name)
+        if before != after:
+            raise UserError(
+                f"{folder} was built with {what} {before!s:.60}, not {after!s:.60}; "
+                "give what it was built with, or build the index again"
+            )
+
+
+def abstract_index(kernel: Kernel, params: Any) -> Any:
+    """Shapes of the kernel's index."""
+    init = functools.partial(kernel.init, key=jax.random.key(0))
+    shapes = jax.eval_shape(init, params)
+    for number in range(1, kernel.passes):
+        shapes = next_shape(kernel, params, shapes, number)
+    return jax.eval_shape(kernel.finalize, params, shapes)
+
+
+def _ignore(message: str) -> None:
+    """The error that follows says the same."""

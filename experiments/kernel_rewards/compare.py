@@ -1,0 +1,112 @@
+"""DareU with one attribution function after another as reward, judged by all of them.
+
+    python experiments/kernel_rewards/compare.py --out runs/kernel_rewards
+
+Every seed has one original, one retrained model, one prior and one unseen classifier;
+each reward then starts from the same original. What is done already is not done again.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from dareu_jax.config import load_config, with_overrides
+from dareu_jax.indexing import Indexer
+from dareu_jax.pipeline import evaluate_params, suite_of, tow_of, write_json
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run
+from dareu_jax.tracking import Tracker
+
+QUICKSTART = Path(__file__).parent.parent / "quickstart" / "config.yaml"
+REWARDS = {
+    "classifier": {},
+    "grad_dot": {"reward.kernel": "grad_dot"},
+    "ekfac": {"reward.kernel": "ekfac"},
+    "projected": {"reward.kernel": "projected"},
+    "representation": {"reward.kernel": "representation"},
+    "bm25": {"reward.kernel": "bm25"},
+    "watermark": {"reward.kernel": "watermark"},
+    "grad_dot, refreshed": {"reward.kernel": "grad_dot", "reward.refresh_every": 3},
+    "none": {"reward.attribution_weight": 0.0},
+}
+JUDGES = ("grad_dot", "ekfac", "projected", "representation", "bm25", "watermark")
+SHARED = ("finetune_original", "finetune_retrained", "prior", "judge")
+
+
+def run_of(out: Path, seed: int, changes: dict) -> Run:
+    """A seed of the quickstart with other settings of the reward."""
+    cfg = with_overrides(load_config(QUICKSTART, []), changes)
+    out.mkdir(parents=True, exist_ok=True)
+    return Run(cfg, seed, out, Tracker(out), Progress(Console()))
+
+
+def judges_of(base: Run) -> dict:
+    """Every judge with its index: the unseen classifier and calibrated kernels."""
+    found = {"unseen classifier": base.judge}
+    for name in JUDGES:
+        found[name] = Indexer(base, f"judge_{name}", name).built()
+    return found
+
+
+def seed_of(out: Path, seed: int) -> dict:
+    """Rows of one seed: metrics of the models by the name of their reward."""
+    base = run_of(out / "shared", seed, {})
+    rows: dict[str, dict] = {}
+    with jax.set_mesh(base.mesh):
+        _ = base.original, base.retrained, base.prior
+        suite = dataclasses.replace(suite_of(base), judges=judges_of(base))
+        for name in ("original", "retrained"):
+            rows[name] = row_of(base, suite, getattr(base, name))
+        for name, changes in REWARDS.items():
+            folder = out / name.replace(", ", "_")
+            path = folder / f"row_{seed}.json"
+            if not path.exists():
+                for stage in SHARED:
+                    here = f"checkpoints/seed_{seed}/{stage}"
+                    shutil.copytree(
+                        base.folder / here, folder / here, dirs_exist_ok=True
+                    )
+                one = run_of(folder, seed, changes)
+                row = row_of(base, suite, one.unlearned("dareu"))
+                row["seconds"] = one.wall_s["classifier"] + one.wall_s["dareu"]
+                row["stopped"] = one.stopped["dareu"]
+                write_json(path, row)
+            rows[name] = json.loads(path.read_text(encoding="utf-8"))
+    for row in rows.values():
+        row["tow"] = tow_of(row, rows["retrained"])["rouge"]
+    return rows
+
+
+def row_of(base: Run, suite, params) -> dict:
+    """Every metric of one model, and its answers to the forget prompts."""
+    log = evaluate_params(base, suite, params)
+    row = {name: x["agg_value"] for name, x in log["metrics"].items()}
+    return {**row, "answers": log["answers"]["forget"]}
+
+
+def summary(seeds: list[dict]) -> dict:
+    """Mean and standard deviation over seeds of every number of every row."""
+    out: dict = {}
+    for name in seeds[0]:
+        numbers = [k for k, v in seeds[0][name].items() if isinstance(v, float)]
+        values = {k: [one[name][k] for one in seeds] for k in numbers}
+        out[name] = {
+            k: {"mean": float(np.mean(v)), "std": float(np.std(v)), "seeds": v}
+            for k, v in values.items()
+        }
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    given = parser.parse_args()
+    done = [seed_of(given.out, seed) for seed in given.seeds]
+    write_json(given.out / "results.json", {"seeds": done, "summary": summary(done)})

@@ -1,0 +1,205 @@
+"""The reward's index goes on with the policy, and a margin costs one direction."""
+
+import dataclasses
+from io import StringIO
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dareu_jax.attribution.calibration import calibrated
+from dareu_jax.attribution.linear import margin, margin_weights, spread
+from dareu_jax.checks import check_reward
+from dareu_jax.config import with_overrides
+from dareu_jax.errors import UserError
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run
+from dareu_jax.tracking import Tracker
+from dareu_jax.unlearning.refresh import FreshIndex
+
+
+@dataclasses.dataclass
+class Built:
+    """A world whose index says at which parameters it was built, and how often."""
+
+    reference: Any = "original"
+    index: Any = "index of original"
+    frozen: Any = dataclasses.field(default_factory=dict)
+    built: list = dataclasses.field(default_factory=list)
+
+    def rebuild(self, params):
+        self.built.append(params)
+        return f"index of {params}"
+
+
+def test_without_refreshing_everything_is_the_originals():
+    world = Built()
+    fresh = FreshIndex(world, 0)
+    assert fresh.first({"w": 1}) == {}
+    for step in range(5):
+        left, seen = fresh.at(step, {}, {"w": step})
+        assert left == {} and seen == ("original", "index of original")
+    assert world.built == []
+
+
+def test_every_second_iteration_the_index_is_built_at_the_policy():
+    world, state = Built(), {"w": 0}
+    fresh, seen = FreshIndex(world, 2), []
+    for step in range(6):
+        state, found = fresh.at(step, state, {"w": step})
+        seen.append(found[1])
+    first = ["index of original"] * 2
+    later = ["index of {'w': 2}"] * 2 + ["index of {'w': 4}"] * 2
+    assert seen == first + later
+    assert world.built == [{"w": 2}, {"w": 4}]  # once each
+
+
+def test_a_resumed_run_goes_on_with_the_index_of_its_state():
+    world, state = Built(), {"w": 0}
+    fresh = FreshIndex(world, 2)
+    for step in range(4):
+        state, seen = fresh.at(step, state, {"w": step})
+    again = FreshIndex(world, 2).at(3, dict(state), {"w": 3})
+    assert again == (state, seen) and seen[1] == "index of {'w': 2}"
+
+
+def numbered(index, answers):
+    """Scores that tell indices apart: .25 by the original's, .75 by any other."""
+    value = 0.25 if index == "index of original" else 0.75
+    return jnp.full(answers.response_mask.shape, value, jnp.float32)
+
+
+def test_drift_is_the_mean_change_over_the_tokens_of_the_same_answers():
+    @dataclasses.dataclass
+    class Answers:
+        response_mask: Any
+
+    answers = Answers(jnp.asarray([[True, True], [True, False]]))
+    fresh, state = FreshIndex(Built(), 1), {"w": 0}
+    state, seen = fresh.at(0, state, {"w": 0})
+    scores = numbered(seen[1], answers)
+    assert fresh.drift(0, lambda p, i, a: numbered(i, a), scores, answers) == {}
+    state, seen = fresh.at(1, state, {"w": 1})
+    scores = numbered(seen[1], answers).at[1, 1].set(9.0)  # no token
+    found = fresh.drift(1, lambda p, i, a: numbered(i, a), scores, answers)
+    assert float(found["score_drift"]) == pytest.approx(0.5)
+    assert found["score_drift"].dtype == jnp.float32
+
+
+CHANGES = {
+    "reward.kernel": "grad_dot",
+    "reward.owner_score": "any_forget_owner",
+    "reward.margin": True,
+    "reward.refresh_every": 1,
+    "reward.slices": 2,
+    "dareu.kl_anchor": "reference",
+    "dareu.data_epochs": 3,
+}
+
+
+def a_run(folder, tiny_run, changes=CHANGES):
+    cfg = with_overrides(tiny_run.cfg, changes)
+    quiet = Progress(Console(file=StringIO()))
+    return Run(cfg, 0, folder, Tracker(folder), quiet)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    return a_run(tmp_path_factory.mktemp("refreshed"), tiny_run)
+
+
+def iterate(run, steps, state=None, start=0):
+    """``(state, metrics of each step)`` of DareU from a state, with fresh memory."""
+    with jax.set_mesh(run.mesh):
+        _, first, step_fn = run.prepare("dareu", run.cfg)
+        state, metrics = first if state is None else state, []
+        for step in range(start, steps):
+            state, values = step_fn(state, step)
+            metrics.append(jax.device_get(values))
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def unbroken(run):
+    return iterate(run, 3)
+
+
+def test_a_refreshed_margin_is_a_reward(unbroken):
+    _, metrics = unbroken
+    assert all(0.0 <= m["attribution"] <= 1.0 for m in metrics)
+    assert "score_drift" not in metrics[0]
+    assert all(0.0 < m["score_drift"] < 1.0 for m in metrics[1:])
+
+
+def test_a_run_resumed_between_refreshes_has_the_same_bits(run, unbroken):
+    state, _ = iterate(run, 2)
+    state = jax.tree.map(jnp.array, jax.device_get(state))  # as a checkpoint has it
+    state, _ = iterate(run, 3, jax.device_put(state, _places(unbroken[0])), start=2)
+    jax.tree.map(np.testing.assert_array_equal, *map(_numbers, (state, unbroken[0])))
+
+
+def _places(state):
+    return jax.tree.map(lambda x: x.sharding, state)
+
+
+def _numbers(state):
+    return jax.device_get(state.trainable)
+
+
+def test_margin_scores_are_those_of_the_owners_weighed(run):
+    with jax.set_mesh(run.mesh):
+        kernel, index = run.indexer.kernel, run.indexer.build.at(run.original)
+        queries = run.place(run.tokens(run.split.forget))
+        one = margin(kernel, (2,))
+        found = np.asarray(one.score(run.original, index, queries))
+        scores = np.asarray(kernel.score(run.original, index, queries))
+    wanted = scores @ np.asarray(margin_weights(3, (2,)))
+    np.testing.assert_allclose(
+        found[:, 0], wanted, rtol=1e-4, atol=1e-5 * abs(wanted).max()
+    )
+    assert not found[:, 1].any()
+
+
+def test_a_margin_is_spread_over_the_columns_it_stands_for(run):
+    two = dataclasses.replace(
+        run.indexer.kernel,
+        score=lambda params, index, queries: jnp.asarray([[0.6, 0.4]]),
+        prefix_score=None,
+    )
+    whole = spread(dataclasses.replace(two, owners=5), (1, 4))
+    out = whole.score(None, None, None)
+    np.testing.assert_allclose(out, [[0.4 / 3, 0.3, 0.4 / 3, 0.4 / 3, 0.3]], rtol=1e-6)
+    assert whole.prefix_score is None
+
+
+def test_a_calibrated_margin_tells_those_who_withdraw_from_the_rest(run):
+    with jax.set_mesh(run.mesh):
+        kernel, index = run.classifier
+        assert kernel.is_probability and calibrated(kernel).owners == 3
+        scores = [
+            kernel.prefix_score(run.original, index, run.place(run.tokens(part)))[:, -1]
+            for part in (run.split.forget, run.split.retain[:8])
+        ]
+    forget, retain = (np.asarray(x)[:, 2].mean() for x in scores)
+    assert forget > 0.5 > retain
+    np.testing.assert_allclose(np.asarray(scores[0]).sum(axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward.kernel": "bm25", "reward.refresh_every": 2}, "cannot go stale"),
+        ({"reward.refresh_every": 2}, "kernel classifier does not look at the model"),
+        ({"reward.kernel": "grad_dot", "reward.margin": True}, "any_forget_owner"),
+        (
+            {"reward.margin": True, "reward.owner_score": "any_forget_owner"},
+            "gives probabilities",
+        ),
+    ],
+)
+def test_a_reward_that_cannot_be_is_refused(tiny_run, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        check_reward(a_run(tmp_path, tiny_run, changes))
