@@ -20,7 +20,13 @@ from dareu_jax.attribution.bilinear import (
     scoring,
 )
 from dareu_jax.attribution.ekfac import is_owned
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
+from dareu_jax.attribution.kernel import (
+    Kernel,
+    OwnerBatch,
+    Setup,
+    or_one,
+    owner_weights,
+)
 from dareu_jax.attribution.measures import log_likelihood, token_weight
 from dareu_jax.attribution.probe import attributed
 from dareu_jax.corpus.batches import TokenBatch
@@ -208,7 +214,7 @@ def make_arnoldi(setup: Setup) -> Kernel:
     def score(params, index: Ritz, queries: TokenBatch) -> Array:
         value = index.values
         inverse = jnp.where(value > 0.0, 1.0 / jnp.where(value > 0.0, value, 1.0), 0.0)
-        means = index.owner_dots / jnp.maximum(index.counts, 1.0)[:, None]
+        means = index.owner_dots / or_one(index.counts)[:, None]
         return in_vectors(how, params, index, queries) @ (means * inverse).T
 
     def owner_axes(index: Ritz) -> Ritz:

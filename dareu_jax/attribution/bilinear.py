@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
+from dareu_jax.attribution.kernel import (
+    Kernel,
+    OwnerBatch,
+    Setup,
+    or_one,
+    owner_weights,
+)
 from dareu_jax.attribution.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.probe import (
     Measure,
@@ -243,7 +249,7 @@ def owner_scores(
     """<f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
     zeros = jnp.zeros((len(queries.response), len(index.counts)))
     dots = contracted(how, scoring(how.features), zeros, params, index, queries)
-    return dots / jnp.maximum(index.counts, 1.0)
+    return dots / or_one(index.counts)
 
 
 def owner_cosines(
@@ -282,7 +288,7 @@ def folded_scores(
     how: How, params: Any, index: GradientIndex, weights: Array, queries: TokenBatch
 ) -> Array:
     """sum_o r_o <g_q, G_o> ``[B]`` for fixed ``weights r [O]``, by one ``jvp``."""
-    each = weights / jnp.maximum(index.counts, 1.0)
+    each = weights / or_one(index.counts)
     tree = attributed(params)
     owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
     placed = jax.tree.unflatten(jax.tree.structure(tree), owners)

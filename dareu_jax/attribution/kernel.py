@@ -129,6 +129,11 @@ def owner_weights(batch: OwnerBatch, owners: int) -> Array:
     return jax.nn.one_hot(batch.owner, owners, dtype=jnp.float32)
 
 
+def or_one(weight: Array) -> Array:
+    """What sums are divided by for a mean: the weight of the records, 1 for none."""
+    return jnp.where(weight > 0.0, weight, 1.0)
+
+
 def from_prefixes(*, prefix_score: Callable[..., Array], **parts: Any) -> Kernel:
     """A kernel whose score of a response is that of its last prefix.
 

@@ -11,6 +11,7 @@ from dareu_jax.attribution.kernel import (
     Setup,
     from_prefixes,
     last_valid,
+    or_one,
     owner_weights,
     running_mean,
 )
@@ -60,8 +61,8 @@ def make_representation(setup: Setup) -> Kernel:
         return StateIndex(sums, counts), {"loss": jnp.float32(0.0)}
 
     def prefix_score(params, index: StateIndex, queries: TokenBatch) -> Array:
-        means = index.states / jnp.maximum(index.counts, 1.0)[:, None]
-        centre = index.states.sum(axis=0) / jnp.maximum(index.counts.sum(), 1.0)
+        means = index.states / or_one(index.counts)[:, None]
+        centre = index.states.sum(axis=0) / or_one(index.counts.sum())
         states = prefix_states(model, params, queries)
         return cosine(states - centre, means - centre)
 
