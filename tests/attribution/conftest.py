@@ -111,14 +111,14 @@ class World(NamedTuple):
 
 @functools.cache
 def trained() -> World:
-    """The world, with a model that tells its owners apart."""
+    """The world; its model reads new text at every step and learns none by heart."""
     steps = 150
     optimiser, key = make_optimiser(1e-2, steps), jax.random.key(1)
     state = init_training(MODEL, optimiser, key=key)
     start = jax.tree.map(jnp.copy, state.params)
     batches, truth = records(), np.arange(ROWS, dtype=np.int32) % OWNERS
     for n in range(steps):
-        text = batches[n % 2].text
+        text = written(truth, seed=100 + n)
         state, _ = finetune_step(MODEL, optimiser, state, {}, text, key=key)
     return World(MODEL, start, state.params, batches, written(truth, 2), truth)
 
