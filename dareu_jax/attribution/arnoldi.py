@@ -36,6 +36,8 @@ from dareu_jax.registry import KERNELS
 Array = jax.Array
 ROUNDING = 1e-5
 """What is smaller than this, relative to what it was left of, is float32 rounding."""
+SETTLED = 10.0
+"""How many times its error a Ritz value must be."""
 
 
 class Krylov(NamedTuple):
@@ -142,15 +144,16 @@ def orthogonalise(state: Krylov) -> Krylov:
 
 @functools.partial(jax.jit, static_argnames=("rank", "owners"))
 def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
-    """The ``rank`` pairs of largest value; a value that may not be positive becomes 0.
+    """The ``rank`` pairs of largest value; a value that is not settled becomes 0.
 
-    An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value.
+    An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value:
+    what is divided by must be known to a tenth of itself.
     """
     square = state.hessenberg[:-1]
     values, mixing = jnp.linalg.eigh((square + square.T) / 2)
     unsure = state.hessenberg[-1, -1] * jnp.abs(mixing[-1])
-    unsure = jnp.maximum(unsure, ROUNDING * jnp.max(jnp.abs(values)))
-    values = jnp.where(values > unsure, values, 0.0)[::-1][:rank]
+    unsure = jnp.maximum(unsure, ROUNDING / SETTLED * jnp.max(jnp.abs(values)))
+    values = jnp.where(values > SETTLED * unsure, values, 0.0)[::-1][:rank]
     mixing = mixing[:, ::-1][:, :rank]
     vectors = {
         path: jnp.einsum("lkdf,kr->lrdf", x[:, :-1], mixing)

@@ -299,10 +299,8 @@ def test_arnoldi_from_the_dense_hessian(start, iterations, rank):
     values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
     kept = values > 1e-5 * values[0]
     assert kept.sum() == (np.asarray(index.values) > 0).sum() > 4
-    print(relative(np.asarray(index.values)[: kept.sum()], values[kept]))
     means = means_of(theirs, RECORDS.owner[:10])
     wanted = own @ vectors[:, kept] / values[kept] @ vectors[:, kept].T @ means.T
-    print(relative(found, wanted), kept.sum())
     assert relative(found, wanted) < 1e-4
 
 
@@ -310,7 +308,6 @@ def test_arnoldi_hardly_depends_on_its_start():
     keys = jax.random.split(KEY, 4)
     kernel = kernel_of("arnoldi")
     ways = [scores_of(kernel, BATCHES, QUERIES, params(), key)[1] for key in keys]
-    print(np.corrcoef([way.ravel() for way in ways]))
     assert np.corrcoef([way.ravel() for way in ways]).min() > 0.8
 
 
@@ -323,7 +320,6 @@ def test_tracin_is_a_weighted_sum_of_grad_dot_at_its_checkpoints():
         grads = (every(log_likelihoods, t, seed) for t in (QUERIES, RECORDS.text))
         for _, _, own, theirs in by_layer(*grads):
             wanted = wanted + rate * np.einsum("qdf,odf->qo", own, means_of(theirs))
-    print(relative(found, wanted))
     assert relative(found, wanted) < 1e-5
 
 
@@ -333,7 +329,6 @@ def test_an_ensemble_is_the_weighted_sum_of_its_members(name):
     whole = ensemble(kernel, [(params(), 0.5), (params(3), 2.0)])
     _, found = scores_of(whole, BATCHES, QUERIES, None)
     one, other = (scores_of(kernel, BATCHES, QUERIES, params(s))[1] for s in (0, 3))
-    print(relative(found, 0.5 * one + 2.0 * other))
     assert relative(found, 0.5 * one + 2.0 * other) < 1e-5
 
 
@@ -343,7 +338,6 @@ def test_records_of_nobody_and_padding_do_not_enter(name):
     _, with_them = scores_of(kernel, [RECORDS], QUERIES, params())
     owned = [half(RECORDS, np.arange(10))]
     _, without = scores_of(kernel, owned, QUERIES, params())
-    print(relative(with_them, without))
     assert relative(with_them, without) < 1e-5
 
 
@@ -354,11 +348,9 @@ def test_records_score_each_other_alike_and_themselves_above_zero(name):
     _, scores = scores_of(kernel, [OwnerBatch(text, owner)], text, params())
     if name == "trak":  # its second factor, 1 - p, is the record's alone
         scores = scores / (1.0 - np.asarray(mean_probability(MODEL, params(), text)))
-    print(np.abs(scores - scores.T).max() / np.abs(scores).max())
     assert np.abs(scores - scores.T).max() < 1e-5 * np.abs(scores).max()
     assert (np.diag(scores) > 0.0).all()
     values = np.linalg.eigvalsh((scores + scores.T) / 2)
-    print(values)
     assert values[0] > -1e-5 * values[-1]
 
 
@@ -376,7 +368,6 @@ def test_a_linear_reward_is_the_weighted_sum_of_scores(name):
     weights = jnp.asarray([1.0, -0.5, 0.25, 0.0], jnp.float32)
     out = linear_reward(kernel, weights, params(), index, QUERIES)
     assert out.shape == (5,) and out.dtype == jnp.float32
-    print(relative(out, scores @ np.asarray(weights, np.float64)))
     assert relative(out, scores @ np.asarray(weights, np.float64)) < 1e-5
 
 
@@ -404,8 +395,4 @@ def test_drawn_labels_are_distributed_as_the_model_says():
     for row, own in zip(draws.T, logps, strict=True):
         label = np.abs(row[:, None] - own).argmin(axis=1)
         seen, p = np.bincount(label, minlength=V) / len(row), np.exp(own)
-        print(
-            np.abs(seen - p).max(),
-            np.abs((seen - p) / np.sqrt(p * (1 - p) / len(row))).max(),
-        )
         assert np.abs((seen - p) / np.sqrt(p * (1.0 - p) / len(row))).max() < 4.5

@@ -56,7 +56,6 @@ def test_ekfac_is_the_inverse_fisher_of_independent_inputs_and_errors():
         np.mean([inverse_error(seed, n) for seed in range(8)], axis=0)
         for n in (1_000, 100_000)
     )
-    print(few, many)
     assert (many < 0.01).all()
     assert (many < 0.15 * few).all()  # as 1 / sqrt(n): a tenth
 
@@ -72,5 +71,4 @@ def test_lambda_from_data_is_never_worse_than_kfac():
         ours = basis * lambdas.reshape(-1) @ basis.T
         errors = [np.linalg.norm(m - fisher) for m in (ours, kfac)]
         wins.append(errors[0] / errors[1])
-    print(np.min(wins), np.median(wins), np.max(wins))
     assert np.max(wins) <= 1.0 and np.median(wins) < 0.95
