@@ -147,13 +147,16 @@ def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
     """The ``rank`` pairs of largest value; a value that is not settled becomes 0.
 
     An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value:
-    what is divided by must be known to a tenth of itself.
+    what is divided by must be known to a tenth of itself, or, where too few iterations
+    settled none, be positive for certain.
     """
     square = state.hessenberg[:-1]
     values, mixing = jnp.linalg.eigh((square + square.T) / 2)
     unsure = state.hessenberg[-1, -1] * jnp.abs(mixing[-1])
     unsure = jnp.maximum(unsure, ROUNDING / SETTLED * jnp.max(jnp.abs(values)))
-    values = jnp.where(values > SETTLED * unsure, values, 0.0)[::-1][:rank]
+    settled = values > SETTLED * unsure
+    kept = jnp.where(jnp.any(settled), settled, values > unsure)
+    values = jnp.where(kept, values, 0.0)[::-1][:rank]
     mixing = mixing[:, ::-1][:, :rank]
     vectors = {
         path: jnp.einsum("lkdf,kr->lrdf", x[:, :-1], mixing)

@@ -17,6 +17,7 @@ from dareu_jax.attribution import (
     last_valid,
 )
 from dareu_jax.attribution.classifier import owner_loss
+from dareu_jax.attribution.kernel import or_one
 from dareu_jax.config import with_overrides
 from dareu_jax.corpus import NOBODY, TokenBatch, owner_labels, take
 from dareu_jax.models import Decoder, decoder_config
@@ -304,3 +305,8 @@ def test_last_valid_takes_the_last_true_entry():
     mask = jnp.asarray([[1, 1, 0], [1, 1, 1]], bool)
     np.testing.assert_array_equal(last_valid(x, mask), [[2.0, 3.0], [10.0, 11.0]])
     np.testing.assert_array_equal(last_valid(x[..., 0], mask), [2.0, 10.0])
+
+
+def test_sums_are_divided_by_their_weight_and_nothing_by_one():
+    weights = jnp.asarray([0.0, 0.25, 3.0])
+    np.testing.assert_array_equal(or_one(weights), [1.0, 0.25, 3.0])
