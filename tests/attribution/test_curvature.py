@@ -364,9 +364,10 @@ def test_adapters_at_their_zero_start_are_scored(name):
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_a_linear_reward_is_the_weighted_sum_of_scores(name):
     kernel = kernel_of(name)
-    index, scores = scores_of(kernel, BATCHES, QUERIES, params())
+    own = take(RECORDS.text, np.arange(5))  # words that an owner has
+    index, scores = scores_of(kernel, BATCHES, own, params())
     weights = jnp.asarray([1.0, -0.5, 0.25, 0.0], jnp.float32)
-    out = linear_reward(kernel, weights, params(), index, QUERIES)
+    out = linear_reward(kernel, weights, params(), index, own)
     assert out.shape == (5,) and out.dtype == jnp.float32
     assert relative(out, scores @ np.asarray(weights, np.float64)) < 1e-5
 
