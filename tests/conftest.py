@@ -10,9 +10,15 @@ from pathlib import Path
 CACHE = os.environ.get(
     "DAREU_TEST_CACHE", os.path.join(tempfile.gettempdir(), "dareu_jax_test_cache")
 )
+PATIENT = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=900"
+)
+"""Eight devices on two busy cores wait for each other longer than XLA's 40 seconds."""
 os.environ.update(
     JAX_PLATFORMS="cpu",
     HF_HUB_OFFLINE="1",
+    XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}",
     JAX_COMPILATION_CACHE_DIR=CACHE,
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
 )

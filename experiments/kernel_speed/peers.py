@@ -1,5 +1,7 @@
 """The same scores by other libraries: CPU time on one thread, and how far they differ.
 
+    python3 -m venv peers
+    peers/bin/pip install torch==2.13.0 kronfluence==1.0.1 dattri==0.3.0
     FOLDER=/tmp/kernel_peers WITH="env OMP_NUM_THREADS=1 TQDM_DISABLE=1 taskset -c 0"
     python experiments/kernel_speed/peers_dareu.py export $FOLDER
     for tunables in "" glibc.malloc.hugetlb=1; do
@@ -7,7 +9,7 @@
         export GLIBC_TUNABLES=$tunables
         $WITH python experiments/kernel_speed/peers_dareu.py measure $FOLDER
         for peer in torch compile kronfluence dattri; do
-          $WITH /opt/peers/bin/python experiments/kernel_speed/peers.py $peer $FOLDER
+          $WITH peers/bin/python experiments/kernel_speed/peers.py $peer $FOLDER
         done
       done
     done
