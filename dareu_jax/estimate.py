@@ -123,8 +123,9 @@ class Sizes:
         KERNELS.get(cfg.reward.kernel)
         if cfg.reward.kernel not in ("classifier", "watermark"):
             raise UserError(
-                f"reward.kernel = {cfg.reward.kernel}: an estimate knows the sizes of "
-                "classifier and watermark alone; leave the key out to see all the rest"
+                f"reward.kernel = {cfg.reward.kernel}: an estimate knows the size of "
+                "the classifier and of watermark alone; leave the key out to see the "
+                "rest"
             )
         configs = {name: method_config(cfg, name) for name in cfg.methods}
         self.dareus = {n: c for n, c in configs.items() if METHODS.get(n) is make_dareu}
