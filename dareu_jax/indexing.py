@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dareu_jax.attribution import (
     Kernel,
     OwnerBatch,
     Setup,
+    build_index,
     calibrated,
     fit_calibration,
     sliced,
@@ -67,18 +68,19 @@ class Build:
 
     def at(self, params: Any) -> Any:
         """The index at other parameters of the model; nothing is saved."""
-        kernel, step_fn = self.kernel, self._step(params)
-        acc = shard(kernel.init(params, key=self.key), self.mesh)
-        for number in range(kernel.passes):
-            acc = kernel.advance(params, acc, number) if number else acc
-            for step in range(self.steps):
-                acc, _ = step_fn(acc, step)
-        return kernel.finalize(params, acc)
+        place = functools.partial(shard, mesh=self.mesh)
+        return build_index(self.kernel, params, self, key=self.key, place=place)
+
+    def __iter__(self) -> Iterator[OwnerBatch]:
+        """The batches of one pass, on the mesh."""
+        return map(self._placed, range(self.steps))
+
+    def _placed(self, step: int) -> OwnerBatch:
+        return put_batch(self.batch(step), self.mesh)
 
     def _step(self, params: Any) -> StepFn:
         def step_fn(acc: Any, step: int):
-            batch = put_batch(self.batch(step), self.mesh)
-            return self.kernel.update(params, batch, acc)
+            return self.kernel.update(params, self._placed(step), acc)
 
         return step_fn
 
@@ -88,17 +90,14 @@ class Build:
         The last pass is left to `run_stage`, which finds it done.
         """
         kernel = self.kernel
-        init = functools.partial(kernel.init, key=self.key)
-        shapes = [jax.eval_shape(init, params)]
-        for number in range(1, kernel.passes):
-            shapes.append(next_shape(kernel, params, shapes[-1], number))
+        shapes = shapes_of(kernel, params)
         for number in reversed(range(kernel.passes - 1)):
             where = self.where(number)
             with Checkpoints(where.folder, warn=where.progress.say) as saved:
                 found = saved.latest(placed(shapes[number], self.mesh))
             if found and found[2]["done"]:
                 return found[1], number + 1
-        return shard(init(params), self.mesh), 0
+        return shard(kernel.init(params, key=self.key), self.mesh), 0
 
     def forget(self) -> None:
         """Deletes what the passes left on disk."""
@@ -227,9 +226,18 @@ class BatchesOf:
         return OwnerBatch(owned.take(self.stream.tokens, rows), owner)
 
 
-def next_shape(kernel: Kernel, params: Any, acc: Any, number: int) -> Any:
-    """Shapes of the accumulator that pass ``number`` begins with."""
-    return jax.eval_shape(lambda p, a: kernel.advance(p, a, number), params, acc)
+def shapes_of(kernel: Kernel, params: Any) -> list[Any]:
+    """Shapes of the accumulator that each pass begins with."""
+    init = functools.partial(kernel.init, key=jax.random.key(0))
+    shapes = [jax.eval_shape(init, params)]
+    for number in range(1, kernel.passes):
+        advance = functools.partial(_advanced, kernel, number)
+        shapes.append(jax.eval_shape(advance, params, shapes[-1]))
+    return shapes
+
+
+def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
+    return kernel.advance(params, acc, number)
 
 
 def placed(abstract: Any, mesh: Any) -> Any:

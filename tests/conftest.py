@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# programs in flight together can wait for each other's devices for ever on few cores
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -59,6 +62,29 @@ def _few_programs():
     if MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def quick_compiling():
+    """What is compiled here runs for milliseconds; optimising it takes minutes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def dareu(monkeypatch, capsys):
+    """Runs `dareu ...` here; returns its status, output and complaint."""
+    from dareu_jax import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dareu", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -26,20 +26,6 @@ REGISTRIES = {
 
 
 @pytest.fixture
-def dareu(monkeypatch, capsys):
-    """Runs `dareu ...` here; returns its status, output and complaint."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dareu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
 def refused(dareu, tmp_path):
     """Runs `dareu run` on bad input; returns the complaint, having checked its form."""
     out = tmp_path / "run"

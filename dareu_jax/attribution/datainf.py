@@ -20,6 +20,7 @@ from dareu_jax.attribution.bilinear import (
     slots_of,
 )
 from dareu_jax.attribution.ekfac import is_owned
+from dareu_jax.attribution.ghost import square_norms
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
 from dareu_jax.attribution.measures import token_weight
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
@@ -45,9 +46,9 @@ class Corrections(NamedTuple):
     corrections: dict[str, Array]
 
 
-def square_norms(x: Array, e: Array, weight: Array) -> Array:
+def summed_norms(x: Array, e: Array, weight: Array) -> Array:
     """sum_b w_b |g_b|^2, a scalar."""
-    return jnp.sum(weight * jnp.sum(example_gradients(x, e) ** 2, axis=(1, 2)))
+    return jnp.sum(weight * square_norms(x, e, ()))
 
 
 def corrections(x: Array, e: Array, held) -> Array:
@@ -92,7 +93,7 @@ def add_batch(
         return Slot(held, jnp.zeros(sums[path].shape, jnp.float32))
 
     weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
-    contract: Contract = square_norms if first else corrections
+    contract: Contract = summed_norms if first else corrections
     _, new = probe(model, contract, params, batch.text, weight, slots)
     added = by_name(params, new)
     if first:

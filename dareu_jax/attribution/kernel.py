@@ -1,7 +1,7 @@
 """The interface of an attribution kernel: pure functions in a frozen dataclass."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,10 +108,20 @@ class Setup:
 
 
 def build_index(
-    kernel: Kernel, params: Any, batches: Sequence[OwnerBatch], *, key: Array
+    kernel: Kernel,
+    params: Any,
+    batches: Iterable[OwnerBatch],
+    *,
+    key: Array,
+    place: Callable[[Accumulator], Accumulator] = lambda acc: acc,
 ) -> Index:
-    """Folds every owner batch into an index, in as many passes as the kernel takes."""
-    acc = kernel.init(params, key=key)
+    """Folds every owner batch into an index, in as many passes as the kernel takes.
+
+    Args:
+      batches: gone over once for each pass, so no iterator.
+      place: puts the first accumulator where it is to live.
+    """
+    acc = place(kernel.init(params, key=key))
     for number in range(kernel.passes):
         acc = kernel.advance(params, acc, number) if number else acc
         for batch in batches:

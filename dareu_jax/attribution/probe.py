@@ -238,24 +238,6 @@ def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> 
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
 
-def along(
-    model: Decoder, params: Any, batch: TokenBatch, weight: Array, direction: Any
-) -> Array:
-    """d/dt of w_b log p(response_b) at params + t direction, ``[B]``: one ``jvp``.
-
-    With direction = sum_o r_o G_o these are sum_o r_o <g_b, G_o>: a reward that is
-    linear in the owners' scores needs one forward-mode pass whatever O is.
-
-    Args:
-      direction: the tree of `attributed`, in the parameters' dtypes.
-    """
-
-    def measured(matrices: Any) -> Array:
-        return log_likelihoods(model, join(params, matrices), batch, weight)
-
-    return jax.jvp(measured, (attributed(params),), (direction,))[1]
-
-
 def folded(
     model: Decoder,
     params: Any,
@@ -264,11 +246,16 @@ def folded(
     owners: Any,
     weights: Array,
 ) -> Array:
-    """`along` sum_o r_o G_o ``[B]``, which is summed up one layer at a time.
+    """sum_o r_o <g_b, G_o> ``[B]`` by one ``jvp`` whatever O is.
+
+    These are d/dt of w_b log p(response_b) at params + t sum_o r_o G_o; that direction
+    is summed up one layer at a time.
 
     Args:
+      model, params: the attributed decoder; batch: B responses with their prompts.
+      weight: w ``[B]`` float32.
       owners: G in the place of every matrix of `attributed`, ``[L, O, D, F]``.
-      weights: r ``[O]`` float32; the rest as for `along`.
+      weights: r ``[O]`` float32.
     """
     forward, numbers = dataclasses.replace(model, op=folded_op), layer_numbers(params)
     held = jax.tree.map(lambda g: (g, weights), owners)

@@ -17,8 +17,7 @@ from dareu_jax.attribution.identity import params_fingerprint
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus.batches import CHAT, Tokenizer
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.evaluate import over_records
-from dareu_jax.generation import generate
+from dareu_jax.evaluation.evaluate import greedy, over_records, texts_of
 from dareu_jax.imported import open_imported
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import BATCH_AXES, make_mesh, put_batch
@@ -160,21 +159,7 @@ def greedy_answers(
 ) -> list[str]:
     """The model's own answers, each token the likeliest."""
     blank = [owned.Record("", "", prompt, ".") for prompt in prompts]
-    tokenizer = model.tokenizer
-
-    def decode(batch: owned.TokenBatch):
-        return generate(
-            model.decoder,
-            model.params,
-            batch.prompt,
-            batch.prompt_mask,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-            stop_ids=tokenizer.stop_ids,
-            key=jax.random.key(0),
-        )
-
-    tokens = as_tokens(model, options, blank)
+    tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
+    decode = greedy(model.decoder, model.params, stop_ids, max_new_tokens)
     said = model.over(tokens, options.batch_size, decode)
-    rows = zip(said.tokens, said.mask, strict=True)
-    return [tokenizer.decode(row[keep].tolist()).strip() for row, keep in rows]
+    return texts_of(model.tokenizer, said)

@@ -1,7 +1,6 @@
 """An index on disk: arrays in Orbax, and what its numbers depend on in spec.json."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.corpus.shared import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.folders import new_folder
-from dareu_jax.indexing import next_shape, placed
+from dareu_jax.indexing import placed, shapes_of
 from dareu_jax.parallel import named_leaves
 from dareu_jax.registry import KERNELS
 
@@ -210,11 +209,7 @@ def check_fits(folder: Path, built: Spec, now: Spec) -> None:
 
 def abstract_index(kernel: Kernel, params: Any) -> Any:
     """Shapes of the kernel's index."""
-    init = functools.partial(kernel.init, key=jax.random.key(0))
-    shapes = jax.eval_shape(init, params)
-    for number in range(1, kernel.passes):
-        shapes = next_shape(kernel, params, shapes, number)
-    return jax.eval_shape(kernel.finalize, params, shapes)
+    return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
 
 
 def _ignore(message: str) -> None:

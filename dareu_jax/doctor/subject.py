@@ -120,16 +120,15 @@ class Scorer:
     ):
         self.subject, self.precision = subject, precision
         kernel, mesh = kernel_of(subject, name, text.owners), subject.mesh
-
-        def init(params: Any, *, key: Array) -> Any:
-            return shard(kernel.init(params, key=key), mesh)
-
-        spread = dataclasses.replace(kernel, init=init)
         self._score = jax.jit(kernel.score)
         with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
-            batches = [placed(text.records, mesh)]
-            key = jax.random.key(0)
-            self.index = build_index(spread, subject.params, batches, key=key)
+            self.index = build_index(
+                kernel,
+                subject.params,
+                [placed(text.records, mesh)],
+                key=jax.random.key(0),
+                place=functools.partial(shard, mesh=mesh),
+            )
 
     def __call__(self, queries: TokenBatch, params: Any = None) -> np.ndarray:
         """Scores ``[B, O]`` float32, by other parameters where some are given."""

@@ -14,7 +14,7 @@ from dareu_jax.corpus import TokenBatch, Tokenizer, sequential
 from dareu_jax.evaluation.metric import aggregate
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.text_quality import text_quality
-from dareu_jax.generation import generate
+from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
 
 Array = jax.Array
@@ -75,27 +75,39 @@ def over_records(
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
-    """Decodes greedily from every prompt."""
+def greedy(
+    model: Decoder, params: Any, stop_ids: tuple[int, ...], max_new_tokens: int
+) -> Callable[[TokenBatch], Rollout]:
+    """Decoding of a batch's prompts, each token the likeliest."""
 
-    def decode(batch: TokenBatch):
+    def decode(batch: TokenBatch) -> Rollout:
         return generate(
-            suite.model,
+            model,
             params,
             batch.prompt,
             batch.prompt_mask,
-            max_new_tokens=suite.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=0.0,
-            stop_ids=suite.tokenizer.stop_ids,
+            stop_ids=stop_ids,
             key=jax.random.key(0),
         )
 
+    return decode
+
+
+def texts_of(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
+    """The answers in words, without white space around them."""
+    rows = zip(rollout.tokens, rollout.mask, strict=True)
+    return [tokenizer.decode(row[keep].tolist()).strip() for row, keep in rows]
+
+
+def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
+    """Decodes greedily from every prompt."""
+    stop_ids = suite.tokenizer.stop_ids
+    decode = greedy(suite.model, params, stop_ids, suite.max_new_tokens)
     rollout = in_batches(suite, tokens, decode)
     ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
-    text = [
-        suite.tokenizer.decode(row[keep].tolist()).strip()
-        for row, keep in zip(rollout.tokens, rollout.mask, strict=True)
-    ]
+    text = texts_of(suite.tokenizer, rollout)
     return Answers(rollout.tokens, rollout.mask, text, ends.any(axis=1).tolist())
 
 

@@ -22,8 +22,7 @@ from dareu_jax.attribution.in_run import step_shares
 from dareu_jax.config import AttributionConfig
 from dareu_jax.errors import TrainingError
 from dareu_jax.evaluation import fidelity as metrics
-from dareu_jax.evaluation.evaluate import mean_logp, over_records
-from dareu_jax.generation import generate
+from dareu_jax.evaluation.evaluate import greedy, mean_logp, over_records
 from dareu_jax.indexing import Indexer, snapshot_folder
 from dareu_jax.loop import run_stage
 from dareu_jax.models import Decoder, join, response_logps, split
@@ -99,19 +98,8 @@ class Trial:
     def queries(self) -> owned.TokenBatch:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
         run, gold = self.run, self.run.tokens(self.records)
-
-        def decode(batch: owned.TokenBatch):
-            return generate(
-                run.model,
-                run.original,
-                batch.prompt,
-                batch.prompt_mask,
-                max_new_tokens=gold.response.shape[1],
-                temperature=0.0,
-                stop_ids=run.tokenizer.stop_ids,
-                key=jax.random.key(0),
-            )
-
+        width, stop_ids = gold.response.shape[1], run.tokenizer.stop_ids
+        decode = greedy(run.model, run.original, stop_ids, width)
         rollout = self._over(gold, decode)
         return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
 

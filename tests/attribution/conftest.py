@@ -4,7 +4,6 @@ One shape of batch and of queries, so that a kernel is compiled once for many te
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -124,8 +123,6 @@ def trained() -> World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(quick_compiling) -> World:
     """The world, for tests in which programs are compiled quickly and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield trained()
-    jax.config.update("jax_disable_most_optimizations", False)
+    return trained()

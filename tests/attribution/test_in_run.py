@@ -17,12 +17,7 @@ RATE = np.float32(0.002)
 OWNERS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """What is compiled here runs for milliseconds; optimising it takes minutes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """A tiny imported model and records of three owners."""
 
 import json
-import sys
 
 import jax
 import pytest
 
-from dareu_jax import cli
 from dareu_jax.attributor import attribute, load_model, read_owned, single
 from dareu_jax.config import ClassifierConfig, ModelConfig
 from dareu_jax.corpus import load_tokenizer
@@ -40,11 +38,8 @@ def write_lines(path, lines):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """What is compiled here runs for milliseconds; optimising it takes minutes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def _quickly(quick_compiling):
+    """Nothing here runs for long."""
 
 
 @pytest.fixture(scope="session")
@@ -90,20 +85,6 @@ def built(model, records):
         return made[kernel]
 
     return build
-
-
-@pytest.fixture
-def dareu(monkeypatch, capsys):
-    """Runs `dareu ...` here; returns its status, output and complaint."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dareu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

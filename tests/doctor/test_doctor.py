@@ -3,7 +3,6 @@
 import importlib
 import io
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dareu_jax import cli, doctor
+from dareu_jax import doctor
 from dareu_jax.attribution.controls import control
 from dareu_jax.corpus import load_tokenizer
 from dareu_jax.doctor.checks import failed
@@ -44,12 +43,7 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """What is compiled here runs for milliseconds; optimising it takes minutes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 @pytest.fixture(scope="module")
@@ -232,20 +226,6 @@ def test_json_holds_the_verdict_and_no_nan(report, tmp_path):
 
 
 @pytest.fixture
-def dareu(monkeypatch, capsys):
-    """Runs ``dareu doctor ...``; returns its status, output and complaint."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["dareu", "doctor", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
 def answering(monkeypatch):
     """Puts a report in the place of the examination."""
 
@@ -257,7 +237,7 @@ def answering(monkeypatch):
 
 def test_the_command_ends_well_for_a_sound_model(dareu, answering, report, tmp_path):
     answering(report)
-    status, said, _ = dareu("model", "--json", tmp_path / "found.json")
+    status, said, _ = dareu("doctor", "model", "--json", tmp_path / "found.json")
     assert status == 0 and "can be trusted" in said
     assert json.loads((tmp_path / "found.json").read_text())["trusted"] is True
 
@@ -265,7 +245,7 @@ def test_the_command_ends_well_for_a_sound_model(dareu, answering, report, tmp_p
 def test_the_command_ends_with_one_for_a_sick_model(dareu, answering, report, tmp_path):
     bad = report.checks["gradients"][0]._replace(value=0.5, passed=False)
     answering(report._replace(checks={"gradients": [bad]}))
-    status, said, _ = dareu("model", "--json", tmp_path / "found.json")
+    status, said, _ = dareu("doctor", "model", "--json", tmp_path / "found.json")
     assert status == 1 and "cannot be trusted" in said
     assert json.loads((tmp_path / "found.json").read_text())["trusted"] is False
 
@@ -280,13 +260,13 @@ def test_the_command_ends_with_one_for_a_sick_model(dareu, answering, report, tm
     ],
 )
 def test_bad_input_is_told_in_a_line(dareu, folder, words, complaint):
-    status, _, said = dareu(folder, *words)
+    status, _, said = dareu("doctor", folder, *words)
     assert status == 2 and said.startswith("dareu: ") and complaint in said
     assert "Traceback" not in said and len(said.splitlines()) <= 2
 
 
 def test_a_folder_that_is_not_there_is_told(dareu, tmp_path):
-    status, _, said = dareu(tmp_path / "none")
+    status, _, said = dareu("doctor", tmp_path / "none")
     assert status == 2 and "none holds no imported model" in said
 
 

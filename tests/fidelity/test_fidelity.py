@@ -3,15 +3,12 @@
 import io
 import json
 import shutil
-import sys
 
-import jax
 import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax import cli
 from dareu_jax.config import load_config
 from dareu_jax.errors import UserError
 from dareu_jax.fidelity import fidelity, print_fidelity
@@ -43,12 +40,7 @@ def quiet():
     return Progress(Console(file=io.StringIO()))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """What is compiled here runs for milliseconds; optimising it takes minutes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +198,6 @@ def test_the_table_has_the_best_kernel_on_top_and_fits_a_line(results):
 METRICS_OF = CHANGES["fidelity"]["kernels"]
 
 
-def call(monkeypatch, *words):
-    """The exit status of the command line."""
-    monkeypatch.setattr(sys, "argv", ["dareu", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return left.value.code
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -232,14 +216,14 @@ def call(monkeypatch, *words):
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(
-    config, tmp_path, monkeypatch, capsys, change, words
+    config, tmp_path, dareu, change, words
 ):
     more = ["corpus.source=jsonl"] if "path" in change else []
     if "variants" in change:
         more = ["fidelity.kernels=[v]"]
     out = tmp_path / "out"
-    assert call(monkeypatch, "fidelity", config, change, *more, "--out", out) == 2
-    said = capsys.readouterr().err
+    status, _, said = dareu("fidelity", config, change, *more, "--out", out)
+    assert status == 2
     assert said.startswith("dareu: ") and "Traceback" not in said
     assert all(word in said for word in words), said
     assert not out.exists()
