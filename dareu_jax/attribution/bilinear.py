@@ -101,11 +101,33 @@ def exact() -> Features:
     )
 
 
+def trigonometric_projections(layers: int, size: int, k: int, *, key: Array) -> Array:
+    """P = (D/k)^{1/2} diag(s) C[:, S], ``[L, D, k]``: E[P P^T] = I, P^T P = (D/k) I.
+
+    s: random signs; C: the orthonormal cosine transform; S: k of its columns at random.
+    Orthogonal columns estimate a dot product with about (1 - k/D) of the variance of
+    normal ones. Subsampled trigonometric transform (Tropp, 2011, arXiv 1011.1595).
+    """
+
+    def columns(key: Array) -> Array:
+        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.uint32))[:k]
+
+    for_signs, for_columns = jax.random.split(key)
+    signs = jax.random.rademacher(for_signs, (layers, size, 1), dtype=jnp.float32)
+    j = jax.vmap(columns)(jax.random.split(for_columns, layers))[:, None, :]
+    odd = 2 * jnp.arange(size, dtype=jnp.uint32)[None, :, None] + 1
+    high, low = j // 256, j % 256  # so that no product overflows
+    phase = (odd * high % (4 * size) * 256 + odd * low) % (4 * size)
+    waves = jnp.cos(jnp.pi / 2 / size * phase.astype(jnp.float32))
+    waves = waves * jnp.where(j == 0, 1.0, 2.0**0.5)
+    return signs * waves * k**-0.5
+
+
 @functools.cache
 def projected(k: int) -> Features:
     """(x P_in)^T (e P_out) with at most k columns a side: LoGra (Choe et al., 2024).
 
-    P_in and P_out are normal with variance 1/k, given by the seed, layer and path, so
+    P_in and P_out are `trigonometric_projections` given by the seed, layer and path, so
     that the expected dot product is the exact one; a side no longer than k stays whole.
     """
 
@@ -113,7 +135,7 @@ def projected(k: int) -> Features:
         if size <= k:
             return jnp.broadcast_to(jnp.eye(size), (layers, size, size))
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        return jax.random.normal(key, (layers, size, k)) * k**-0.5
+        return trigonometric_projections(layers, size, k, key=key)
 
     def held(leaf: Any, path: str, seed: Array):
         layers, d, f = leaf.shape

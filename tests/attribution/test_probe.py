@@ -21,6 +21,7 @@ from dareu_jax.attribution.bilinear import (
     projected,
     scoring,
     summing,
+    trigonometric_projections,
 )
 from dareu_jax.attribution.ghost import (
     formed_norms,
@@ -265,6 +266,16 @@ def test_adding_batches_is_adding_records():
         assert float(metrics["loss"]) > 0.0
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "k"), [(7, 3), (128, 16), (60_001, 4)])
+def test_columns_of_a_projection_are_orthogonal(size, k):
+    found = np.asarray(
+        trigonometric_projections(2, size, k, key=jax.random.key(1)), np.float64
+    )
+    gram = np.einsum("ldi,ldj->lij", found, found)
+    wanted = np.broadcast_to(np.eye(k) * size / k, gram.shape)
+    np.testing.assert_allclose(gram, wanted, atol=1e-5 * size / k)
 
 
 def test_projections_are_right_on_average_and_better_with_more_columns():
