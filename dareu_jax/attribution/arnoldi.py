@@ -237,5 +237,6 @@ def make_arnoldi(setup: Setup) -> Kernel:
         advance=advance,
         owner_axes=owner_axes,
         follows_model=True,
+        is_gram=True,
         names_copies=False,
     )

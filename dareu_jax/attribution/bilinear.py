@@ -346,6 +346,7 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         owner_axes=owner_axes,
         fold=functools.partial(folded_scores, seen) if is_whole else None,
         follows_model=True,
+        is_gram=seen.emphasis is None,
         how=seen,
     )
 

@@ -76,6 +76,7 @@ def ensemble(kernel: Kernel, members: Sequence[tuple[Any, float]]) -> Kernel:
         ),
         owner_axes=owner_axes if kernel.owner_axes else None,
         names_copies=kernel.names_copies,
+        is_gram=kernel.is_gram and min(weights) > 0.0,
     )
 
 

@@ -62,6 +62,8 @@ class Kernel:
       names_copies: whether a copy of an owner's record scores that owner first.
       follows_model: whether it looks at the model through ``params``, so that it goes
         stale while the model is trained.
+      is_gram: whether a score by one record is an inner product of the same features
+        of query and record, so that records score each other alike, themselves above 0.
       is_control: whether it is there to be beaten.
     """
 
@@ -80,6 +82,7 @@ class Kernel:
     is_probability: bool = False
     names_copies: bool = True
     follows_model: bool = False
+    is_gram: bool = False
     is_control: bool = False
 
 

@@ -74,5 +74,6 @@ def make_representation(setup: Setup) -> Kernel:
         prefix_score=prefix_score,
         names_copies=False,
         follows_model=True,
+        is_gram=True,
         owner_axes=lambda index: StateIndex(0, 0),  # type: ignore
     )

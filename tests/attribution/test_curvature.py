@@ -341,17 +341,13 @@ def test_records_of_nobody_and_padding_do_not_enter(name):
     assert relative(with_them, without) < 1e-5
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_records_score_each_other_alike_and_themselves_above_zero(name):
+def test_trak_is_alike_both_ways_but_for_the_doubt_in_a_record():
     text, owner = texts(6, 7, seed=2), np.arange(6, dtype=np.int32)
-    kernel = kernel_of(name, owners=6)
+    kernel = kernel_of("trak", owners=6)
     _, scores = scores_of(kernel, [OwnerBatch(text, owner)], text, params())
-    if name == "trak":  # its second factor, 1 - p, is the record's alone
-        scores = scores / (1.0 - np.asarray(mean_probability(MODEL, params(), text)))
+    scores = scores / (1.0 - np.asarray(mean_probability(MODEL, params(), text)))
     assert np.abs(scores - scores.T).max() < 1e-5 * np.abs(scores).max()
     assert (np.diag(scores) > 0.0).all()
-    values = np.linalg.eigvalsh((scores + scores.T) / 2)
-    assert values[0] > -1e-5 * values[-1]
 
 
 @pytest.mark.parametrize("name", ["grad_dot", "grad_cos", "projected", *CURVED])

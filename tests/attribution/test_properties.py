@@ -19,7 +19,7 @@ from dareu_jax.evaluation.fidelity import correlations, lds, subsets
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
 
-KEY, OWNERS = jax.random.key(3), 8
+KEY, OWNERS, ROWS = jax.random.key(3), 8, 16
 
 
 class Made(NamedTuple):
@@ -193,6 +193,18 @@ def test_scores_are_linear_in_the_owners_gradients(made, world):
 
     index = jax.tree_util.tree_map_with_path(scaled, made.index)
     assert_near(made.of(index, world.queries), 3.0 * made.scores)
+
+
+def test_records_score_each_other_alike_and_themselves_above_zero(made, world):
+    if not made.kernel.is_gram:
+        pytest.skip("this kernel does not claim it")
+    own = np.eye(ROWS, OWNERS, dtype=np.float32)  # a record an owner, others nobody's
+    index = built(made, [OwnerBatch(world.queries, own)])
+    scores = made.of(index, world.queries)[:OWNERS]
+    assert_near(scores, scores.T)
+    assert (np.diag(scores) > 0.0).all()
+    values = np.linalg.eigvalsh((scores + scores.T).astype(np.float64) / 2)
+    assert values[0] > -1e-5 * values[-1]
 
 
 def test_one_shape_is_compiled_once(made, world):
