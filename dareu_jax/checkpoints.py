@@ -22,11 +22,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dareu_jax.errors import TrainingError, UserError
-from dareu_jax.parallel import named_leaves
+from dareu_jax.parallel import (
+    agreed,
+    is_first,
+    named_leaves,
+    on_host,
+    wait_for_all,
+)
 
 MANIFEST = "integrity.json"
 
@@ -61,7 +66,7 @@ class Checkpoints:
         Raises:
           TrainingError: no disk space is left; steps saved before stay usable.
         """
-        self._remove([old for old in self.steps() if old >= step])
+        self._remove([old for old in agreed(self.steps()) if old >= step])
         try:
             with _quiet():
                 self._write(step, tree, meta)
@@ -73,7 +78,7 @@ class Checkpoints:
                 f"no disk space left while saving {self.folder} step {step}; "
                 "free space and run the same command again"
             ) from error
-        self._remove(self.steps()[: -self._keep])
+        self._remove(agreed(self.steps())[: -self._keep])
 
     def latest(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns `(step, tree, meta)` of the newest step that can be trusted, if any.
@@ -87,7 +92,7 @@ class Checkpoints:
         """
         passed_over: list[tuple[int, str]] = []
         found = None
-        for step in reversed(self.steps()):
+        for step in reversed(agreed(self.steps())):
             reason = _agreed_problem(self._path(step))
             if reason:
                 self._remove([step])
@@ -131,7 +136,7 @@ class Checkpoints:
         manager = self._manager()
         manager.save(step, args=args, force=True)
         manager.wait_until_finished()
-        if jax.process_index() == 0:
+        if is_first():
             _write_manifest(self._path(step), tree)
         wait_for_all(f"saved {step}")
 
@@ -171,7 +176,7 @@ class Checkpoints:
         if not steps:
             return
         wait_for_all(f"removing {steps}")
-        if jax.process_index() == 0:
+        if is_first():
             for step in steps:
                 shutil.rmtree(self._path(step), ignore_errors=True)
         wait_for_all(f"removed {steps}")
@@ -183,7 +188,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self.close()
         self._open = None
-        if jax.process_index() == 0:
+        if is_first():
             for path in [
                 self._path(step),
                 *self.folder.glob("*.orbax-checkpoint-tmp*"),
@@ -227,9 +232,7 @@ def _shape(leaf: list | None) -> str:
 def _on_host(leaf: Any) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+    return np.asarray(on_host(leaf))
 
 
 def _targets(abstract_tree: Any) -> Any:
@@ -296,17 +299,7 @@ def _problem(folder: Path) -> str:
 
 def _agreed_problem(folder: Path) -> str:
     """Asks process 0 alone, so that all processes pick the same step."""
-    if jax.process_count() == 1:
-        return _problem(folder)
-    reason = _problem(folder) if jax.process_index() == 0 else ""
-    bad = multihost_utils.broadcast_one_to_all(np.bool_(bool(reason)))
-    return (reason or "process 0 rejected it") if bool(bad) else ""
-
-
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come this far; ``what`` names the place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    return agreed(_problem(folder) if is_first() else "")
 
 
 @contextlib.contextmanager

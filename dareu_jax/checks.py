@@ -21,8 +21,6 @@ from dareu_jax.unlearning import method_config
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
-    if (hosts := jax.process_count()) > 1:
-        raise UserError(f"a run takes one process, here are {hosts}; use one host")
     for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
     with Tracker(trial) as tracker:

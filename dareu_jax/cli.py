@@ -49,6 +49,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run folder [default: runs/<config's folder>].")
     ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of the processes of a pod.")
+    ] = False,
 ) -> None:
     """Fine-tune, attribute, unlearn, compare with retraining, report.
 
@@ -57,12 +60,13 @@ def run(
     cfg = load_config(config, overrides or ())
     folder = out or Path("runs") / config.resolve().parent.name
     check_disk(folder)
-    prepare_jax()
+    prepare_jax(distributed)
     from dareu_jax import pipeline
+    from dareu_jax.parallel import is_first
     from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.progress import Progress
 
-    console = Console()
+    console = Console(quiet=not is_first())
     results, answers = pipeline.run(cfg, folder, Progress(console))
     console.print()
     print_answers(console, answers, cfg.evaluation.answers)
@@ -280,14 +284,21 @@ def check_disk(folder: Path) -> None:
         )
 
 
-def prepare_jax() -> None:
-    """Keeps compiled programs in the user's cache and quiets C++ libraries."""
+def prepare_jax(distributed: bool = False) -> None:
+    """Keeps compiled programs in the user's cache and quiets C++ libraries.
+
+    Joins the other processes where there are some.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if distributed:
+        from dareu_jax.parallel import connect
+
+        connect()
 
 
 def main(command: Callable[[], None] = app) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 
-from dareu_jax.checkpoints import wait_for_all
 from dareu_jax.errors import UserError
+from dareu_jax.parallel import wait_for_all
 
 
 def check_new(out: Path) -> None:

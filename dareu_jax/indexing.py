@@ -20,6 +20,7 @@ from dareu_jax.attribution import (
     build_index,
     calibrated,
     fit_calibration,
+    init_on,
     sliced,
 )
 from dareu_jax.attribution.linear import margin, spread
@@ -27,7 +28,7 @@ from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
 from dareu_jax.evaluation.evaluate import over_records
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.parallel import put_batch, shard, shardings_for
+from dareu_jax.parallel import put_batch, shardings_for
 from dareu_jax.registry import KERNELS
 from dareu_jax.reinforcement import segment_length
 
@@ -68,8 +69,7 @@ class Build:
 
     def at(self, params: Any) -> Any:
         """The index at other parameters of the model; nothing is saved."""
-        place = functools.partial(shard, mesh=self.mesh)
-        return build_index(self.kernel, params, self, key=self.key, place=place)
+        return build_index(self.kernel, params, self, key=self.key, init=self._init)
 
     def __iter__(self) -> Iterator[OwnerBatch]:
         """The batches of one pass, on the mesh."""
@@ -97,7 +97,11 @@ class Build:
                 found = saved.latest(placed(shapes[number], self.mesh))
             if found and found[2]["done"]:
                 return found[1], number + 1
-        return shard(kernel.init(params, key=self.key), self.mesh), 0
+        return self._init(params, key=self.key), 0
+
+    @property
+    def _init(self) -> Callable[..., Any]:
+        return functools.partial(init_on, self.kernel, self.mesh)
 
     def forget(self) -> None:
         """Deletes what the passes left on disk."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from dareu_jax.models import (
     over_imported,
     split,
 )
-from dareu_jax.parallel import make_mesh, put_batch, shard
+from dareu_jax.parallel import first_then_others, init_sharded, make_mesh, put_batch
 
 Array = jax.Array
 
@@ -82,7 +82,8 @@ class Inputs:
     @functools.cached_property
     def corpus(self) -> owned.Corpus:
         """Every record, from the configured source."""
-        corpus, cfg = read_corpus(self.cfg, self.folder), self.cfg.corpus
+        corpus = first_then_others(lambda: read_corpus(self.cfg, self.folder))
+        cfg = self.cfg.corpus
         if not cfg.merge_others:
             return corpus
         owned.split_by_owner(corpus, cfg.forget)
@@ -100,7 +101,9 @@ class Inputs:
         place, spec = self.folder / "tokenizer", cfg.tokenizer
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
-        return owned.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
+        return first_then_others(
+            lambda: owned.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
+        )
 
     def _texts(self) -> Iterator[str]:
         """What a tokenizer is trained on; the corpus is read at the first of them."""
@@ -181,7 +184,10 @@ class Inputs:
             return params
         rank, targets = part.lora.rank, part.lora.targets
         key = self.key(f"{part.prefix}lora")
-        return join(params, self._shard(init_adapters(params, rank, targets, key=key)))
+        adapters = self.made(
+            lambda key: init_adapters(params, rank, targets, key=key), key
+        )
+        return join(params, adapters)
 
     def start_of(self, name: str) -> Any:
         """What a part's training begins with; None: with a fresh decoder."""
@@ -189,8 +195,9 @@ class Inputs:
             return None
         return self.with_adapters(self.base(name), name)
 
-    def _shard(self, state: Any) -> Any:
-        return shard(state, self.mesh)
+    def made(self, init: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """`init_sharded` on this run's mesh."""
+        return init_sharded(init, self.mesh, *args, **options)
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.errors import TrainingError
+from dareu_jax.parallel import on_host
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.guards import Guards
@@ -106,7 +107,7 @@ def _check_state(stage: Stage, step: int, state: Any) -> None:
     leaves = [
         x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
     ]
-    if not all(jax.device_get([jnp.isfinite(x).all() for x in leaves])):
+    if not all(on_host([jnp.isfinite(x).all() for x in leaves])):
         raise TrainingError(
             f"seed {stage.seed} {stage.name}: a parameter is no number at step {step}; "
             f"the last good checkpoint in {stage.folder} is kept; {stage.remedy}"
@@ -114,7 +115,7 @@ def _check_state(stage: Stage, step: int, state: Any) -> None:
 
 
 def _checked(stage: Stage, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
-    values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+    values = {name: float(x) for name, x in on_host(dict(metrics)).items()}
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(

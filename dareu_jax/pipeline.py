@@ -26,6 +26,7 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
+from dareu_jax.parallel import agreed, first_then_others, is_first, wait_for_all
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
@@ -46,7 +47,7 @@ def run(
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
     """
-    if not claimed(cfg, folder):
+    if not first_then_others(lambda: claimed(cfg, folder)):
         with tempfile.TemporaryDirectory() as trial:
             corpus = check(cfg, Path(trial), progress)
         write_text(folder / "corpus.sha256", corpus.fingerprint + "\n")
@@ -76,8 +77,9 @@ def run(
     }
     results = keep_first_walls(folder / "results.json", results)
     write_json(folder / "results.json", results)
-    page = folder / "report.html"
-    write_report(page, results, read(folder), answers, dump_config(cfg))
+    if is_first():
+        page = folder / "report.html"
+        write_report(page, results, read(folder), answers, dump_config(cfg))
     return results, answers
 
 
@@ -169,7 +171,7 @@ def evaluate(one: Run, suite: Suite, name: str) -> dict[str, Any]:
     path = one.folder / "logs" / f"seed_{one.seed}" / name / "owners.json"
     params = one.model_params(name)
     stage = f"evaluate_{name}"
-    if not path.exists():
+    if not agreed(path.exists()):
         begun = time.monotonic()
         with one.progress.stage(f"seed {one.seed} {stage}", 1):
             log = evaluate_params(one, suite, params, classifiers=name == "original")
@@ -303,7 +305,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(path.suffix + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    wait_for_all(f"wrote {path}")

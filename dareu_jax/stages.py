@@ -159,11 +159,11 @@ class Run(Inputs):
                 model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
 
-        return (
-            self._shard(init_training(model, optimiser, start, key=key)),
-            step_fn,
-            steps,
-        )
+        def init(key: Array, given: Any) -> TrainState:
+            return init_training(model, optimiser, given, key=key)
+
+        given = None if start is None else split(start)[0]
+        return self.made(init, key, given, donate=(1,)), step_fn, steps
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
@@ -270,7 +270,10 @@ class Run(Inputs):
             }
             return method.step(state, batch, key=jax.random.fold_in(key, step))
 
-        return method, self._shard(method.init(self.start, key=key)), step_fn
+        def init(key: Array, start: Any) -> Any:
+            return method.init(start, key=key)
+
+        return method, self.made(init, key, self.start), step_fn
 
     def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
         """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""

@@ -17,6 +17,7 @@ from dareu_jax.attribution.kernel import (
     OwnerBatch,
     Setup,
     build_index,
+    init_on,
     last_valid,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "build_index",
     "calibrated",
     "fit_calibration",
+    "init_on",
     "last_valid",
     "make_classifier",
     "sliced",

@@ -88,7 +88,7 @@ class Training(NamedTuple):
     Attributes:
       classes: O, and one more where nobody's text has a class.
       optimiser: of what is trained; frozen: the rest of the decoder.
-      init, finalize: see `Kernel`.
+      init, finalize, goes_on: see `Kernel`.
       labelled: ``(batch, state) -> batch`` whose owner is a class ``[B]``, -1 = none.
     """
 
@@ -98,6 +98,7 @@ class Training(NamedTuple):
     init: Callable[..., ClassifierState]
     finalize: Callable[[Any, ClassifierState], dict]
     labelled: Callable[[OwnerBatch, ClassifierState], OwnerBatch]
+    goes_on: bool
 
 
 def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
@@ -128,7 +129,8 @@ def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
             owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
         return batch._replace(owner=jnp.where(owner < 0, none, owner))
 
-    return Training(classes, optimiser, frozen, init, finalize, labelled)
+    goes_on = given is not None
+    return Training(classes, optimiser, frozen, init, finalize, labelled, goes_on)
 
 
 def one_owner(weights: Array, key: Array) -> Array:
@@ -192,6 +194,7 @@ def make_classifier(setup: Setup) -> Kernel:
         finalize=how.finalize,
         prefix_score=prefix_score,
         is_fitted=True,
+        goes_on=how.goes_on,
         is_probability=True,
     )
 

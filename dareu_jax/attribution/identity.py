@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.parallel import named_leaves
+from dareu_jax.parallel import named_leaves, on_host
 
 Array = jax.Array
 PLACE, FIRST, SECOND = 2_654_435_761, 2_246_822_519, 3_266_489_917
@@ -40,6 +40,6 @@ def leaf_hashes(tree: Any) -> Any:
 def params_fingerprint(params: Any) -> str:
     """Eight hexadecimal digits of all parameters: paths, dtypes, shapes, bits."""
     kinds = [f"{p} {x.dtype} {tuple(x.shape)}" for p, x in named_leaves(params)]
-    sums = jax.device_get(jax.tree.leaves(leaf_hashes(params)))
+    sums = on_host(jax.tree.leaves(leaf_hashes(params)))
     text = "\n".join(f"{a} {int(b)}" for a, b in zip(kinds, sums, strict=True))
     return f"{zlib.crc32(text.encode()):08x}"

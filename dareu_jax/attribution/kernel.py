@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
+from dareu_jax.parallel import init_sharded, shard
 
 Array = jax.Array
 Index = Any
@@ -64,6 +66,7 @@ class Kernel:
         stale while the model is trained.
       is_gram: whether a score by one record is an inner product of the same features
         of query and record, so that records score each other alike, themselves above 0.
+      goes_on: whether `init` begins with trained parameters that it holds.
       is_control: whether it is there to be beaten.
     """
 
@@ -83,6 +86,7 @@ class Kernel:
     names_copies: bool = True
     follows_model: bool = False
     is_gram: bool = False
+    goes_on: bool = False
     is_control: bool = False
 
 
@@ -116,20 +120,35 @@ def build_index(
     batches: Iterable[OwnerBatch],
     *,
     key: Array,
-    place: Callable[[Accumulator], Accumulator] = lambda acc: acc,
+    init: Callable[..., Accumulator] | None = None,
 ) -> Index:
     """Folds every owner batch into an index, in as many passes as the kernel takes.
 
     Args:
       batches: gone over once for each pass, so no iterator.
-      place: puts the first accumulator where it is to live.
+      init: makes the first accumulator where it is to live; None: `Kernel.init`.
     """
-    acc = place(kernel.init(params, key=key))
+    acc = (init or kernel.init)(params, key=key)
     for number in range(kernel.passes):
         acc = kernel.advance(params, acc, number) if number else acc
         for batch in batches:
             acc, _ = kernel.update(params, batch, acc)
     return kernel.finalize(params, acc)
+
+
+def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Any:
+    """``kernel.init(params, key=key)`` where the sharding rules want it.
+
+    It is made there, so that no device ever holds all of it, unless the kernel goes
+    on from parameters of its own.
+    """
+    if kernel.goes_on:
+        return shard(kernel.init(params, key=key), mesh)
+
+    def init(key: Array, params: Any) -> Any:
+        return kernel.init(params, key=key)
+
+    return init_sharded(init, mesh, key, params)
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:

@@ -228,6 +228,7 @@ def make_watermark(setup: Setup) -> Kernel:
         finalize=finalize,
         prefix_score=prefix_score,
         is_fitted=True,
+        goes_on=how.goes_on,
         is_probability=True,
     )
 

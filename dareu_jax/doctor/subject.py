@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import corpus as owned
-from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index
+from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index, init_on
 from dareu_jax.attribution.kernel import owner_weights
 from dareu_jax.attribution.measures import token_weight
 from dareu_jax.attribution.probe import attributed, gradients
@@ -127,7 +127,7 @@ class Scorer:
                 subject.params,
                 [placed(text.records, mesh)],
                 key=jax.random.key(0),
-                place=functools.partial(shard, mesh=mesh),
+                init=functools.partial(init_on, kernel, mesh),
             )
 
     def __call__(self, queries: TokenBatch, params: Any = None) -> np.ndarray:

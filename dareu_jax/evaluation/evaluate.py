@@ -16,6 +16,7 @@ from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
+from dareu_jax.parallel import on_host, shared_out
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
@@ -70,7 +71,7 @@ def over_records(
     """`in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
     parts = []
     for batch, valid in sequential(tokens, batch_size):
-        values = jax.device_get(score(place(batch)))
+        values = on_host(score(place(batch)))
         parts.append(jax.tree.map(lambda x, n=valid: x[:n], values))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -140,9 +141,8 @@ def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]
     for split, tokens in suite.tokens.items():
         answers = answer(suite, params, tokens)
         given[split] = answers
-        logs[f"{split}_rouge"] = aggregate(
-            rouge_l_recall(answers.text, suite.gold[split])
-        )
+        recalls = shared_out(rouge_l_recall, answers.text, suite.gold[split])
+        logs[f"{split}_rouge"] = aggregate(recalls)
         logps = in_batches(
             suite, tokens, functools.partial(mean_logp, suite.model, params)
         )

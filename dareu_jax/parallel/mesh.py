@@ -91,18 +91,18 @@ def along_batch(x: jax.Array) -> jax.Array:
 def put_batch(tree: Any, mesh: Mesh) -> Any:
     """Puts host arrays `[B, ...]` on the mesh, split along B.
 
-    With several processes each passes its own rows; B is then the sum of theirs.
+    Every process passes all rows and gives its devices those that are theirs.
 
     Raises:
-      UserError: the global B does not divide by the devices it is split over.
+      UserError: B does not divide by the devices it is split over.
     """
     sharding = batch_sharding(mesh)
-    processes = jax.process_count()
 
     def put(leaf: Any) -> jax.Array:
-        check_divisible(len(leaf) * processes, mesh)
-        if processes == 1:
+        check_divisible(len(leaf), mesh)
+        if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
-        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+        rows = np.asarray(leaf)
+        return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
 
     return jax.tree.map(put, tree)

@@ -128,10 +128,15 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, shardings_for(tree, mesh))
 
 
-def init_sharded(init_fn: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
-    """Returns `init_fn(*args)` made in place: no device ever holds all of it."""
-    abstract = jax.eval_shape(init_fn, *args)
-    return jax.jit(init_fn, out_shardings=shardings_for(abstract, mesh))(*args)
+def init_sharded(
+    init_fn: Callable[..., Any], mesh: Mesh, *args: Any, donate: tuple[int, ...] = ()
+) -> Any:
+    """Returns `init_fn(*args)` made in place: no device ever holds all of it.
+
+    The memory of the arguments whose places are in `donate` is given away.
+    """
+    to = shardings_for(jax.eval_shape(init_fn, *args), mesh)
+    return jax.jit(init_fn, out_shardings=to, donate_argnums=donate)(*args)
 
 
 def _spec(

@@ -36,8 +36,8 @@ def init(key):
 
 mesh = make_mesh(data=1, fsdp=2, tensor=2)
 tree = init_sharded(init, mesh, jax.random.key(0))
-rows = put_batch(np.full((4, 3), rank), make_mesh())
-assert rows.shape == (8, 3) and int(rows.sum()) == 12
+rows = put_batch(np.arange(24).reshape(8, 3), make_mesh())
+assert rows.shape == (8, 3) and int(rows.sum()) == 276
 
 said = []
 with Checkpoints(folder / "stage", keep=1, warn=said.append) as stage:

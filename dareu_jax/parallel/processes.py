@@ -1,0 +1,125 @@
+"""Several processes as one: who goes first, what all agree on, whole arrays on hosts.
+
+Every function here that waits must be called by every process, in the same order.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dareu_jax.errors import UserError
+
+T = TypeVar("T")
+HEARTBEAT_S = 60
+"""Seconds of silence after which a process counts as gone."""
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+PROCESSES, PROCESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def connect() -> None:
+    """Joins the other processes of a run; call it before anything touches a device.
+
+    Where JAX knows the cluster (Cloud TPU, GKE, Slurm) nothing needs to be said;
+    elsewhere the environment has ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0),
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    Raises:
+      UserError: the environment says too little, or the others cannot be reached.
+    """
+    given = {x: os.environ.get(x) for x in (COORDINATOR, PROCESSES, PROCESS)}
+    here: dict[str, Any] = {}
+    if given[COORDINATOR]:
+        here = {
+            "coordinator_address": given[COORDINATOR],
+            "num_processes": _number(PROCESSES, given[PROCESSES]),
+            "process_id": _number(PROCESS, given[PROCESS]),
+        }
+    try:
+        jax.distributed.initialize(**here, heartbeat_timeout_seconds=HEARTBEAT_S)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: {str(error).splitlines()[0]}; off a TPU pod set "
+            f"{COORDINATOR}=host:port, {PROCESSES} and {PROCESS} for every process"
+        ) from error
+
+
+def _number(name: str, text: str | None) -> int:
+    if text is None or not text.isdecimal():
+        raise UserError(f"{name} must be a number, it is {text!r}")
+    return int(text)
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come this far; ``what`` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process has in this place, in their order; anything JSON can hold."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
+
+
+def agreed(value: T) -> T:
+    """What process 0 has in this place, for all."""
+    return gathered(value if is_first() else None)[0]
+
+
+def first_then_others(make: Callable[[], T]) -> T:
+    """``make()`` in process 0, then in the others, which find what it wrote.
+
+    Raises:
+      UserError: in the others, when process 0 failed.
+    """
+    if jax.process_count() == 1:
+        return make()
+    failure: BaseException | None = None
+    if is_first():
+        try:
+            out = make()
+        except Exception as error:
+            failure = error
+    is_done = agreed(failure is None)
+    if failure is not None:
+        raise failure
+    if not is_done:
+        raise UserError("process 0 stopped; its own message says why")
+    return out if is_first() else make()
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays of any sharding as whole numpy arrays, in every process."""
+
+    def whole(leaf: Any) -> Any:
+        is_array = isinstance(leaf, jax.Array)
+        if is_array and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(whole, tree)
+
+
+def shared_out(work: Callable[..., list[Any]], *rows: Sequence[Any]) -> list[Any]:
+    """``work(*rows)``, a list as long as each; every process does its share."""
+    count, own = jax.process_count(), jax.process_index()
+    if count == 1:
+        return work(*rows)
+    parts = gathered(work(*(each[own::count] for each in rows)))
+    return [parts[i % count][i // count] for i in range(len(rows[0]))]
