@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dareu_jax.cache import user_cache
 from dareu_jax.config import load_config
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Preempted, UserError
 from dareu_jax.registry import (
     FAMILIES,
     KERNELS,
@@ -62,12 +62,15 @@ def run(
     check_disk(folder)
     prepare_jax(distributed)
     from dareu_jax import pipeline
-    from dareu_jax.parallel import is_first
+    from dareu_jax.parallel import Preemption, is_first
     from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.progress import Progress
 
     console = Console(quiet=not is_first())
-    results, answers = pipeline.run(cfg, folder, Progress(console))
+    with Preemption().listening() as preemption:
+        results, answers = pipeline.run(cfg, folder, Progress(console), preemption)
+    if not is_first():
+        return
     console.print()
     print_answers(console, answers, cfg.evaluation.answers)
     print_results(console, results)
@@ -305,6 +308,8 @@ def main(command: Callable[[], None] = app) -> None:
     """Runs the command line; bad input ends with its message and status 2."""
     try:
         command()
+    except Preempted as news:
+        print(f"dareu: SIGTERM: {news}; the same command continues", file=sys.stderr)
     except UserError as error:
         print(f"dareu: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class Preempted(Exception):
+    """The machine is being taken away; the message says what is saved."""
+
+
 class TrainingError(UserError):
     """A stage cannot go on (a NaN loss, no disk space); names stage and step."""

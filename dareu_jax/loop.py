@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.errors import TrainingError
-from dareu_jax.parallel import on_host
+from dareu_jax.errors import Preempted, TrainingError
+from dareu_jax.parallel import Preemption, on_host
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.guards import Guards
@@ -31,6 +31,7 @@ class Stage:
       tracker: metrics.jsonl; progress: what the user sees.
       headline: the metric shown beside the progress bar.
       remedy: what to do when the loss is not a number.
+      preemption: whether the machine is being taken away.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     progress: Progress
     headline: str
     remedy: str
+    preemption: Preemption
 
 
 def run_stage(
@@ -62,6 +64,7 @@ def run_stage(
 
     Raises:
       TrainingError: a metric is NaN or infinite; the last checkpoint stays.
+      Preempted: the machine is being taken away; the step is saved.
     """
     with Checkpoints(stage.folder, stage.keep, stage.progress.say) as checkpoints:
         found = checkpoints.latest(state)
@@ -77,7 +80,8 @@ def run_stage(
         with stage.progress.stage(title, steps, start) as advance:
             for step in range(start + 1, steps + 1):
                 state, metrics = step_fn(state, step - 1)
-                save = step % stage.save_every == 0 or step == steps
+                taken = stage.preemption.has_come()
+                save = taken or step % stage.save_every == 0 or step == steps
                 if save or guards or step % stage.log_every == 0:
                     values = _checked(stage, step, metrics)
                     stage.tracker.log(stage.name, step, values, stage.seed)
@@ -92,6 +96,8 @@ def run_stage(
                     checkpoints.save(step, state, meta)
                 if meta["stopped"]:
                     break
+                if taken:
+                    raise Preempted(f"{title} is saved at step {step}")
     if meta["stopped"]:
         stage.progress.say(f"{title}: stopped, {meta['stopped']}")
     return state, meta

@@ -26,7 +26,13 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
-from dareu_jax.parallel import agreed, first_then_others, is_first, wait_for_all
+from dareu_jax.parallel import (
+    Preemption,
+    agreed,
+    first_then_others,
+    is_first,
+    wait_for_all,
+)
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
@@ -36,7 +42,10 @@ from dareu_jax.trees import merge
 
 
 def run(
-    cfg: RunConfig, folder: Path, progress: Progress
+    cfg: RunConfig,
+    folder: Path,
+    progress: Progress,
+    preemption: Preemption | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Does all that is not yet done in ``folder``.
 
@@ -46,6 +55,7 @@ def run(
 
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
+      Preempted: the machine is being taken away; the same call continues.
     """
     if not first_then_others(lambda: claimed(cfg, folder)):
         with tempfile.TemporaryDirectory() as trial:
@@ -58,7 +68,7 @@ def run(
     answers: list[dict[str, Any]] = []
     with Tracker(folder) as tracker:
         for seed in cfg.seeds:
-            one = Run(cfg, seed, folder, tracker, progress)
+            one = Run(cfg, seed, folder, tracker, progress, preemption)
             check_corpus(one.corpus, folder)
             with jax.set_mesh(one.mesh):
                 seeds[str(seed)] = judge_seed(
@@ -219,7 +229,7 @@ def suite_of(one: Run) -> Suite:
         reference=one.original,
         batch_size=cfg.batch_size,
         max_new_tokens=cfg.max_new_tokens or one.lengths[1],
-        place=one.place,
+        place=one.place_or_stop,
     )
 
 

@@ -12,7 +12,7 @@ from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Preempted, UserError
 from dareu_jax.imported import open_imported
 from dareu_jax.indexing import (
     Indexer,
@@ -25,6 +25,7 @@ from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
+from dareu_jax.parallel import Preemption
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -48,6 +49,7 @@ class Run(Inputs):
     Args:
       cfg: the configuration; seed: one of its seeds.
       folder: the run folder; tracker, progress: where news goes.
+      preemption: whether the machine is being taken away; none: nobody says so.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class Run(Inputs):
         folder: Path,
         tracker: Tracker,
         progress: Progress,
+        preemption: Preemption | None = None,
     ):
         super().__init__(cfg, seed, folder)
         self.tracker, self.progress = tracker, progress
+        self.preemption = preemption or Preemption()
         self.stopped: dict[str, str | None] = {}
         self.wall_s: dict[str, float] = {}
 
@@ -313,7 +317,18 @@ class Run(Inputs):
             progress=self.progress,
             headline=headline,
             remedy=remedy,
+            preemption=self.preemption,
         )
+
+    def place_or_stop(self, batch: Any) -> Any:
+        """`place`, for work of which nothing is kept before its end.
+
+        Raises:
+          Preempted: the machine is being taken away.
+        """
+        if self.preemption.has_come():
+            raise Preempted("what was finished is saved")
+        return self.place(batch)
 
 
 def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:

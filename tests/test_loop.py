@@ -12,6 +12,7 @@ from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import GuardConfig
 from dareu_jax.errors import TrainingError
 from dareu_jax.loop import Stage, run_stage
+from dareu_jax.parallel import Preemption
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.guards import Guards
@@ -36,6 +37,7 @@ def stage(tmp_path):
         progress=Progress(Console(file=said, width=200)),
         headline="loss",
         remedy="walk slower",
+        preemption=Preemption(),
     )
     yield made, said
     made.tracker.close()

@@ -10,6 +10,7 @@ from dareu_jax.parallel.mesh import (
     make_mesh,
     put_batch,
 )
+from dareu_jax.parallel.preemption import Preemption
 from dareu_jax.parallel.processes import (
     agreed,
     connect,
@@ -36,6 +37,7 @@ __all__ = [
     "BATCH_AXES",
     "LOGICAL_RULES",
     "MESH_AXES",
+    "Preemption",
     "abstract_mesh",
     "agreed",
     "along_batch",

@@ -19,7 +19,7 @@ from dareu_jax.attributor.store import abstract_index
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.indexing import Build, placed
 from dareu_jax.loop import Stage
-from dareu_jax.parallel import make_mesh, put_batch, shard
+from dareu_jax.parallel import Preemption, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -59,6 +59,7 @@ def build_in(folder: Path, kernel: Kernel, batches: list, mesh: Any, stop=None):
             progress=Progress(Console(file=StringIO())),
             headline="loss",
             remedy="",
+            preemption=Preemption(),
         )
 
     return Build(kernel, KEY, batch, len(batches), mesh, where)

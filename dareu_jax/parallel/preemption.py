@@ -1,0 +1,42 @@
+"""The machine is being taken away: all processes stop behind the same step."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+    """Whether SIGTERM has come, to this process or to any other of the run."""
+
+    def __init__(self) -> None:
+        self._signalled = False
+        self._asked = 0
+
+    def has_come(self) -> bool:
+        """The same answer in every process; all must ask equally often."""
+        self._asked += 1
+        if jax.process_count() == 1:
+            return self._signalled
+        return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["Preemption"]:
+        """Takes SIGTERM as a request to stop, for the length of a block.
+
+        Where there are several processes JAX's own service listens for it.
+        """
+        if jax.process_count() > 1:
+            yield self
+            return
+        before = signal.signal(signal.SIGTERM, self._signal)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _signal(self, *_: Any) -> None:
+        self._signalled = True
