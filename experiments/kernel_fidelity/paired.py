@@ -1,6 +1,6 @@
 """Differences of LDS between kernels of a finished `dareu fidelity`, with intervals.
 
-    python experiments/kernel_fidelity/paired.py CONFIG FOLDER ekfac grad_dot ...
+    python experiments/kernel_fidelity/paired.py FOLDER ekfac grad_dot ...
 
 Every bootstrap draw takes the same queries and subsets for both kernels of a pair.
 """
@@ -40,8 +40,9 @@ def gaps(first, second, found, rng) -> np.ndarray:
     return out
 
 
-def main(config: str, folder: str, *kernels: str) -> None:
-    cfg, quiet = load_config(config, []), Progress(Console(file=StringIO()))
+def main(folder: str, *kernels: str) -> None:
+    cfg = load_config(Path(folder) / "config.resolved.yaml", [])
+    quiet = Progress(Console(file=StringIO()))
     plan = contenders(cfg)
     with tempfile.TemporaryDirectory() as trial, Tracker(Path(trial)) as tracker:
         trials = [
