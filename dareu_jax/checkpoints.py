@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from dareu_jax.errors import TrainingError, UserError
+from dareu_jax.errors import TrainingError, UserError, first_line
 from dareu_jax.parallel import (
     agreed,
     is_first,
@@ -154,7 +154,7 @@ class Checkpoints:
         try:
             out = self._manager().restore(step, args=args)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return None, _first_line(error)
+            return None, first_line(error)
         return (step, out["state"], out["meta"]), ""
 
     def _manager(self) -> Any:
@@ -166,7 +166,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policy, cleanup_tmp_directories=True
             )
-            self._open = ocp.CheckpointManager(self.folder, options=options)
+            self._open = _deaf(ocp.CheckpointManager)(self.folder, options=options)
         return self._open
 
     def _path(self, step: int) -> Path:
@@ -194,6 +194,20 @@ class Checkpoints:
                 *self.folder.glob("*.orbax-checkpoint-tmp*"),
             ]:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _deaf(manager: type) -> type:
+    """An Orbax manager that does not listen for a preemption, for the run does.
+
+    JAX counts the steps at which it is asked, and whoever else asks, with a step of
+    its own, resets that count: the run's question would never be answered yes.
+    """
+
+    class Deaf(manager):
+        def reached_preemption(self, step: int) -> bool:
+            return False
+
+    return Deaf
 
 
 def restore_error(where: str, found: dict[str, list], target: Any) -> None:
@@ -288,7 +302,7 @@ def _problem(folder: Path) -> str:
     except FileNotFoundError:
         return "its save did not finish"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read: {_first_line(error)}"
+        return f"its manifest cannot be read: {first_line(error)}"
     for name in wanted:
         if name not in found:
             return f"{name} is missing"
@@ -331,7 +345,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dareu_jax.cache import user_cache
 from dareu_jax.config import load_config
-from dareu_jax.errors import Preempted, UserError
+from dareu_jax.errors import Preempted, ProcessLost, UserError
 from dareu_jax.registry import (
     FAMILIES,
     KERNELS,
@@ -52,6 +52,10 @@ def run(
     distributed: Annotated[
         bool, typer.Option("--distributed", help="One of the processes of a pod.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", help="Trace steps A to B of every stage."),
+    ] = None,
 ) -> None:
     """Fine-tune, attribute, unlearn, compare with retraining, report.
 
@@ -60,15 +64,18 @@ def run(
     cfg = load_config(config, overrides or ())
     folder = out or Path("runs") / config.resolve().parent.name
     check_disk(folder)
+    traced = read_steps(profile) if profile else None
     prepare_jax(distributed)
     from dareu_jax import pipeline
-    from dareu_jax.parallel import Preemption, is_first
+    from dareu_jax.parallel import Preemption, is_first, together
     from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.progress import Progress
 
     console = Console(quiet=not is_first())
-    with Preemption().listening() as preemption:
-        results, answers = pipeline.run(cfg, folder, Progress(console), preemption)
+    with together(), Preemption().listening() as preemption:
+        results, answers = pipeline.run(
+            cfg, folder, Progress(console), preemption, traced
+        )
     if not is_first():
         return
     console.print()
@@ -274,6 +281,14 @@ def list_entries(
         console.print(f"{name:<{width}}  {about}", markup=False)
 
 
+def read_steps(text: str) -> tuple[int, int]:
+    """Returns A and B of ``A:B``; raises `UserError` where these are no steps."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile {text}: write first:last, steps from 1, as 10:13")
+    return int(first), int(last)
+
+
 def check_disk(folder: Path) -> None:
     """Raises `UserError` when the disk that would hold the run is full."""
     above = folder.absolute()
@@ -310,6 +325,10 @@ def main(command: Callable[[], None] = app) -> None:
         command()
     except Preempted as news:
         print(f"dareu: SIGTERM: {news}; the same command continues", file=sys.stderr)
+    except ProcessLost as error:
+        print(f"dareu: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary exit would wait for the process that is gone
     except UserError as error:
         print(f"dareu: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,5 +12,17 @@ class Preempted(Exception):
     """The machine is being taken away; the message says what is saved."""
 
 
+class ProcessLost(Exception):
+    """Another process of the run is gone or out of reach; the input is not at fault.
+
+    The command line prints the message and exits with status 1.
+    """
+
+
 class TrainingError(UserError):
     """A stage cannot go on (a NaN loss, no disk space); names stage and step."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows its first line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

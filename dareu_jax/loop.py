@@ -79,7 +79,8 @@ def run_stage(
         title = f"seed {stage.seed} {stage.name}"
         with stage.progress.stage(title, steps, start) as advance:
             for step in range(start + 1, steps + 1):
-                state, metrics = step_fn(state, step - 1)
+                with stage.tracker.step(stage.name, step, stage.seed):
+                    state, metrics = step_fn(state, step - 1)
                 taken = stage.preemption.has_come()
                 save = taken or step % stage.save_every == 0 or step == steps
                 if save or guards or step % stage.log_every == 0:

@@ -46,8 +46,14 @@ def run(
     folder: Path,
     progress: Progress,
     preemption: Preemption | None = None,
+    traced: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Does all that is not yet done in ``folder``.
+
+    Args:
+      cfg: the configuration; folder: the run folder; progress: where news goes.
+      preemption: whether the machine is being taken away.
+      traced: first and last step of every stage to keep a profile of.
 
     Returns:
       What ``results.json`` holds, and every model's answers to the forget prompts of
@@ -66,7 +72,7 @@ def run(
     stopped: dict[str, Any] = {}
     walls: dict[str, float] = {}
     answers: list[dict[str, Any]] = []
-    with Tracker(folder) as tracker:
+    with Tracker(folder, traced) as tracker:
         for seed in cfg.seeds:
             one = Run(cfg, seed, folder, tracker, progress, preemption)
             check_corpus(one.corpus, folder)

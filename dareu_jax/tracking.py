@@ -1,8 +1,9 @@
 """Metrics as JSON lines and TensorBoard scalars, written by process 0 only."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -16,11 +17,15 @@ FILE = "metrics.jsonl"
 class Tracker:
     """Appends to `metrics.jsonl` and `tb/` of a run folder; use it in a `with`.
 
+    ``traced``: first and last step of every stage that `profile/` gets a trace of.
+
     A last line torn by a kill is dropped when the file is next opened for writing.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, traced: tuple[int, int] | None = None):
         self._folder = Path(folder)
+        self._traced = traced
+        self._tracing = False
         self._path = self._folder / FILE
         self._file: Any = None
         self._boards: dict[tuple[str, int], Any] = {}
@@ -50,8 +55,28 @@ class Tracker:
             lines = read(self._folder)
             _rewrite(self._path, [x for x in lines if not _after(x, stage, seed, step)])
 
+    @contextlib.contextmanager
+    def step(self, stage: str, step: int, seed: int) -> Iterator[None]:
+        """One step of a stage, named in a trace; begins and ends the trace."""
+        first, last = self._traced or (0, 0)
+        if step == first and jax.process_index() == 0:
+            folder = self._folder / "profile" / f"{stage}-seed{seed}"
+            jax.profiler.start_trace(str(folder))
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation(stage, step_num=step):
+            yield
+        if step == last:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        if self._tracing:
+            jax.effects_barrier()
+            jax.profiler.stop_trace()
+            self._tracing = False
+
     def close(self) -> None:
         """Flushes and closes every file; the tracker stays usable."""
+        self._end_trace()
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -196,6 +196,13 @@ def test_a_full_disk_is_noticed_before_anything_is_done(monkeypatch, refused):
     assert "MiB free" in complaint and "--out" in complaint
 
 
+@pytest.mark.parametrize("steps", ["10", "3:2", "0:4", "a:b", ":", "1:2:3"])
+def test_steps_to_trace_that_are_none(dareu, steps, tmp_path):
+    out = tmp_path / "run"
+    status, _, complaint = dareu("run", TINY, "--out", out, "--profile", steps)
+    assert status == 2 and "write first:last" in complaint and not out.exists()
+
+
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_list_prints_every_registered_name_with_a_line_about_it(dareu, kind):
     status, printed, complaint = dareu("list", kind)

@@ -63,3 +63,19 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
         tracker.log("dareu", 1, {"loss": 1}, seed=0)
         tracker.truncate("dareu", 0, step=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trace_holds_the_steps_asked_for(tmp_path):
+    with Tracker(tmp_path, traced=(2, 3)) as tracker:
+        for step in range(1, 5):
+            with tracker.step("dareu", step, seed=0):
+                jnp.square(jnp.float32(step)).block_until_ready()
+            made = list(tmp_path.glob("profile/dareu-seed0/**/*.xplane.pb"))
+            assert bool(made) == (step >= 3)
+    assert len(made) == 1 and b"dareu" in made[0].read_bytes()
+
+
+def test_a_stage_that_ends_early_closes_its_trace(tmp_path):
+    with Tracker(tmp_path, traced=(1, 9)) as tracker, tracker.step("prior", 1, seed=0):
+        pass
+    assert list(tmp_path.glob("profile/prior-seed0/**/*.xplane.pb"))

@@ -54,6 +54,7 @@ def sample_token(logps: Array, *, key: Array) -> tuple[Array, Array]:
     jax.jit,
     static_argnames=("model", "max_new_tokens", "temperature", "top_p", "stop_ids"),
 )
+@jax.named_scope("rollout")
 def generate(
     model: Decoder,
     params: dict,

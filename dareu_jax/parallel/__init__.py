@@ -19,6 +19,7 @@ from dareu_jax.parallel.processes import (
     is_first,
     on_host,
     shared_out,
+    together,
     wait_for_all,
 )
 from dareu_jax.parallel.rules import (
@@ -57,5 +58,6 @@ __all__ = [
     "shard",
     "shardings_for",
     "shared_out",
+    "together",
     "wait_for_all",
 ]

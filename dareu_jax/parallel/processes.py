@@ -3,16 +3,17 @@
 Every function here that waits must be called by every process, in the same order.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dareu_jax.errors import UserError
+from dareu_jax.errors import ProcessLost, UserError, first_line
 
 T = TypeVar("T")
 HEARTBEAT_S = 60
@@ -29,7 +30,8 @@ def connect() -> None:
     ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
 
     Raises:
-      UserError: the environment says too little, or the others cannot be reached.
+      UserError: the environment says too little.
+      ProcessLost: the others cannot be reached.
     """
     given = {x: os.environ.get(x) for x in (COORDINATOR, PROCESSES, PROCESS)}
     here: dict[str, Any] = {}
@@ -41,10 +43,33 @@ def connect() -> None:
         }
     try:
         jax.distributed.initialize(**here, heartbeat_timeout_seconds=HEARTBEAT_S)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"--distributed: {str(error).splitlines()[0]}; off a TPU pod set "
+            f"--distributed: {first_line(error)}; off a TPU pod set "
             f"{COORDINATOR}=host:port, {PROCESSES} and {PROCESS} for every process"
+        ) from error
+    except RuntimeError as error:
+        raise ProcessLost(
+            f"--distributed: the other processes cannot be reached: {first_line(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Names the loss of another process, which all that wait for it see as an error.
+
+    Raises:
+      ProcessLost: in place of any error of JAX or of a disk, where there are several.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, OSError) as error:
+        if jax.process_count() == 1:
+            raise
+        raise ProcessLost(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, "
+            f"most likely because another has ended: {first_line(error)}; "
+            "the last checkpoint stays, start all of them again with the same command"
         ) from error
 
 

@@ -142,6 +142,7 @@ class Phases:
         """The prompts with the sampled responses in place of the gold ones."""
         return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
 
+    @jax.named_scope("attribute")
     def _attribute(self, reference, index, answers: TokenBatch) -> Array:
         """DA(i, y[:t]) ``[B, T]`` of the owners that the answer must not come from."""
         kernel = self.world.kernel
@@ -178,6 +179,7 @@ class Phases:
         ref = over_logits(token_logps, [trunks["reference"]], tokens, hp.temperature)
         return Judged(logps, ref, prior_logps, values, anchor.hidden, kl)
 
+    @jax.named_scope("reward")
     def _reward(self, scores: Array, judged: Judged, mask: Array) -> Array:
         """Token rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
         cfg, hp = self.cfg.reward, self.hp
@@ -214,6 +216,7 @@ class Phases:
             judged.anchor,
         )
 
+    @jax.named_scope("update")
     def _update(self, frozen, trainable, opt_state, anchor, experience: Experience):
         """One clipped PPO step on policy and value head."""
         loss = functools.partial(self.ppo_loss, frozen, anchor)
@@ -248,6 +251,7 @@ class Phases:
             "clip_fraction": clipped,
         }
 
+    @jax.named_scope("distil")
     def _distil(self, frozen, trainable, opt_state, reference, retain: TokenBatch):
         """One step on lambda_dis KL(reference || policy) at gold retain answers."""
         model, mask = self.world.model, retain.response_mask

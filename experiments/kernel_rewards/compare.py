@@ -4,6 +4,7 @@
 
 Every seed has one original, one retrained model, one prior and one unseen classifier;
 each reward then starts from the same original. What is done already is not done again.
+With --free nothing holds the policy: no anchor, so that a reward can be gamed.
 """
 
 import argparse
@@ -35,6 +36,7 @@ REWARDS = {
     "grad_dot, refreshed": {"reward.kernel": "grad_dot", "reward.refresh_every": 3},
     "none": {"reward.attribution_weight": 0.0},
 }
+FREE = {"dareu.kl_coef": 0.0, "dareu.kl_anchor": "reference"}
 JUDGES = ("grad_dot", "ekfac", "projected", "representation", "bm25", "watermark")
 SHARED = ("finetune_original", "finetune_retrained", "prior", "judge")
 
@@ -54,8 +56,11 @@ def judges_of(base: Run) -> dict:
     return found
 
 
-def seed_of(out: Path, seed: int) -> dict:
-    """Rows of one seed: metrics of the models by the name of their reward."""
+def seed_of(out: Path, seed: int, held: dict) -> dict:
+    """Rows of one seed: metrics of the models by the name of their reward.
+
+    ``held``: settings of all of them.
+    """
     base = run_of(out / "shared", seed, {})
     rows: dict[str, dict] = {}
     with jax.set_mesh(base.mesh):
@@ -72,9 +77,10 @@ def seed_of(out: Path, seed: int) -> dict:
                     shutil.copytree(
                         base.folder / here, folder / here, dirs_exist_ok=True
                     )
-                one = run_of(folder, seed, changes)
+                one = run_of(folder, seed, {**changes, **held})
                 row = row_of(base, suite, one.unlearned("dareu"))
                 row["seconds"] = one.wall_s["classifier"] + one.wall_s["dareu"]
+                jax.clear_caches()  # a process has memory maps for so many programs
                 row["stopped"] = one.stopped["dareu"]
                 write_json(path, row)
             rows[name] = json.loads(path.read_text(encoding="utf-8"))
@@ -107,6 +113,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--free", action="store_true")
     given = parser.parse_args()
-    done = [seed_of(given.out, seed) for seed in given.seeds]
+    held = FREE if given.free else {}
+    done = [seed_of(given.out, seed, held) for seed in given.seeds]
     write_json(given.out / "results.json", {"seeds": done, "summary": summary(done)})

@@ -28,7 +28,11 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank
 
 from jax.experimental import multihost_utils
 from dareu_jax.checkpoints import Checkpoints, fingerprint
-from dareu_jax.parallel import init_sharded, make_mesh, put_batch, shardings_for
+from dareu_jax.errors import UserError
+from dareu_jax.parallel import (
+    agreed, first_then_others, gathered, init_sharded, make_mesh, on_host, put_batch,
+    shardings_for, shared_out,
+)
 from dareu_jax.tracking import Tracker
 
 def init(key):
@@ -38,6 +42,22 @@ mesh = make_mesh(data=1, fsdp=2, tensor=2)
 tree = init_sharded(init, mesh, jax.random.key(0))
 rows = put_batch(np.arange(24).reshape(8, 3), make_mesh())
 assert rows.shape == (8, 3) and int(rows.sum()) == 276
+
+assert gathered({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+assert agreed(rank) == 0
+sums = shared_out(lambda a, b: [x + y for x, y in zip(a, b)], [1, 2, 3], [9, 8, 7])
+assert sums == [10, 10, 10], sums
+np.testing.assert_array_equal(on_host(rows), np.arange(24).reshape(8, 3))
+
+def fails():
+    raise UserError("no such file")
+
+try:
+    first_then_others(fails)
+except UserError as error:
+    assert str(error).startswith(["no such file", "process 0 stopped"][rank])
+else:
+    raise AssertionError
 
 said = []
 with Checkpoints(folder / "stage", keep=1, warn=said.append) as stage:

@@ -1,0 +1,165 @@
+"""Whole runs in two processes: as in one, stopped, killed, continued."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dareu_jax.tracking import read
+
+REPO = Path(__file__).resolve().parents[2]
+LIMIT_S = 300
+
+WORKER = """
+import os, sys, time
+
+def signalling(function, count):
+    calls = 0
+
+    def wrapped(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), int(number))
+            time.sleep(3)  # JAX looks for the signal once a second
+        return function(*args, **options)
+
+    return wrapped
+
+where, count, number = sys.argv[1].split(":")
+sys.argv = ["dareu", *sys.argv[2:]]
+if where:
+    from dareu_jax import stages
+    from dareu_jax.evaluation import evaluate
+    from dareu_jax.unlearning import phases
+
+    made = phases.Phases.__init__
+
+    def init(self, *args):
+        made(self, *args)
+        if where == "update":
+            self.update = signalling(self.update, int(count))
+
+    phases.Phases.__init__ = init
+    owner = {"finetune_step": stages, "rollout": phases.Phases, "answer": evaluate}
+    if own := owner.get(where):
+        setattr(own, where, signalling(getattr(own, where), int(count)))
+from dareu_jax.cli import main
+main()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run(folder: Path, processes: int, devices: int, signalled: str = "::"):
+    """`dareu run` of tests/tiny.yaml; ``signalled``: where:call:number, in the last.
+
+    Returns exit status, output and complaints of every process.
+    """
+    env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = ["run", "tests/tiny.yaml", "methods=[dareu]", "--out", str(folder)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, where, *command, "--distributed"],
+            cwd=REPO,
+            env=env | {"JAX_PROCESS_ID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, where in enumerate(["::"] * (processes - 1) + [signalled])
+    ]
+    try:
+        said = [worker.communicate(timeout=LIMIT_S) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [(w.returncode, *text) for w, text in zip(workers, said, strict=True)]
+
+
+def numbers(folder: Path) -> dict:
+    """What was logged, by stage, step and name; what depends on time left out."""
+    return {
+        (line["stage"], line["step"], name): value
+        for line in read(folder)
+        for name, value in line.items()
+        if isinstance(value, float)
+    }
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process with four devices."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    ((status, _, complaint),) = run(folder, 1, 4)
+    assert status == 0, complaint[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of two processes, killed once, stopped four times, then finished.
+
+    Returns its folder and what the processes said every time.
+    """
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    said = {"killed": run(folder, 2, 2, f"finetune_step:6:{signal.SIGKILL:d}")}
+    stops = {"finetune_step": 4, "rollout": 1, "update": 1, "answer": 2}
+    for where, call in stops.items():
+        said[where] = run(folder, 2, 2, f"{where}:{call}:{signal.SIGTERM:d}")
+    said["finished"] = run(folder, 2, 2)
+    return folder, said
+
+
+def test_the_loss_of_a_process_is_named_and_ends_the_other(stopped):
+    (status, _, complaint), (killed, *_) = stopped[1]["killed"]
+    assert killed == -signal.SIGKILL and status != 0
+    assert "another has ended" in complaint or "another task died" in complaint
+
+
+@pytest.mark.parametrize("where", ["finetune_step", "rollout", "update", "answer"])
+def test_sigterm_to_one_process_stops_both_at_one_step(stopped, where):
+    one, other = stopped[1][where]
+    lines = [x for x in one[2].splitlines() if x.startswith("dareu: ")]
+    assert one[0] == other[0] == 0, one[2][-3000:]
+    assert len(lines) == 1 and lines[0] in other[2], (one, other)
+    stage = {"finetune_step": "finetune_", "answer": "what was finished"}
+    assert stage.get(where, "seed 0 dareu is saved at step") in lines[0]
+    assert lines[0].endswith("the same command continues")
+
+
+def test_what_was_stopped_goes_on_to_the_bits_of_an_unbroken_run(stopped, alone):
+    folder, said = stopped
+    for status, _, complaint in said["finished"]:
+        assert status == 0, complaint[-3000:]
+    found, wanted = numbers(folder), numbers(alone)
+    common = found.keys() & wanted.keys()
+    assert len(common) > 100
+    assert {key: found[key] for key in common} == {key: wanted[key] for key in common}
+    assert results(folder)["seeds"] == results(alone)["seeds"]
+
+
+def test_one_process_writes_and_prints(stopped):
+    folder, said = stopped
+    (_, first, _), (_, second, _) = said["finished"]
+    assert str(folder / "results.json") in first and not second
+    assert results(folder)["environment"]["processes"] == 2
+    assert "4 x" in results(folder)["environment"]["devices"]
