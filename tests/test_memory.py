@@ -7,27 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_steps import Compiled, bytes_of, collectives
 
 from dareu_jax.attribution import OwnerBatch
 from dareu_jax.attribution.classifier import ClassifierState, fit_classifier
-from dareu_jax.config import build_config
-from dareu_jax.corpus import TokenBatch
-from dareu_jax.generation import generate
 from dareu_jax.memory import OnDevice, device_bytes
 from dareu_jax.models import (
-    Decoder,
     DecoderConfig,
     abstract_params,
-    init_adapters,
     init_head,
-    join,
 )
 from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.parallel import abstract_mesh, batch_sharding, make_mesh, shardings_for
-from dareu_jax.unlearning import World, finetune_step
+from dareu_jax.parallel import abstract_mesh
 from dareu_jax.unlearning.finetune import TrainState
 from dareu_jax.unlearning.loss_methods import loss_step, npo_loss
-from dareu_jax.unlearning.phases import Experience, Phases
 
 SMALL = DecoderConfig(
     vocab=4096, layers=4, embed=256, heads=8, kv_heads=4, head_dim=32, ffn=768
@@ -50,100 +43,14 @@ CASES = {
 }
 
 
-class Compiled:
-    """The steps of a run on shapes alone, and what XLA says of them."""
-
-    def __init__(self, cfg, rank, sizes):
-        devices = jax.devices()[: int(np.prod(sizes))]
-        self.mesh = make_mesh(*sizes, devices=devices)
-        alpha = 16.0 if rank else 0.0
-        self.model = Decoder(dataclasses.replace(cfg, lora_alpha=alpha))
-        base = abstract_params(cfg)
-        self.trainable, self.frozen = self.put(base), {}
-        if rank:
-            make = functools.partial(init_adapters, base, rank)
-            adapters = jax.eval_shape(lambda k: make(key=k), jax.random.key(0))
-            self.trainable, self.frozen = self.put(adapters), self.put(base)
-        self.start = join(self.frozen, self.trainable)
-        self.key = jax.eval_shape(lambda: jax.random.key(0))
-        ints, bools = (
-            [self.rows((B, n), dtype) for n in (P, T)] for dtype in (jnp.int32, bool)
-        )
-        index = self.rows((B,), jnp.int32)
-        self.batch = TokenBatch(ints[0], bools[0], ints[1], bools[1], index)
-
-    def put(self, tree):
-        return jax.tree.map(
-            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
-            tree,
-            shardings_for(tree, self.mesh),
-        )
-
-    def rows(self, shape, dtype):
-        to = batch_sharding(self.mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=to)
-
-    def bytes_of(self, step, *args, **kwargs):
-        """Arguments, and all else, that XLA allocates on one device."""
-        with jax.set_mesh(self.mesh):
-            stats = step.lower(*args, **kwargs).compile().memory_analysis()
-        results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-        return stats.argument_size_in_bytes, stats.temp_size_in_bytes + results
-
-    def finetune(self):
-        optimiser = make_optimiser(1e-3, 10)
-        moments = self.put(jax.eval_shape(optimiser.init, self.trainable))
-        step = self.put(jax.ShapeDtypeStruct((), jnp.int32))
-        state = TrainState(self.trainable, moments, step)
-        given = (self.model, optimiser, state, self.frozen, self.batch)
-        return self.bytes_of(finetune_step, *given, key=self.key)
-
-    def rollout(self):
-        prompts = (self.batch.prompt, self.batch.prompt_mask)
-        how = {"max_new_tokens": T, "temperature": 1.0, "stop_ids": (2,)}
-        return self.bytes_of(
-            generate, self.model, self.start, *prompts, **how, key=self.key
-        )
-
-    def phases(self):
-        """Judging, a PPO step and a distillation step, the reference as anchor."""
-        world = World(
-            model=self.model,
-            reference=self.start,
-            kernel=None,
-            index=None,
-            forget_columns=(0,),
-            forget_owner=jnp.zeros(B, jnp.int32),
-            max_new_tokens=T,
-            stop_ids=(2,),
-            gold_length=1.0,
-            frozen=self.frozen,
-        )
-        cfg = build_config({"dareu": {"kl_anchor": "reference"}})
-        phase = Phases(cfg, world, make_optimiser(1e-3, 10))
-        head = jax.eval_shape(
-            lambda k: init_head(1, self.model.cfg.embed, key=k), self.key
-        )
-        own = self.put({"decoder": self.trainable, "value_head": head})
-        state = self.put(jax.eval_shape(phase.optimiser.init, own))
-        row = self.rows((B, T), jnp.float32)
-        hidden = self.rows((B, T, self.model.cfg.embed), jnp.float32)
-        experience = Experience(self.batch, row, row, row, row, hidden)
-        held = (self.trainable, self.start, None, self.batch)
-        return {
-            "judge": self.bytes_of(phase.judge, self.frozen, own, *held),
-            "update": self.bytes_of(
-                phase.update, self.frozen, own, state, self.start, experience
-            ),
-            "distil": self.bytes_of(
-                phase.distil, self.frozen, own, state, self.start, self.batch
-            ),
-        }
-
-
 @functools.cache
 def compiled(case):
     return Compiled(*CASES[case])
+
+
+@functools.cache
+def phases(case):
+    return compiled(case).phases()
 
 
 @functools.cache
@@ -175,7 +82,8 @@ def test_a_rollout(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_phases_of_dareu(case):
-    one, found = on_device(case), compiled(case).phases()
+    one = on_device(case)
+    found = {k: bytes_of(v) for k, v in phases(case).items()}
     own = one.trainable + one.frozen
     state = own + one.optimiser
     judge = one.judge(B, P, T, others=1)
@@ -187,6 +95,28 @@ def test_the_phases_of_dareu(case):
     written = {"results": one.trainable}
     check(found["update"], state + anchor, dataclasses.replace(update, **written))
     check(found["distil"], state + own, dataclasses.replace(distil, **written))
+
+
+def test_eight_devices_hold_an_eighth_of_parameters_and_optimiser_each():
+    at = compiled("fsdp")
+    moments = jax.eval_shape(make_optimiser(1e-3, 10).init, at.trainable)
+    held = sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves((at.trainable, moments))
+    )
+    batch = B * T * at.model.cfg.embed * 4  # the anchor's hidden states, and more
+    arguments, _ = bytes_of(phases("fsdp")["update"])
+    assert held / 8 <= arguments <= 1.15 / 8 * held + batch / 4
+
+
+def test_an_update_gathers_parameters_one_layer_at_a_time():
+    layers = [x.shape for x in jax.tree.leaves(compiled("fsdp").trainable["layers"])]
+    matrix = max(np.prod(shape[1:]) for shape in layers)
+    table = SMALL.vocab * 512
+    found = collectives(phases("fsdp")["update"])
+    gathered = {size for name, size in found if name == "all-gather"}
+    assert matrix in gathered and table in gathered
+    assert max(gathered - {table}) <= matrix
+    assert not gathered & {np.prod(shape) for shape in layers if len(shape) == 3}
 
 
 @pytest.mark.parametrize("case", ["remat", "fsdp", "full"])
