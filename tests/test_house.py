@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
-    | {"attributor", "doctor", "fidelity"},
+    | {"attributor", "doctor", "fidelity", "parallel"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),
