@@ -213,6 +213,7 @@ def test_one_shape_is_compiled_once(made, world):
     again = world.queries._replace(response=tokens)
     acc = kernel.init(made.params, key=KEY)
     acc, _ = kernel.update(made.params, one, acc)
+    made.of(made.index, world.queries)
 
     def listen(event: str, seconds: float, **_: Any) -> None:
         if event.endswith("jaxpr_to_mlir_module_duration"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dareu_jax.config import load_config
+from dareu_jax.config import LoraConfig, load_config
 from dareu_jax.generation import generate
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting.progress import Progress
@@ -43,7 +43,8 @@ class Seen:
             run.__dict__["prior"] = prior, self.train("prior", prior, cfg.prior)
             self.fit_classifier()
             self.tokens = self.answers()
-            self.unlearn()
+            self.unlearn("dareu", run)
+            self.unlearn("adapters", self.with_adapters())
 
     def train(self, name, model, cfg):
         run = self.run
@@ -79,12 +80,21 @@ class Seen:
         )
         return np.where(rollout.mask, rollout.tokens, -1)
 
-    def unlearn(self):
-        method, state, step_fn = self.run.prepare("dareu", self.run.cfg)
+    def with_adapters(self):
+        """The same run, of whose original adapters alone are trained."""
+        run, lora = self.run, LoraConfig(rank=4)
+        cfg = run.cfg.model_copy(update={"lora": lora})
+        other = Run(cfg, 0, run.folder, run.tracker, run.progress)
+        known = ("mesh", "original", "prior", "classifier")
+        other.__dict__.update({name: run.__dict__[name] for name in known})
+        return other
+
+    def unlearn(self, label, run):
+        method, state, step_fn = run.prepare("dareu", run.cfg)
         for step in range(method.steps):
             state, metrics = step_fn(state, step)
             for name, value in metrics.items():
-                self.losses[f"dareu {name}", step] = float(value)
+                self.losses[f"{label} {name}", step] = float(value)
 
 
 @pytest.fixture(scope="module")
