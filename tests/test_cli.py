@@ -203,6 +203,16 @@ def test_steps_to_trace_that_are_none(dareu, steps, tmp_path):
     assert status == 2 and "write first:last" in complaint and not out.exists()
 
 
+@pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+def test_processes_that_are_not_counted(dareu, monkeypatch, name, tmp_path):
+    place = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0", name: "two"}
+    for key, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **place}.items():
+        monkeypatch.setenv(key, value)
+    out = tmp_path / "run"
+    status, _, complaint = dareu("run", TINY, "--out", out, "--distributed")
+    assert status == 2 and f"{name} must be a number" in complaint and not out.exists()
+
+
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_list_prints_every_registered_name_with_a_line_about_it(dareu, kind):
     status, printed, complaint = dareu("list", kind)
