@@ -310,12 +310,14 @@ def prepare_jax(distributed: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
+    if (devices := jax.config.values["jax_num_cpu_devices"]) > 1:
+        # devices that wait for each other hold a thread each, and programs in flight
+        # together can wait for each other's devices for ever
+        os.environ.setdefault("PJRT_NPROC", str(4 * devices))
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.config.values["jax_num_cpu_devices"] > 1:
-        # programs in flight together can wait for each other's devices for ever
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if distributed:
         from dareu_jax.parallel import connect
 

@@ -18,6 +18,7 @@ PATIENT = (
 """Eight devices on two busy cores wait for each other longer than XLA's 40 seconds."""
 os.environ.update(
     JAX_PLATFORMS="cpu",
+    PJRT_NPROC="32",  # devices that wait hold a thread each; some are left for the work
     HF_HUB_OFFLINE="1",
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}",
     JAX_COMPILATION_CACHE_DIR=CACHE,
