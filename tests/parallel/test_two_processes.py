@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,13 +100,7 @@ def tiny_hf_folder(folder):
     hf.make_folder(folder, {**hf.config_of("qwen3"), "vocab_size": 300}, shards=2)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, free_port):
     port = str(free_port())
     tiny_hf_folder(tmp_path / "hf")
     (tmp_path / "exported").mkdir()
