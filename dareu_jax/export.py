@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dareu_jax.config import RunConfig, build_config, read_yaml
 from dareu_jax.errors import UserError
 from dareu_jax.folders import check_new, new_folder
@@ -15,6 +13,7 @@ from dareu_jax.models import merge, split
 from dareu_jax.models.families import config_json
 from dareu_jax.models.hf_folder import read_json, save_tensors, write_tensors
 from dareu_jax.models.hf_io import hf_arrays, peft_arrays, peft_modules, tensor_sizes
+from dareu_jax.parallel import is_first
 from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
@@ -106,7 +105,7 @@ def write_small_files(run: Run, to: Path) -> None:
 
     An imported model keeps its own files; only the dtype may have changed.
     """
-    if jax.process_index() != 0:
+    if not is_first():
         return
     if run.imported is not None:
         copy_small_files(run.imported.files, to)
@@ -124,7 +123,7 @@ def write_small_files(run: Run, to: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Writes a text file, from process 0."""
-    if jax.process_index() == 0:
+    if is_first():
         path.write_text(text, encoding="utf-8")
 
 

@@ -5,10 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import wait_for_all
+from dareu_jax.parallel import is_first, wait_for_all
 
 
 def check_new(out: Path) -> None:
@@ -29,7 +27,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     check_new(out)
     wait_for_all(f"looked for {out}")
-    first = jax.process_index() == 0
+    first = is_first()
     draft = out.parent / f".{out.name}.partial"
     if first:
         shutil.rmtree(draft, ignore_errors=True)

@@ -17,7 +17,7 @@ from dareu_jax.models import DecoderConfig, abstract_params
 from dareu_jax.models.families import read_config
 from dareu_jax.models.hf_folder import HfFolder, read_json
 from dareu_jax.models.hf_io import load_params, stored_dtype
-from dareu_jax.parallel import make_mesh, shardings_for
+from dareu_jax.parallel import is_first, make_mesh, shardings_for
 
 SMALL_FILES = (
     *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
@@ -105,7 +105,7 @@ def import_folder(source: Path, out: Path) -> Imported:
         params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:
             saved.save(0, params, {})
-        if jax.process_index() == 0:
+        if is_first():
             copy_small_files(source, draft / FILES)
             fields = {"source": str(source.absolute()), **dataclasses.asdict(cfg)}
             text = json.dumps(fields, indent=1) + "\n"

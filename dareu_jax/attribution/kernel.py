@@ -1,6 +1,7 @@
 """The interface of an attribution kernel: pure functions in a frozen dataclass."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import init_sharded, shard
+from dareu_jax.parallel import shard, shardings_for
 
 Array = jax.Array
 Index = Any
@@ -144,11 +145,13 @@ def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Any:
     """
     if kernel.goes_on:
         return shard(kernel.init(params, key=key), mesh)
+    return _init_on(kernel, mesh, params, key)
 
-    def init(key: Array, params: Any) -> Any:
-        return kernel.init(params, key=key)
 
-    return init_sharded(init, mesh, key, params)
+@functools.partial(jax.jit, static_argnames=("kernel", "mesh"))
+def _init_on(kernel: Kernel, mesh: Mesh, params: Any, key: Array) -> Any:
+    acc = kernel.init(params, key=key)
+    return jax.lax.with_sharding_constraint(acc, shardings_for(acc, mesh))
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:

@@ -22,7 +22,7 @@ from dareu_jax.corpus.shared import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.folders import new_folder
 from dareu_jax.indexing import placed, shapes_of
-from dareu_jax.parallel import named_leaves
+from dareu_jax.parallel import is_first, named_leaves
 from dareu_jax.registry import KERNELS
 
 SPEC, ARRAYS = "spec.json", "index"
@@ -119,7 +119,7 @@ def save(made: Attributor, folder: Path | str) -> None:
     with new_folder(Path(folder)) as draft:
         with Checkpoints(draft / ARRAYS) as saved:
             saved.save(0, made.index, spec)
-        if jax.process_index() == 0:
+        if is_first():
             text = json.dumps(spec, indent=1, ensure_ascii=False) + "\n"
             (draft / SPEC).write_text(text, encoding="utf-8")
 

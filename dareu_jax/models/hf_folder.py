@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dareu_jax.errors import UserError
+from dareu_jax.parallel import is_first
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -145,7 +145,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file as transformers and PEFT read it, from process 0."""
     from safetensors.numpy import save_file
 
-    if jax.process_index() != 0:
+    if not is_first():
         return
     held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(held, str(path), metadata={"format": "pt"})
@@ -169,7 +169,7 @@ def write_tensors(
     ready = iter(tensors)
     for file, names in plan.items():
         save_tensors(folder / file, {name: next(ready)[1] for name in names})
-    if len(plan) > 1 and jax.process_index() == 0:
+    if len(plan) > 1 and is_first():
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {n: file for file, names in plan.items() for n in names},
