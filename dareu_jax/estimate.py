@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from jax.sharding import AbstractMesh
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,7 @@ from dareu_jax.imported import DECODER, open_imported
 from dareu_jax.inputs import Inputs, parts_of
 from dareu_jax.memory import Footprint, OnDevice
 from dareu_jax.models import DecoderConfig, decoder_config, over_imported
-from dareu_jax.parallel import abstract_mesh, check_divisible
+from dareu_jax.parallel import abstract_mesh, check_divisible, rollout_mesh
 from dareu_jax.registry import KERNELS, METHODS, MODELS
 from dareu_jax.unlearning import make_dareu, method_config, uses_prior
 
@@ -132,7 +133,10 @@ class Sizes:
         self.losses = {n: c for n, c in configs.items() if n not in self.dareus}
         self.sides: dict[str, OnDevice] = {}
         for name in self.parts:
-            self.sides[name] = self._side(name)
+            self.sides[name] = self._side(name, self.mesh)
+        self.sampling = rollout_mesh(self.mesh, mesh.rollout_tensor)
+        self.there = self._side("model", self.sampling)
+        self.is_moved = self.sampling != self.mesh
         self.prompt, self.response = self._lengths()
 
     def _lengths(self) -> tuple[int, int]:
@@ -152,13 +156,13 @@ class Sizes:
         """Whether a part is to be imported, and has not been yet."""
         return model.path is not None and not (Path(model.path) / DECODER).exists()
 
-    def _side(self, name: str) -> OnDevice:
+    def _side(self, name: str, mesh: AbstractMesh) -> OnDevice:
         part, shape = self.parts[name], self._shape(name)
         vocab = self.sides["model"].cfg.vocab if self.sides else shape.vocab
         check_part(part, shape, vocab)
         lora = part.lora
         adapters = () if lora is None else (lora.rank, lora.targets)
-        return OnDevice(part.trained(shape), self.mesh, *adapters)
+        return OnDevice(part.trained(shape), mesh, *adapters)
 
     def _shape(self, name: str) -> DecoderConfig:
         """The shape of a part: imported, of its preset, or of the run's vocabulary."""
@@ -196,6 +200,7 @@ class Sizes:
             "adapters": one.trainable if adapts else 0,
             "optimiser": one.optimiser,
             "behaviour policy": one.trainable,
+            "weights to sample with": self.there.frozen if self.is_moved else 0,
             "reference": one.trainable if adapts else weights,
             "retrained": 0 if cfg.retrained.skip else oracle,
             **{name: self._beside(name) for name in ("classifier", "judge")},
@@ -269,18 +274,25 @@ class Sizes:
         trunks, kept = (2 if hp.kl_in == "loss" else 1), hp.retain_batch_size
         taught = self.response if hp.distil_on == "gold" else t
         steps = {
-            "rollout": (size, one.rollout(size, p, t)),
+            "rollout": (size, self.rollout(size, p, t)),
             "judge answers": (size, one.judge(size, p, t, others)),
             "PPO update": (size, one.train(size, p, t, 2 * trunks, trunks)),
             "distillation": (kept, one.train(kept, p, taught, 5, trunks=2)),
         }
         if hp.distil_on == "reference":
-            steps["retain rollout"] = (kept, one.rollout(kept, p, t))
+            steps["retain rollout"] = (kept, self.rollout(kept, p, t))
         check_divisible(hp.batch_size, self.mesh)
         for step, (batch, own) in steps.items():
             if own.gradients:
                 own = dataclasses.replace(own, results=one.trainable)
             yield self.row(step, batch, held, own)
+
+    def rollout(self, size: int, prompt: int, response: int) -> Footprint:
+        """Sampling, in its own layout; what is trained is moved there for it."""
+        check_divisible(size, self.sampling)
+        own = self.there.rollout(size, prompt, response)
+        moved = self.there.trainable if self.is_moved else 0
+        return dataclasses.replace(own, results=own.results + moved)
 
     def loss(self, name: str, cfg: RunConfig) -> Iterator[Row]:
         """One step on a forget and a retain batch."""
@@ -294,7 +306,7 @@ class Sizes:
         cfg, one, p = self.cfg.evaluation, self.sides["model"], self.prompt
         size, tokens = cfg.batch_size, cfg.max_new_tokens or self.response
         held, longest = sum(self.held.values()), max(tokens, self.response)
-        yield self.row("answers to judge", size, held, one.rollout(size, p, tokens))
+        yield self.row("answers to judge", size, held, self.rollout(size, p, tokens))
         scores = one.judge(size, p, longest, others=0)
         yield self.row("log-probs to judge", size, held, scores)
 

@@ -25,7 +25,13 @@ from dareu_jax.models import (
     over_imported,
     split,
 )
-from dareu_jax.parallel import first_then_others, init_sharded, make_mesh, put_batch
+from dareu_jax.parallel import (
+    Layouts,
+    first_then_others,
+    init_sharded,
+    make_mesh,
+    put_batch,
+)
 
 Array = jax.Array
 
@@ -74,6 +80,11 @@ class Inputs:
     def mesh(self) -> Mesh:
         """The devices, as the configuration divides them."""
         return make_mesh(self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor)
+
+    @functools.cached_property
+    def layouts(self) -> Layouts:
+        """The mesh, and the same devices as they are divided to sample text."""
+        return Layouts.of(self.mesh, self.cfg.mesh.rollout_tensor)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the mesh."""

@@ -236,6 +236,7 @@ def suite_of(one: Run) -> Suite:
         batch_size=cfg.batch_size,
         max_new_tokens=cfg.max_new_tokens or one.lengths[1],
         place=one.place_or_stop,
+        layouts=one.layouts,
     )
 
 

@@ -245,6 +245,7 @@ class Run(Inputs):
             kernel=kernel,
             index=index,
             rebuild=indexer.again,
+            layouts=self.layouts,
             prior_model=prior_model,
             prior=prior,
         )

@@ -20,7 +20,12 @@ from dareu_jax.errors import UserError
 from dareu_jax.evaluation.evaluate import greedy, over_records, texts_of
 from dareu_jax.imported import open_imported
 from dareu_jax.models import Decoder, decoder_config
-from dareu_jax.parallel import BATCH_AXES, make_mesh, put_batch
+from dareu_jax.parallel import (
+    BATCH_AXES,
+    Layouts,
+    make_mesh,
+    put_batch,
+)
 from dareu_jax.registry import KERNELS
 
 MULTIPLE = 32
@@ -79,6 +84,11 @@ class Model(NamedTuple):
         """The batch size, rounded up to a multiple of the devices along a batch."""
         devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
         return -(-batch_size // devices) * devices
+
+    @property
+    def layouts(self) -> Layouts:
+        """Where parameters are, and where they are while answers are decoded."""
+        return Layouts.of(self.mesh)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the devices."""
@@ -160,6 +170,8 @@ def greedy_answers(
     """The model's own answers, each token the likeliest."""
     blank = [owned.Record("", "", prompt, ".") for prompt in prompts]
     tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
-    decode = greedy(model.decoder, model.params, stop_ids, max_new_tokens)
+    decode = greedy(
+        model.decoder, model.params, stop_ids, max_new_tokens, model.layouts
+    )
     said = model.over(tokens, options.batch_size, decode)
     return texts_of(model.tokenizer, said)

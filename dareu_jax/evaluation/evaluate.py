@@ -16,7 +16,7 @@ from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
-from dareu_jax.parallel import on_host, shared_out
+from dareu_jax.parallel import Layouts, on_host, shared_out
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
@@ -44,7 +44,7 @@ class Suite:
       retrained: parameters of the retrained model, or None.
       reference: parameters of the original, for kernels that need them.
       batch_size, max_new_tokens: of the greedy decoding.
-      place: puts a numpy batch on the devices.
+      place: puts a numpy batch on the devices; layouts: where answers are decoded.
     """
 
     model: Decoder
@@ -58,6 +58,7 @@ class Suite:
     batch_size: int
     max_new_tokens: int
     place: Callable[[Any], Any]
+    layouts: Layouts = dataclasses.field(default_factory=Layouts)
 
 
 def in_batches(suite: Suite, tokens: TokenBatch, score: Callable) -> Any:
@@ -77,21 +78,27 @@ def over_records(
 
 
 def greedy(
-    model: Decoder, params: Any, stop_ids: tuple[int, ...], max_new_tokens: int
+    model: Decoder,
+    params: Any,
+    stop_ids: tuple[int, ...],
+    max_new_tokens: int,
+    layouts: Layouts,
 ) -> Callable[[TokenBatch], Rollout]:
     """Decoding of a batch's prompts, each token the likeliest."""
+    there = layouts.params(params)
 
     def decode(batch: TokenBatch) -> Rollout:
-        return generate(
-            model,
-            params,
-            batch.prompt,
-            batch.prompt_mask,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-            stop_ids=stop_ids,
-            key=jax.random.key(0),
-        )
+        with layouts.sampling():
+            said = generate(
+                model,
+                there,
+                *layouts.rows((batch.prompt, batch.prompt_mask)),
+                max_new_tokens=max_new_tokens,
+                temperature=0.0,
+                stop_ids=stop_ids,
+                key=jax.random.key(0),
+            )
+        return layouts.back(said)
 
     return decode
 
@@ -105,7 +112,8 @@ def texts_of(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
 def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
     """Decodes greedily from every prompt."""
     stop_ids = suite.tokenizer.stop_ids
-    decode = greedy(suite.model, params, stop_ids, suite.max_new_tokens)
+    limit, layouts = suite.max_new_tokens, suite.layouts
+    decode = greedy(suite.model, params, stop_ids, limit, layouts)
     rollout = in_batches(suite, tokens, decode)
     ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
     text = texts_of(suite.tokenizer, rollout)

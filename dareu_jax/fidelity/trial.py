@@ -99,7 +99,7 @@ class Trial:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
         run, gold = self.run, self.run.tokens(self.records)
         width, stop_ids = gold.response.shape[1], run.tokenizer.stop_ids
-        decode = greedy(run.model, run.original, stop_ids, width)
+        decode = greedy(run.model, run.original, stop_ids, width, run.layouts)
         rollout = self._over(gold, decode)
         return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
 

@@ -1,5 +1,6 @@
 """Mesh, sharding rules and multi-host helpers."""
 
+from dareu_jax.parallel.layouts import Layouts, rollout_mesh
 from dareu_jax.parallel.mesh import (
     AXES,
     BATCH_AXES,
@@ -38,6 +39,7 @@ __all__ = [
     "BATCH_AXES",
     "LOGICAL_RULES",
     "MESH_AXES",
+    "Layouts",
     "Preemption",
     "abstract_mesh",
     "agreed",
@@ -55,6 +57,7 @@ __all__ = [
     "on_host",
     "path_name",
     "put_batch",
+    "rollout_mesh",
     "shard",
     "shardings_for",
     "shared_out",

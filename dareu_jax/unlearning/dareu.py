@@ -88,7 +88,7 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
         behaviour = trainable["decoder"] if sampled_anew else state.behaviour
         prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
-        rollout = phase.rollout(join(frozen, behaviour), prompts, key=key)
+        rollout = phase.rollout(behaviour, prompts, key=key)
         answers = phase.answers(prompts, rollout)
         attributed, seen = fresh.at(int(state.step), state.attributed, behaviour)
         scores = phase.attribute(*seen, answers)

@@ -9,6 +9,7 @@ import jax
 from dareu_jax.attribution import Kernel
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder
+from dareu_jax.parallel import Layouts
 
 Array = jax.Array
 Batches = dict[str, list[TokenBatch]]
@@ -42,6 +43,7 @@ class World:
       prior_model, prior: the counterfactual prior, for a method that reads it.
       max_new_tokens: T of rollouts; stop_ids: the tokens that end a text.
       gold_length: mean tokens of the forget records' own responses.
+      layouts: where parameters are in an update and in a rollout.
     """
 
     model: Decoder
@@ -57,6 +59,7 @@ class World:
     prior: Any = None
     frozen: Any = dataclasses.field(default_factory=dict)
     rebuild: Callable[[Any], Any] | None = None
+    layouts: Layouts = dataclasses.field(default_factory=Layouts)
 
 
 @dataclasses.dataclass(frozen=True)

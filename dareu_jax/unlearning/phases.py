@@ -18,6 +18,7 @@ from dareu_jax.models import (
     apply_head,
     join,
     over_logits,
+    split,
     token_logps,
     trunk_of,
 )
@@ -119,24 +120,34 @@ class Phases:
         self.distil = jax.jit(self._distil, donate_argnums=(2,))
         self.measure = jax.jit(self._measure)
 
-    def rollout(self, params: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
-        """Samples one answer per row from a policy's parameters."""
-        return generate(
-            self.world.model,
-            params,
-            prompts.prompt,
-            prompts.prompt_mask,
-            max_new_tokens=self.world.max_new_tokens,
-            temperature=self.hp.temperature,
-            stop_ids=self.world.stop_ids,
-            key=key,
-        )
+    def rollout(self, trainable: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
+        """Samples one answer per row from a policy's trainable decoder parameters.
+
+        They are moved to the layout of a rollout; frozen ones are there already.
+        """
+        layouts, world = self.world.layouts, self.world
+        with layouts.sampling():
+            said = generate(
+                world.model,
+                join(self.frozen_there, layouts.params(trainable)),
+                *layouts.rows((prompts.prompt, prompts.prompt_mask)),
+                max_new_tokens=world.max_new_tokens,
+                temperature=self.hp.temperature,
+                stop_ids=world.stop_ids,
+                key=key,
+            )
+        return layouts.back(said)
+
+    @functools.cached_property
+    def frozen_there(self) -> dict:
+        """Frozen parameters in the layout of a rollout."""
+        return self.world.layouts.params(self.world.frozen)
 
     def teach(self, reference: dict, retain: TokenBatch, *, key: Array) -> TokenBatch:
         """What to distil at: gold retain answers, or those of the reference."""
         if self.hp.distil_on == "gold":
             return retain
-        return self.answers(retain, self.rollout(reference, retain, key=key))
+        return self.answers(retain, self.rollout(split(reference)[0], retain, key=key))
 
     def answers(self, prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
         """The prompts with the sampled responses in place of the gold ones."""

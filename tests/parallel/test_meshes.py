@@ -67,17 +67,17 @@ class Seen:
 
     def answers(self):
         run, gold = self.run, self.run.tokens(self.run.split.forget)
-        batch = run.place(gold)
-        rollout = generate(
-            run.model,
-            run.original,
-            batch.prompt,
-            batch.prompt_mask,
-            max_new_tokens=16,
-            temperature=1.0,
-            stop_ids=run.tokenizer.stop_ids,
-            key=jax.random.key(3),
-        )
+        batch, layouts = run.place(gold), self.run.layouts
+        with layouts.sampling():
+            rollout = generate(
+                run.model,
+                layouts.params(run.original),
+                *layouts.rows((batch.prompt, batch.prompt_mask)),
+                max_new_tokens=16,
+                temperature=1.0,
+                stop_ids=run.tokenizer.stop_ids,
+                key=jax.random.key(3),
+            )
         return np.where(rollout.mask, rollout.tokens, -1)
 
     def with_adapters(self):

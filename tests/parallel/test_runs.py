@@ -13,8 +13,9 @@ from dareu_jax.tracking import read
 
 REPO = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
-CHANGES = ["methods=[dareu]", "dareu.data_epochs=4"]
-"""Iterations enough for two stops: the news of a signal may take one more."""
+CHANGES = ["methods=[dareu]", "dareu.data_epochs=4", "mesh.fsdp=4"]
+"""Iterations enough for two stops: the news of a signal may take one more. No process
+holds all of any matrix."""
 
 WORKER = """
 import os, sys, time

@@ -1,0 +1,90 @@
+"""Two layouts of the same devices: one to update parameters in, one to sample in."""
+
+import contextlib
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from dareu_jax.errors import UserError
+from dareu_jax.parallel.mesh import AXES, batch_sharding, check_divisible
+from dareu_jax.parallel.rules import shardings_for
+
+M = TypeVar("M", Mesh, AbstractMesh)
+
+
+def rollout_mesh(mesh: M, tensor: int | None = None) -> M:
+    """Returns ``mesh`` with its devices as ``data x 1 x tensor``, in the same order.
+
+    Args:
+      mesh: ``data x fsdp x tensor``.
+      tensor: over how many devices a layer is split; None: over ``fsdp x tensor``.
+
+    Raises:
+      UserError: ``tensor`` does not divide the devices.
+    """
+    sizes = mesh.shape
+    tensor = sizes["fsdp"] * sizes["tensor"] if tensor is None else tensor
+    if mesh.size % tensor:
+        raise UserError(
+            f"mesh.rollout_tensor = {tensor} must divide the {mesh.size} devices"
+        )
+    shape = (mesh.size // tensor, 1, tensor)
+    if shape == tuple(sizes[axis] for axis in AXES):
+        return mesh
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(shape, AXES, axis_types=mesh.axis_types)
+    return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+    """Where parameters and rows are in an update, and where while text is sampled.
+
+    An update gathers what ``fsdp`` splits once per batch; sampling would do so once
+    per token. There the devices split heads, ffn and vocabulary instead, and what
+    they exchange is activations of one token.
+
+    Attributes:
+      update, rollout: meshes of the same devices, in the same order; None: parameters
+        and rows stay where they are.
+    """
+
+    update: Mesh | None = None
+    rollout: Mesh | None = None
+
+    @classmethod
+    def of(cls, mesh: Mesh, tensor: int | None = None) -> "Layouts":
+        """Both layouts of the devices of ``mesh``; ``tensor`` as in `rollout_mesh`."""
+        return cls(mesh, rollout_mesh(mesh, tensor))
+
+    def sampling(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which text is sampled."""
+        if self.rollout is None:
+            return contextlib.nullcontext()
+        return jax.set_mesh(self.rollout)
+
+    def params(self, params: Any) -> Any:
+        """Parameters of the update layout, in the rollout layout."""
+        if self.rollout is None or self.rollout == self.update:
+            return params
+        return jax.device_put(params, shardings_for(params, self.rollout))
+
+    def rows(self, tree: Any) -> Any:
+        """Arrays ``[B, ...]`` of the update layout, in the rollout layout.
+
+        Raises:
+          UserError: B does not divide by the devices that rows are split over.
+        """
+        if self.rollout is None or self.rollout == self.update:
+            return tree
+        for leaf in jax.tree.leaves(tree):
+            check_divisible(len(leaf), self.rollout)
+        return jax.device_put(tree, batch_sharding(self.rollout))
+
+    def back(self, tree: Any) -> Any:
+        """Arrays ``[B, ...]`` of the rollout layout, in the update layout."""
+        if self.update is None or self.rollout == self.update:
+            return tree
+        return jax.device_put(tree, batch_sharding(self.update))
