@@ -163,7 +163,8 @@ class Indexer:
 
     def again(self, params: Any) -> Any:
         """The index at other parameters of the model, calibrated; nothing is saved."""
-        return self.as_reward(params, self.build.at(params))[1]
+        with jax.transfer_guard("allow"):
+            return self.as_reward(params, self.build.at(params))[1]
 
     def as_reward(self, params: Any, index: Any) -> tuple[Kernel, Any]:
         """The kernel calibrated on the owners' records, with a score for any prefix."""

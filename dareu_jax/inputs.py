@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import corpus as owned
 from dareu_jax.cache import user_cache
@@ -29,6 +29,7 @@ from dareu_jax.parallel import (
     Layouts,
     first_then_others,
     init_sharded,
+    key_of,
     make_mesh,
     put_batch,
 )
@@ -212,7 +213,9 @@ class Inputs:
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
+        whole, number = NamedSharding(self.mesh, PartitionSpec()), self.seed
+        key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
+        return key_of(key, zlib.crc32(stage.encode()))
 
     def tokens(self, records: tuple[owned.Record, ...]) -> owned.TokenBatch:
         """Tokenises records to this run's lengths."""

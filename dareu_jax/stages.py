@@ -25,7 +25,7 @@ from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import Preemption
+from dareu_jax.parallel import Preemption, key_of
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -158,7 +158,7 @@ class Run(Inputs):
         frozen = {} if start is None else split(start)[1]
 
         def step_fn(state, step):
-            batch, noise = self.place(stream[step]), jax.random.fold_in(key, step)
+            batch, noise = self.place(stream[step]), key_of(key, step)
             return finetune_step(
                 model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
@@ -167,7 +167,7 @@ class Run(Inputs):
             return init_training(model, optimiser, given, key=key)
 
         given = None if start is None else split(start)[0]
-        return self.made(init, key, given, donate=(1,)), step_fn, steps
+        return self.made(init, key, given, donate=(1,)), watched(step_fn), steps
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
@@ -273,12 +273,12 @@ class Run(Inputs):
                 ]
                 for split, need in method.needs.items()
             }
-            return method.step(state, batch, key=jax.random.fold_in(key, step))
+            return method.step(state, batch, key=key_of(key, step))
 
         def init(key: Array, start: Any) -> Any:
             return method.init(start, key=key)
 
-        return method, self.made(init, key, self.start), step_fn
+        return method, self.made(init, key, self.start), watched(step_fn)
 
     def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
         """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""
@@ -330,6 +330,19 @@ class Run(Inputs):
         if self.preemption.has_come():
             raise Preempted("what was finished is saved")
         return self.place(batch)
+
+
+def watched(step_fn: StepFn) -> StepFn:
+    """``step_fn`` that may copy between host and devices by name alone.
+
+    One number that a step reads or writes in passing makes all devices wait.
+    """
+
+    def step(state, step):
+        with jax.transfer_guard("disallow"):
+            return step_fn(state, step)
+
+    return step
 
 
 def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:

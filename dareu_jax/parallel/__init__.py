@@ -8,6 +8,7 @@ from dareu_jax.parallel.mesh import (
     along_batch,
     batch_sharding,
     check_divisible,
+    key_of,
     make_mesh,
     put_batch,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "gathered",
     "init_sharded",
     "is_first",
+    "key_of",
     "logical_axes",
     "make_mesh",
     "named_leaves",

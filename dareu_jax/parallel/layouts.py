@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.errors import UserError
 from dareu_jax.parallel.mesh import AXES, batch_sharding, check_divisible
@@ -82,6 +82,12 @@ class Layouts:
         for leaf in jax.tree.leaves(tree):
             check_divisible(len(leaf), self.rollout)
         return jax.device_put(tree, batch_sharding(self.rollout))
+
+    def key(self, key: jax.Array) -> jax.Array:
+        """A random key of the update layout, in the rollout layout."""
+        if self.rollout is None or self.rollout == self.update or not key.committed:
+            return key
+        return jax.device_put(key, NamedSharding(self.rollout, PartitionSpec()))
 
     def back(self, tree: Any) -> Any:
         """Arrays ``[B, ...]`` of the rollout layout, in the update layout."""

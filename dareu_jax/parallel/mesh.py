@@ -6,7 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+)
 
 from dareu_jax.errors import UserError
 
@@ -88,6 +95,22 @@ def along_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
 
+def key_of(key: jax.Array, number: int) -> jax.Array:
+    """`jax.random.fold_in` of a host's number, put by name on the key's devices."""
+    if not key.committed:
+        return jax.random.fold_in(key, jax.device_put(np.uint32(number)))
+    return jax.random.fold_in(key, _put(np.uint32(number), key.sharding))
+
+
+def _put(value: Any, to: Sharding) -> jax.Array:
+    """Puts what every process has on the devices; each process on its own."""
+    if jax.process_count() == 1:
+        return jax.device_put(value, to)
+    whole = np.asarray(value)
+    with jax.transfer_guard("allow"):  # JAX counts it among those nobody asked for
+        return jax.make_array_from_callback(whole.shape, to, whole.__getitem__)
+
+
 def put_batch(tree: Any, mesh: Mesh) -> Any:
     """Puts host arrays `[B, ...]` on the mesh, split along B.
 
@@ -100,9 +123,6 @@ def put_batch(tree: Any, mesh: Mesh) -> Any:
 
     def put(leaf: Any) -> jax.Array:
         check_divisible(len(leaf), mesh)
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
-        rows = np.asarray(leaf)
-        return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
+        return _put(leaf, sharding)
 
     return jax.tree.map(put, tree)

@@ -12,6 +12,7 @@ import optax
 from dareu_jax.config import DareuConfig, RunConfig
 from dareu_jax.models import init_head, join, split
 from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning.method import Method, Need, World
 from dareu_jax.unlearning.phases import Phases, repeat_rows
@@ -84,13 +85,14 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
 
     def step(state: DareuState, batch, *, key: Array):
         trainable, opt_state, frozen = state.trainable, state.opt_state, world.frozen
-        sampled_anew = int(state.step) % per_behaviour == 0
+        done = int(jax.device_get(state.step))
+        sampled_anew = done % per_behaviour == 0
         behaviour = trainable["decoder"] if sampled_anew else state.behaviour
         prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
         rollout = phase.rollout(behaviour, prompts, key=key)
         answers = phase.answers(prompts, rollout)
-        attributed, seen = fresh.at(int(state.step), state.attributed, behaviour)
+        attributed, seen = fresh.at(done, state.attributed, behaviour)
         scores = phase.attribute(*seen, answers)
         judged = phase.judge(
             frozen, trainable, behaviour, world.reference, world.prior, answers
@@ -103,14 +105,15 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
                 frozen, trainable, opt_state, anchor, experience
             )
             for retain in batch["retain"][s :: hp.updates_per_batch]:
-                key = jax.random.fold_in(key, 1)
+                key = key_of(key, 1)
                 retain = phase.teach(world.reference, retain, key=key)
                 trainable, opt_state, kept = phase.distil(
                     frozen, trainable, opt_state, world.reference, retain
                 )
         metrics = phase.measure(scores, rewards, judged, answers)
-        drift = fresh.drift(int(state.step), phase.attribute, scores, answers)
-        state = DareuState(trainable, opt_state, behaviour, attributed, state.step + 1)
+        drift = fresh.drift(done, phase.attribute, scores, answers)
+        count = phase.count(state.step)
+        state = DareuState(trainable, opt_state, behaviour, attributed, count)
         return state, {**metrics, **ppo, **kept, **drift}
 
     return Method(

@@ -58,6 +58,7 @@ class Experience(NamedTuple):
     anchor: Array
 
 
+@functools.partial(jax.jit, static_argnames="times")
 def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
     """Repeats every row, for several samples per prompt."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
@@ -119,6 +120,7 @@ class Phases:
         self.update = jax.jit(self._update, donate_argnums=(2,))
         self.distil = jax.jit(self._distil, donate_argnums=(2,))
         self.measure = jax.jit(self._measure)
+        self.count = jax.jit(lambda step: step + 1)
 
     def rollout(self, trainable: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
         """Samples one answer per row from a policy's trainable decoder parameters.
@@ -134,7 +136,7 @@ class Phases:
                 max_new_tokens=world.max_new_tokens,
                 temperature=self.hp.temperature,
                 stop_ids=world.stop_ids,
-                key=key,
+                key=layouts.key(key),
             )
         return layouts.back(said)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import join
+from dareu_jax.reinforcement import masked_mean
 from dareu_jax.unlearning.method import World
 
 Array = jax.Array
@@ -75,8 +76,11 @@ class FreshIndex:
         """
         if not self.is_due(step) or self._before is None:
             return {}
-        mask = answers.response_mask
-        gap = jnp.abs(scores - attribute(*self._before, answers))
-        count = jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
-        self._before = None
-        return {"score_drift": jnp.sum(jnp.where(mask, gap, 0.0)) / count}
+        before, self._before = attribute(*self._before, answers), None
+        return {"score_drift": mean_gap(scores, before, answers.response_mask)}
+
+
+@jax.jit
+def mean_gap(scores: Array, before: Array, mask: Array) -> Array:
+    """mean over true entries of |scores - before|, all ``[B, T]``."""
+    return masked_mean(jnp.abs(scores - before), mask)
