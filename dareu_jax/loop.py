@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.errors import Preempted, TrainingError
-from dareu_jax.parallel import Preemption, on_host
+from dareu_jax.parallel import (
+    Lap,
+    Preemption,
+    Stopwatch,
+    on_host,
+    peak_flops,
+    rates,
+)
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.guards import Guards
@@ -32,6 +39,7 @@ class Stage:
       headline: the metric shown beside the progress bar.
       remedy: what to do when the loss is not a number.
       preemption: whether the machine is being taken away.
+      watch: times the phases of a step that is logged.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Stage:
     headline: str
     remedy: str
     preemption: Preemption
+    watch: Stopwatch
 
 
 def run_stage(
@@ -79,11 +88,14 @@ def run_stage(
         title = f"seed {stage.seed} {stage.name}"
         with stage.progress.stage(title, steps, start) as advance:
             for step in range(start + 1, steps + 1):
-                with stage.tracker.step(stage.name, step, stage.seed):
+                logs = guards is not None or step % stage.log_every == 0
+                timing = stage.watch.timing(logs and step > start + 1)
+                with stage.tracker.step(stage.name, step, stage.seed), timing as laps:
                     state, metrics = step_fn(state, step - 1)
                 taken = stage.preemption.has_come()
                 save = taken or step % stage.save_every == 0 or step == steps
-                if save or guards or step % stage.log_every == 0:
+                if save or logs:
+                    stage.tracker.throughput(stage.name, step, speeds(laps), stage.seed)
                     values = _checked(stage, step, metrics)
                     stage.tracker.log(stage.name, step, values, stage.seed)
                     advance(step, f"{stage.headline} {values[stage.headline]:.4f}")
@@ -102,6 +114,12 @@ def run_stage(
     if meta["stopped"]:
         stage.progress.say(f"{title}: stopped, {meta['stopped']}")
     return state, meta
+
+
+def speeds(laps: Mapping[str, Lap]) -> dict[str, dict[str, float | None]]:
+    """Seconds, tokens a second and MFU of every phase that was timed."""
+    devices, peak = jax.device_count(), peak_flops(jax.devices()[0])
+    return {name: rates(lap, devices, peak) for name, lap in laps.items()}
 
 
 def new_meta() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import Preemption, key_of
+from dareu_jax.parallel import Preemption, Stopwatch, key_of
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -36,6 +36,7 @@ from dareu_jax.unlearning import (
     finetune_step,
     init_training,
     method_config,
+    training_work,
 )
 from dareu_jax.unlearning.guards import Guards
 
@@ -64,6 +65,7 @@ class Run(Inputs):
         super().__init__(cfg, seed, folder)
         self.tracker, self.progress = tracker, progress
         self.preemption = preemption or Preemption()
+        self.watch = Stopwatch()
         self.stopped: dict[str, str | None] = {}
         self.wall_s: dict[str, float] = {}
 
@@ -157,9 +159,14 @@ class Run(Inputs):
         key = self.key(name)
         frozen = {} if start is None else split(start)[1]
 
+        def work(_, model, optimiser, state, frozen, batch, **how):
+            return training_work(model.cfg, [batch], frozen)
+
+        timed = self.watch.timed("update", finetune_step, work)
+
         def step_fn(state, step):
             batch, noise = self.place(stream[step]), key_of(key, step)
-            return finetune_step(
+            return timed(
                 model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
             )
 
@@ -246,6 +253,7 @@ class Run(Inputs):
             index=index,
             rebuild=indexer.again,
             layouts=self.layouts,
+            watch=self.watch,
             prior_model=prior_model,
             prior=prior,
         )
@@ -319,6 +327,7 @@ class Run(Inputs):
             headline=headline,
             remedy=remedy,
             preemption=self.preemption,
+            watch=self.watch,
         )
 
     def place_or_stop(self, batch: Any) -> Any:

@@ -12,6 +12,7 @@ import jax
 from dareu_jax.errors import UserError
 
 FILE = "metrics.jsonl"
+SPEEDS = "throughput.jsonl"
 
 
 class Tracker:
@@ -44,6 +45,29 @@ class Tracker:
         board = self._board(stage, seed)
         for name, number in numbers.items():
             board.add_scalar(f"{stage}/{name}", number, step)
+
+    def throughput(
+        self,
+        stage: str,
+        step: int,
+        phases: Mapping[str, Mapping[str, float | None]],
+        seed: int,
+    ) -> None:
+        """Writes `{"seed", "stage", "step", "phase", **rates}` for every phase.
+
+        They have a file of their own: metrics are the same in every run, times are not.
+        """
+        if jax.process_index() != 0 or not phases:
+            return
+        head = {"seed": seed, "stage": stage, "step": step}
+        board = self._board(stage, seed)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / SPEEDS).open("a", encoding="utf-8") as file:
+            for phase, numbers in phases.items():
+                file.write(json.dumps({**head, "phase": phase, **numbers}) + "\n")
+                for name, number in numbers.items():
+                    if number is not None:
+                        board.add_scalar(f"{stage}/{phase}/{name}", number, step)
 
     def truncate(self, stage: str, seed: int, step: int) -> None:
         """Drops what `stage` with `seed` logged after `step`; call it on resume."""

@@ -12,7 +12,7 @@ from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import GuardConfig
 from dareu_jax.errors import TrainingError
 from dareu_jax.loop import Stage, run_stage
-from dareu_jax.parallel import Preemption
+from dareu_jax.parallel import Preemption, Stopwatch
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.guards import Guards
@@ -38,6 +38,7 @@ def stage(tmp_path):
         headline="loss",
         remedy="walk slower",
         preemption=Preemption(),
+        watch=Stopwatch(),
     )
     yield made, said
     made.tracker.close()

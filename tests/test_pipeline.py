@@ -327,3 +327,12 @@ def test_a_users_file_without_test_records_is_accepted(tmp_path):
     corpus = pipeline.check(load_config(TINY, changes), tmp_path / "trial", progress)
     assert len(corpus.train) == 16 and corpus.test == ()
     assert "no test records" in said.getvalue()
+
+
+def test_every_phase_says_how_fast_it_was(unbroken):
+    text = (unbroken.folder / tracking.SPEEDS).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    phases = {"rollout", "attribute", "judge", "reward", "update", "distil"}
+    assert {x["phase"] for x in lines if x["stage"] == "dareu"} == phases
+    assert "finetune_original" in {x["stage"] for x in lines}
+    assert all(x["tokens_per_s"] > 0 and x["mfu"] is None for x in lines)

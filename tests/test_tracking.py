@@ -1,10 +1,12 @@
 """Metrics on disk: what is written, and what a kill may leave behind."""
 
+import json
+
 import jax.numpy as jnp
 import pytest
 
 from dareu_jax.errors import UserError
-from dareu_jax.tracking import FILE, Tracker, read
+from dareu_jax.tracking import FILE, SPEEDS, Tracker, read
 
 
 def test_lines_and_scalars(tmp_path):
@@ -79,3 +81,14 @@ def test_a_stage_that_ends_early_closes_its_trace(tmp_path):
     with Tracker(tmp_path, traced=(1, 9)) as tracker, tracker.step("prior", 1, seed=0):
         pass
     assert list(tmp_path.glob("profile/prior-seed0/**/*.xplane.pb"))
+
+
+def test_speeds_have_a_file_of_their_own(tmp_path):
+    fast = {"seconds": 0.5, "tokens_per_s": 40.0, "mfu": None}
+    with Tracker(tmp_path) as tracker:
+        tracker.throughput("dareu", 3, {"rollout": fast, "update": fast}, seed=1)
+        tracker.throughput("dareu", 4, {}, seed=1)
+    lines = [json.loads(x) for x in (tmp_path / SPEEDS).read_text().splitlines()]
+    assert [line.pop("phase") for line in lines] == ["rollout", "update"]
+    assert lines[0] == {"seed": 1, "stage": "dareu", "step": 3, **fast}
+    assert read(tmp_path) == []

@@ -1,6 +1,7 @@
 """One decoder, its heads, and named shapes."""
 
 from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
+from dareu_jax.models.flops import forward_flops
 from dareu_jax.models.lora import init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
 from dareu_jax.models.scoring import (
@@ -28,6 +29,7 @@ __all__ = [
     "abstract_params",
     "apply_head",
     "decoder_config",
+    "forward_flops",
     "hidden_states",
     "init_adapters",
     "init_decoder",

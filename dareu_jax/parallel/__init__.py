@@ -34,14 +34,18 @@ from dareu_jax.parallel.rules import (
     shard,
     shardings_for,
 )
+from dareu_jax.parallel.throughput import Lap, Stopwatch, Work, peak_flops, rates
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
     "LOGICAL_RULES",
     "MESH_AXES",
+    "Lap",
     "Layouts",
     "Preemption",
+    "Stopwatch",
+    "Work",
     "abstract_mesh",
     "agreed",
     "along_batch",
@@ -58,7 +62,9 @@ __all__ = [
     "named_leaves",
     "on_host",
     "path_name",
+    "peak_flops",
     "put_batch",
+    "rates",
     "rollout_mesh",
     "shard",
     "shardings_for",

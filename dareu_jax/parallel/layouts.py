@@ -87,7 +87,10 @@ class Layouts:
         """A random key of the update layout, in the rollout layout."""
         if self.rollout is None or self.rollout == self.update or not key.committed:
             return key
-        return jax.device_put(key, NamedSharding(self.rollout, PartitionSpec()))
+        whole = NamedSharding(self.rollout, PartitionSpec())
+        # Between processes, device_put takes the numbers of a key and not the key.
+        numbers = jax.device_put(jax.random.key_data(key), whole)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(key))
 
     def back(self, tree: Any) -> Any:
         """Arrays ``[B, ...]`` of the rollout layout, in the update layout."""

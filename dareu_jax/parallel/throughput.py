@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -80,9 +81,8 @@ class Stopwatch:
     @contextlib.contextmanager
     def timing(self, is_on: bool = True) -> Iterator[dict[str, Lap]]:
         """Gives what the phases inside take, by name; nothing where it is not on."""
-        self._laps = laps = {}
-        if not is_on:
-            self._laps = None
+        laps: dict[str, Lap] = {}
+        self._laps = laps if is_on else None
         try:
             yield laps
         finally:
@@ -91,8 +91,9 @@ class Stopwatch:
     def timed(
         self, name: str, phase: Callable[..., Any], work: Callable[..., Work]
     ) -> Callable[..., Any]:
-        """``phase``, timed; ``work(result, *args, **kwargs)`` says what it had to do."""
+        """``phase``, timed; ``work(result, *args, **kwargs)``: what it had to do."""
 
+        @functools.wraps(phase)
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._laps is None:
                 return phase(*args, **kwargs)
@@ -100,7 +101,8 @@ class Stopwatch:
             begun = time.perf_counter()
             result = jax.block_until_ready(phase(*args, **kwargs))
             seconds = time.perf_counter() - begun
-            done = work(result, *args, **kwargs)
+            with jax.transfer_guard("allow"):
+                done = work(result, *args, **kwargs)
             self._laps.setdefault(name, Lap()).add(seconds, done)
             return result
 

@@ -5,6 +5,7 @@ from dareu_jax.unlearning.dareu import make_dareu, uses_prior
 from dareu_jax.unlearning.finetune import TrainState, finetune_step, init_training
 from dareu_jax.unlearning.method import Method, Need, World
 from dareu_jax.unlearning.presets import PRESETS, method_config
+from dareu_jax.unlearning.work import training_work
 
 __all__ = [
     "PRESETS",
@@ -16,5 +17,6 @@ __all__ = [
     "init_training",
     "make_dareu",
     "method_config",
+    "training_work",
     "uses_prior",
 ]

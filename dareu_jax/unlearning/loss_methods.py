@@ -12,10 +12,12 @@ from dareu_jax.config import LossMethodConfig, NpoConfig, RunConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder, join, response_logps
 from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.parallel import Work
 from dareu_jax.registry import METHODS
 from dareu_jax.reinforcement import cross_entropy
 from dareu_jax.unlearning.finetune import TrainState, apply_gradients, init_training
 from dareu_jax.unlearning.method import Method, Need, World
+from dareu_jax.unlearning.work import training_work
 
 Array = jax.Array
 ForgetLoss = Callable[[Array, Array, Array], Array]
@@ -85,6 +87,11 @@ def make_loss_method(
         decay=False,
     )
 
+    def work(_, *given: Any) -> Work:
+        return training_work(model.cfg, list(given[-2:]), world.frozen, references=1)
+
+    timed_step = world.watch.timed("update", loss_step, work)
+
     def init(params, *, key: Array) -> TrainState:
         state = init_training(model, optimiser, params, key=key)
         return state._replace(params=jax.tree.map(jnp.copy, state.params))
@@ -93,7 +100,7 @@ def make_loss_method(
         how = (model, optimiser, forget_loss, cfg.retain_weight)
         frozen, reference = world.frozen, world.reference
         forget, retain = batch["forget"][0], batch["retain"][0]
-        return loss_step(*how, state, frozen, reference, forget, retain)
+        return timed_step(*how, state, frozen, reference, forget, retain)
 
     need = Need(cfg.batch_size, 1, f"{name}.batch_size")
     return Method(

@@ -9,7 +9,7 @@ import jax
 from dareu_jax.attribution import Kernel
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import Layouts
+from dareu_jax.parallel import Layouts, Stopwatch
 
 Array = jax.Array
 Batches = dict[str, list[TokenBatch]]
@@ -44,6 +44,7 @@ class World:
       max_new_tokens: T of rollouts; stop_ids: the tokens that end a text.
       gold_length: mean tokens of the forget records' own responses.
       layouts: where parameters are in an update and in a rollout.
+      watch: times the phases of a step, when it is told to.
     """
 
     model: Decoder
@@ -60,6 +61,7 @@ class World:
     frozen: Any = dataclasses.field(default_factory=dict)
     rebuild: Callable[[Any], Any] | None = None
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dareu_jax.models import (
     trunk_of,
 )
 from dareu_jax.unlearning.method import World
+from dareu_jax.unlearning.work import PhaseWork
 
 Array = jax.Array
 SHORT = 3  # tokens, end of text included: fewer is no sentence
@@ -113,16 +114,30 @@ class Phases:
         prior = world.prior_model if self.anchored_to == "prior" else None
         self.anchor_model = prior or world.model
         self.kappa = rl.segment_length(world.max_new_tokens, cfg.reward.slices)
-        self.attribute = jax.jit(self._attribute)
-        self.judge = jax.jit(self._judge)
-        self.reward = jax.jit(self._reward)
+        work, timed = self.work, world.watch.timed
+        self.rollout = timed("rollout", self._rollout, work.rollout)
+        self.attribute = timed("attribute", jax.jit(self._attribute), work.attribute)
+        self.judge = timed("judge", jax.jit(self._judge), work.judge)
+        self.reward = timed("reward", jax.jit(self._reward), work.reward)
         self.advantage = jax.jit(self._advantage)
-        self.update = jax.jit(self._update, donate_argnums=(2,))
-        self.distil = jax.jit(self._distil, donate_argnums=(2,))
+        update = jax.jit(self._update, donate_argnums=(2,))
+        self.update = timed("update", update, work.update)
+        distil = jax.jit(self._distil, donate_argnums=(2,))
+        self.distil = timed("distil", distil, work.distil)
         self.measure = jax.jit(self._measure)
         self.count = jax.jit(lambda step: step + 1)
 
-    def rollout(self, trainable: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
+    @property
+    def work(self) -> PhaseWork:
+        """What each phase has to do."""
+        world, policy = self.world, self.world.model.cfg
+        frozen = [policy] * (1 + (self.anchored_to == "behaviour"))
+        if world.prior_model is not None:
+            frozen.append(world.prior_model.cfg)
+        anchor = self.anchor_model.cfg if self.hp.kl_in == "loss" else None
+        return PhaseWork(policy, bool(world.frozen), frozen, anchor)
+
+    def _rollout(self, trainable: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
         """Samples one answer per row from a policy's trainable decoder parameters.
 
         They are moved to the layout of a rollout; frozen ones are there already.

@@ -139,7 +139,7 @@ class Compiled:
             "distil": (phase.distil, own, state, self.start, self.batch),
         }
         return {
-            name: self.compiled(step, self.frozen, *args)
+            name: self.compiled(step.__wrapped__, self.frozen, *args)
             for name, (step, *args) in given.items()
             if not only or name == only
         }

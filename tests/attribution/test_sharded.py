@@ -19,7 +19,7 @@ from dareu_jax.attributor.store import abstract_index
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.indexing import Build, placed
 from dareu_jax.loop import Stage
-from dareu_jax.parallel import Preemption, make_mesh, put_batch, shard
+from dareu_jax.parallel import Preemption, Stopwatch, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -60,6 +60,7 @@ def build_in(folder: Path, kernel: Kernel, batches: list, mesh: Any, stop=None):
             headline="loss",
             remedy="",
             preemption=Preemption(),
+            watch=Stopwatch(),
         )
 
     return Build(kernel, KEY, batch, len(batches), mesh, where)
