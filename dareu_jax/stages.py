@@ -318,6 +318,7 @@ class Run(Inputs):
             headline=headline,
             remedy=remedy,
             preemption=self.preemption,
+            keep_best=self.cfg.checkpoint.keep_best,
         )
 
     def place_or_stop(self, batch: Any) -> Any:
