@@ -296,6 +296,17 @@ class Run(Inputs):
         self.stopped[stage] = meta["stopped"]
         return method.params_of(state)
 
+    def unlearned_at(self, name: str, step: int) -> Any:
+        """Parameters of method ``name`` at a step that is on disk, not its last.
+
+        Raises:
+          UserError: that step is not there.
+        """
+        method, state, _ = self.prepare(name, method_config(self.cfg, name))
+        folder = self.stage(name, method.headline, "").folder
+        with Checkpoints(folder, warn=self.progress.say) as saved:
+            return method.params_of(saved.at(step, state)[1])
+
     def model_params(self, name: str) -> Any:
         """Parameters of a row of the table."""
         if name in self.oracles:
