@@ -1,47 +1,51 @@
 """Checkpoints of one stage: saved whole, verified before they are trusted.
 
-Orbax writes a step; a manifest (sha256 of every file, shape and dtype of every leaf)
-is added when all of it is on disk. A step counts only if its manifest verifies, so
-whatever a kill, a full disk or a flaky file system leaves behind is passed over.
-On several hosts the folder must be one that all of them see.
+Orbax writes a step in the background; a manifest is added when all of it is on disk. A
+step counts only if its manifest verifies, so whatever a kill, a full disk or a flaky
+file system leaves behind is passed over.
+On several hosts the folder must be one that all of them see, and all must call the
+same methods in the same order.
 """
 
 import contextlib
+import copy
 import errno
-import hashlib
-import json
 import logging
-import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dareu_jax.errors import TrainingError, UserError, first_line
-from dareu_jax.parallel import (
-    agreed,
-    is_first,
-    named_leaves,
-    on_host,
-    wait_for_all,
+from dareu_jax.integrity import (
+    Leaves,
+    check_leaves,
+    describe,
+    problem,
+    read_leaves,
+    read_metric,
+    write_manifest,
 )
+from dareu_jax.parallel import agreed, is_first, wait_for_all
 
-MANIFEST = "integrity.json"
+Found = tuple[int, Any, dict[str, Any]]
+"""A step, its tree and its meta."""
 
 
 class Checkpoints:
-    """The newest `keep` steps of one stage in `folder`; use it as a context manager.
+    """The newest and the best steps of one stage in `folder`; use it in a `with`.
 
     Args:
       folder: holds one sub-folder per step; made when first needed.
-      keep: how many steps stay on disk.
+      keep: how many of the newest stay on disk.
+      keep_best: how many with the lowest metric stay besides.
       warn: called with one line for every step that cannot be used.
     """
 
@@ -50,37 +54,58 @@ class Checkpoints:
         folder: Path,
         keep: int = 2,
         warn: Callable[[str], None] = warnings.warn,
+        keep_best: int = 0,
     ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(folder).absolute()
-        self._keep = keep
+        self._keep, self._keep_best = keep, keep_best
         self._warn = warn
         self._open: Any = None
+        self._opened = contextlib.ExitStack()
+        self._saving: tuple[int, Future[None]] | None = None
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Writes `tree` (arrays) and `meta` (JSON) and returns once both are on disk.
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        meta: dict[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
 
+        The arrays may be donated as soon as it returns. `settle` waits for the disk.
         Steps at or after `step` belong to an abandoned run and are removed first.
 
-        Raises:
-          TrainingError: no disk space is left; steps saved before stay usable.
-        """
-        self._remove([old for old in agreed(self.steps()) if old >= step])
-        try:
-            with _quiet():
-                self._write(step, tree, meta)
-        except Exception as error:
-            self._discard(step)
-            if not _is_disk_full(error):
-                raise
-            raise TrainingError(
-                f"no disk space left while saving {self.folder} step {step}; "
-                "free space and run the same command again"
-            ) from error
-        self._remove(agreed(self.steps())[: -self._keep])
+        Args:
+          step: its number; tree, meta: what comes back from `latest`.
+          metric: what `keep_best` goes by, lower is better; none: never among the best.
 
-    def latest(self, abstract_tree: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        Raises:
+          TrainingError: no disk space is left, for this step or the one before; steps
+            saved earlier stay usable.
+        """
+        self.settle()
+        self._remove([old for old in agreed(self.steps()) if old >= step])
+        with self._discarding(step):
+            self._saving = step, self._write(step, tree, meta, metric)
+
+    def settle(self) -> None:
+        """Returns when the last save is whole on disk and what it replaces is gone.
+
+        Raises:
+          TrainingError: no disk space was left; steps saved before stay usable.
+        """
+        if self._saving is None:
+            return
+        step, written = self._saving
+        with self._discarding(step):
+            written.result()
+        self._saving = None
+        wait_for_all(f"saved {step}")
+        self._remove(agreed(self._replaced() if is_first() else []))
+
+    def latest(self, abstract_tree: Any) -> Found | None:
         """Returns `(step, tree, meta)` of the newest step that can be trusted, if any.
 
         Args:
@@ -90,10 +115,11 @@ class Checkpoints:
         Raises:
           UserError: a leaf on disk has another shape or dtype than the one wanted.
         """
+        self.settle()
         passed_over: list[tuple[int, str]] = []
         found = None
         for step in reversed(agreed(self.steps())):
-            reason = _agreed_problem(self._path(step))
+            reason = self._problem(step)
             if reason:
                 self._remove([step])
             else:
@@ -108,6 +134,27 @@ class Checkpoints:
             )
         return found
 
+    def at(self, step: int, abstract_tree: Any) -> Found:
+        """Returns `(step, tree, meta)` of one step, as `latest` does of the newest.
+
+        Raises:
+          UserError: it is not there or cannot be trusted; or as for `latest`.
+        """
+        self.settle()
+        steps = agreed(self.steps())
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.folder} has no step {step}; there are: {known}")
+        found, reason = None, self._problem(step)
+        if not reason:
+            found, reason = self._restore(step, abstract_tree)
+        if found is None:
+            raise UserError(
+                f"checkpoint {self.folder} step {step} is unreadable ({reason}); "
+                "take another step"
+            )
+        return found
+
     def steps(self) -> list[int]:
         """Returns the steps with a folder on disk, oldest first, unverified."""
         if not self.folder.is_dir():
@@ -116,38 +163,72 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def close(self) -> None:
-        """Releases the threads Orbax holds; the object stays usable."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        """Settles, and releases the threads Orbax holds; the object stays usable."""
+        self.settle()
+        self._release()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
 
-    def _write(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    def _abandon(self) -> None:
+        """Ends the last save alone: after an error, others may wait elsewhere."""
+        if self._saving is not None:
+            step, written = self._saving
+            try:
+                written.result()
+            except Exception as error:
+                self._discard(step)
+                self._warn(
+                    f"checkpoint {self.folder} step {step} was not saved "
+                    f"({first_line(error)})"
+                )
+            self._saving = None
+        with contextlib.suppress(Exception):
+            self._release()
+
+    def _release(self) -> None:
+        manager, self._open = self._open, None
+        if manager is not None:
+            manager.close()
+            self._opened.close()
+
+    def _write(
+        self, step: int, tree: Any, meta: dict[str, Any], metric: float | None
+    ) -> Future[None]:
         import orbax.checkpoint as ocp
 
+        # Orbax copies arrays before it returns, and reads JSON after.
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(tree),
+            meta=ocp.args.JsonSave(copy.deepcopy(meta)),
         )
         manager = self._manager()
         manager.save(step, args=args, force=True)
+        worker = ThreadPoolExecutor(1, "manifest")
+        written = worker.submit(self._finish, manager, step, describe(tree), metric)
+        worker.shutdown(wait=False)
+        return written
+
+    def _finish(
+        self, manager: Any, step: int, leaves: Leaves, metric: float | None
+    ) -> None:
+        """Runs beside the main thread, so nothing here waits for other processes."""
         manager.wait_until_finished()
         if is_first():
-            _write_manifest(self._path(step), tree)
-        wait_for_all(f"saved {step}")
+            write_manifest(self._path(step), leaves, metric)
 
-    def _restore(
-        self, step: int, abstract_tree: Any
-    ) -> tuple[tuple[int, Any, dict[str, Any]] | None, str]:
+    def _restore(self, step: int, abstract_tree: Any) -> tuple[Found | None, str]:
         import orbax.checkpoint as ocp
 
         target = _targets(abstract_tree)
-        found = json.loads((self._path(step) / MANIFEST).read_text())["leaves"]
-        restore_error(f"checkpoint {self.folder} step {step}", found, target)
+        found = read_leaves(self._path(step))
+        check_leaves(f"checkpoint {self.folder} step {step}", found, target)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
         )
@@ -157,20 +238,49 @@ class Checkpoints:
             return None, first_line(error)
         return (step, out["state"], out["meta"]), ""
 
+    def _replaced(self) -> list[int]:
+        """Steps that are neither among the newest nor among the best."""
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        steps = [
+            SimpleNamespace(step=step, metrics=read_metric(self._path(step)), time=None)
+            for step in self.steps()
+        ]
+        best = policies.BestN(
+            get_metric_fn=lambda metric: metric,
+            reverse=True,  # it keeps the last of those it sorts
+            n=self._keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        either = policies.AnyPreservationPolicy([policies.LatestN(self._keep), best])
+        kept = either.should_preserve(steps, context=policies.PreservationContext())
+        return [at.step for at, is_kept in zip(steps, kept) if not is_kept]
+
     def _manager(self) -> Any:
         import orbax.checkpoint as ocp
 
         if self._open is None:
-            # One more than asked for: the oldest goes only after the newest verifies.
-            policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep + 1)
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
+            # It keeps all: an old step goes only after the newest verifies.
+            policy = ocp.checkpoint_managers.preservation_policy.PreserveAll()
+            # Two managers that write at once must not meet at each other's barriers.
+            names = ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=agreed(str(self.folder))
             )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                multiprocessing_options=names,
+                cleanup_tmp_directories=True,
+            )
+            self._opened.enter_context(_quiet())
             self._open = _deaf(ocp.CheckpointManager)(self.folder, options=options)
         return self._open
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
+
+    def _problem(self, step: int) -> str:
+        """Asks process 0 alone, so that all processes pick the same step."""
+        return agreed(problem(self._path(step)) if is_first() else "")
 
     def _remove(self, steps: list[int]) -> None:
         if not steps:
@@ -183,11 +293,28 @@ class Checkpoints:
         if self._open is not None:
             self._open.reload()
 
+    @contextlib.contextmanager
+    def _discarding(self, step: int) -> Iterator[None]:
+        """Drops a step that cannot be saved, and names a full disk."""
+        try:
+            yield
+        except Exception as error:
+            self._discard(step)
+            if not _is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"no disk space left while saving {self.folder} step {step}; "
+                "free space and run the same command again"
+            ) from error
+
     def _discard(self, step: int) -> None:
         """Drops a failed save; Orbax may still hold its error, so it is reopened."""
-        with contextlib.suppress(Exception):
-            self.close()
-        self._open = None
+        manager, self._open, self._saving = self._open, None, None
+        if manager is not None:
+            with contextlib.suppress(Exception):
+                manager.wait_until_finished()  # raises in every thread, but once
+            with contextlib.suppress(Exception):
+                manager.close()
         if is_first():
             for path in [
                 self._path(step),
@@ -208,45 +335,6 @@ def _deaf(manager: type) -> type:
             return False
 
     return Deaf
-
-
-def restore_error(where: str, found: dict[str, list], target: Any) -> None:
-    """Compares leaves on disk, `{path: [shape, dtype]}`, with the leaves wanted.
-
-    Raises:
-      UserError: names the first leaf that differs and both shapes.
-    """
-    wanted = _describe(target)
-    for path in [*wanted, *(path for path in found if path not in wanted)]:
-        if found.get(path) != wanted.get(path):
-            raise UserError(
-                f"{where} does not fit this configuration: {path} is "
-                f"{_shape(found.get(path))} there, {_shape(wanted.get(path))} wanted; "
-                "use another output folder or the configuration that wrote it"
-            )
-
-
-def fingerprint(tree: Any) -> str:
-    """Returns the sha256 over every leaf's path, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in named_leaves(tree):
-        digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
-    return digest.hexdigest()
-
-
-def _describe(tree: Any) -> dict[str, list]:
-    return {path: [list(x.shape), str(x.dtype)] for path, x in named_leaves(tree)}
-
-
-def _shape(leaf: list | None) -> str:
-    return f"{leaf[1]}{leaf[0]}" if leaf else "absent"
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(on_host(leaf))
 
 
 def _targets(abstract_tree: Any) -> Any:
@@ -271,70 +359,29 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
     return getattr(leaf, "sharding", None)
 
 
-def _write_manifest(folder: Path, tree: Any) -> None:
-    manifest = {"leaves": _describe(tree), "files": _hashes(folder)}
-    part = folder / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / MANIFEST)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if path.parent != folder or path.name != MANIFEST]
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_sha256, paths))
-    return {str(path.relative_to(folder)): h for path, h in zip(paths, hashes)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _problem(folder: Path) -> str:
-    """Says why a step cannot be trusted; empty when it can."""
-    try:
-        wanted = json.loads((folder / MANIFEST).read_text())["files"]
-        found = _hashes(folder)
-    except FileNotFoundError:
-        return "its save did not finish"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read: {first_line(error)}"
-    for name in wanted:
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != wanted[name]:
-            return f"{name} has changed since it was saved"
-    return ""
-
-
-def _agreed_problem(folder: Path) -> str:
-    """Asks process 0 alone, so that all processes pick the same step."""
-    return agreed(_problem(folder) if is_first() else "")
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax from printing tracebacks of the error that `save` raises anyway.
+    """Keeps Orbax from printing tracebacks of the errors that are raised here anyway.
 
     After a failure its remaining writes end later, so the hook then stays.
     """
     log, before = logging.getLogger("absl"), sys.unraisablehook
-    was_disabled, log.disabled = log.disabled, True
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             before(unraisable)
 
+    log.addFilter(is_of_others)
     sys.unraisablehook = hook
     try:
         yield
     finally:
-        log.disabled = was_disabled
-    sys.unraisablehook = before
+        log.removeFilter(is_of_others)
+    if sys.unraisablehook is hook:
+        sys.unraisablehook = before
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

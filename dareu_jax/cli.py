@@ -110,6 +110,9 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
     ] = False,
+    step: Annotated[
+        int | None, typer.Option(help="A saved step of a method [default: the last].")
+    ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder."""
     check_disk(out)
@@ -118,7 +121,7 @@ def export(
     from dareu_jax.reporting.progress import Progress
 
     console = Console(soft_wrap=True)
-    made = export_run(run_folder, model, out, Progress(console), seed, adapter)
+    made = export_run(run_folder, model, out, Progress(console), seed, adapter, step)
     console.print(f"model: {made}", markup=False)
 
 

@@ -257,7 +257,8 @@ class CheckpointConfig(Section):
 
     every: int = Field(100, ge=1)  # training steps
     every_iterations: int = Field(10, ge=1)  # iterations of an unlearning method
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1)  # the newest
+    keep_best: int = Field(0, ge=0)  # and those of the lowest loss or attribution
 
 
 METHODS_IN_TABLE = (

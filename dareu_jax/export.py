@@ -29,6 +29,7 @@ def export_run(
     progress: Progress,
     seed: int | None = None,
     adapter: bool = False,
+    step: int | None = None,
 ) -> Path:
     """Writes one model of a finished run as a Hugging Face folder.
 
@@ -38,10 +39,11 @@ def export_run(
       out: a folder that does not exist yet; it appears whole or not at all.
       progress: where news goes; seed: one of the run's, the first by default.
       adapter: a PEFT adapter instead of the merged model, where ``lora`` was set.
+      step: one of a method's saved steps, the last by default.
 
     Raises:
-      UserError: no finished run there, no such model or seed, no adapters to write,
-        ``out`` exists.
+      UserError: no finished run there, no such model, seed or step, no adapters to
+        write, ``out`` exists.
     """
     check_new(out)
     cfg, results = finished(folder)
@@ -54,13 +56,18 @@ def export_run(
         raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")
     with Tracker(folder) as tracker:
         run = Run(cfg, seed, folder, tracker, progress)
-        params = run.model_params(name)
+        if step is None:
+            params = run.model_params(name)
+        elif name in run.oracles:
+            raise UserError(f"model {name!r} is of no method; leave --step out")
+        else:
+            params = run.unlearned_at(name, step)
     with new_folder(out) as draft:
         if adapter:
             write_adapter(run, params, name, draft)
         else:
             write_merged(run, params, draft)
-        write(draft / "README.md", model_card(results, name, seed))
+        write(draft / "README.md", model_card(results, name, seed, step))
     return out
 
 

@@ -33,13 +33,14 @@ class Stage:
 
     Attributes:
       name: such as ``finetune_original``; seed: of the run.
-      folder: its checkpoints; keep: how many stay.
+      folder: its checkpoints; keep: how many of the newest stay.
       save_every, log_every: steps.
       tracker: metrics.jsonl; progress: what the user sees.
       headline: the metric shown beside the progress bar.
       remedy: what to do when the loss is not a number.
       preemption: whether the machine is being taken away.
       watch: times the phases of a step that is logged.
+      keep_best: how many checkpoints with the lowest headline stay besides.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     remedy: str
     preemption: Preemption
     watch: Stopwatch
+    keep_best: int = 0
 
 
 def run_stage(
@@ -75,7 +77,9 @@ def run_stage(
       TrainingError: a metric is NaN or infinite; the last checkpoint stays.
       Preempted: the machine is being taken away; the step is saved.
     """
-    with Checkpoints(stage.folder, stage.keep, stage.progress.say) as checkpoints:
+    with Checkpoints(
+        stage.folder, stage.keep, stage.progress.say, stage.keep_best
+    ) as checkpoints:
         found = checkpoints.latest(state)
         start, meta = 0, new_meta()
         if found is not None:
@@ -106,10 +110,11 @@ def run_stage(
                     meta["done"] = step == steps or bool(meta["stopped"])
                     meta["broken"] = guards.broken if guards else {}
                     meta["wall_s"] = before + time.monotonic() - begun
-                    checkpoints.save(step, state, meta)
+                    checkpoints.save(step, state, meta, values[stage.headline])
                 if meta["stopped"]:
                     break
                 if taken:
+                    checkpoints.settle()
                     raise Preempted(f"{title} is saved at step {step}")
     if meta["stopped"]:
         stage.progress.say(f"{title}: stopped, {meta['stopped']}")

@@ -305,6 +305,17 @@ class Run(Inputs):
         self.stopped[stage] = meta["stopped"]
         return method.params_of(state)
 
+    def unlearned_at(self, name: str, step: int) -> Any:
+        """Parameters of method ``name`` at a step that is on disk, not its last.
+
+        Raises:
+          UserError: that step is not there.
+        """
+        method, state, _ = self.prepare(name, method_config(self.cfg, name))
+        folder = self.stage(name, method.headline, "").folder
+        with Checkpoints(folder, warn=self.progress.say) as saved:
+            return method.params_of(saved.at(step, state)[1])
+
     def model_params(self, name: str) -> Any:
         """Parameters of a row of the table."""
         if name in self.oracles:
@@ -328,6 +339,7 @@ class Run(Inputs):
             remedy=remedy,
             preemption=self.preemption,
             watch=self.watch,
+            keep_best=self.cfg.checkpoint.keep_best,
         )
 
     def place_or_stop(self, batch: Any) -> Any:

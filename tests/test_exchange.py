@@ -188,6 +188,31 @@ def test_merged_and_adapter_exports_are_one_model(adapted, source, tmp_path):
     assert not adapter and moved == 3 * 2
 
 
+def test_an_earlier_step_is_exported_when_asked_for(finished, tmp_path, dareu):
+    steps = sorted(
+        int(path.name)
+        for path in (finished.folder / "checkpoints/seed_0/npo").iterdir()
+        if path.name.isdecimal()
+    )
+    last, at_last, before = (
+        HfFolder(export_run(finished.folder, "npo", tmp_path / out, quiet(), step=step))
+        for out, step in [("out", None), ("last", steps[-1]), ("before", steps[-2])]
+    )
+    for name in last.shapes:
+        np.testing.assert_array_equal(at_last.read(name), last.read(name))
+    assert any((before.read(x) != last.read(x)).any() for x in last.shapes)
+    card = (tmp_path / "before" / "README.md").read_text()
+    assert f"seed 0 at step {steps[-2]}; the numbers are of its last step" in card
+
+    command = ("export", finished.folder, "--out", tmp_path / "x", "--step", 999)
+    status, _, complaint = dareu(*command)
+    there = ", ".join(map(str, steps))
+    assert status == 2 and f"has no step 999; there are: {there}" in complaint
+    status, _, complaint = dareu(*command, "--model", "original")
+    assert status == 2 and "'original' is of no method; leave --step out" in complaint
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_adapter_needs_a_run_with_adapters(finished, tmp_path):
     with pytest.raises(UserError, match="no adapters; leave --adapter out"):
         export_run(finished.folder, "npo", tmp_path / "x", quiet(), adapter=True)

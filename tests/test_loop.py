@@ -1,5 +1,7 @@
 """The loop every stage runs in: resume, stop, refuse what is not a number."""
 
+import dataclasses
+import errno
 import io
 import json
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dareu_jax import checkpoints
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import GuardConfig
-from dareu_jax.errors import TrainingError
+from dareu_jax.errors import Preempted, TrainingError
+from dareu_jax.integrity import problem
 from dareu_jax.loop import Stage, run_stage
 from dareu_jax.parallel import Preemption, Stopwatch
 from dareu_jax.reporting.progress import Progress
@@ -74,8 +78,8 @@ def test_a_stage_ends_with_its_state_saved_and_its_steps_logged(stage):
     assert [x["step"] for x in lines(made)] == [2, 4, 6, 8, 9]  # and the last
     assert lines(made)[0].keys() == {"seed", "stage", "step", "loss", "other"}
     assert {(x["seed"], x["stage"]) for x in lines(made)} == {(7, "walk")}
-    with Checkpoints(made.folder) as checkpoints:
-        assert checkpoints.steps() == [8, 9]
+    with Checkpoints(made.folder) as saved:
+        assert saved.steps() == [8, 9]
     assert "seed 7 walk: done" in said.getvalue() and "loss 0.1111" in said.getvalue()
 
 
@@ -89,6 +93,49 @@ def test_a_finished_stage_takes_no_step_and_writes_nothing(stage):
     np.testing.assert_array_equal(again["at"], first["at"])
     after = {p: p.stat().st_mtime_ns for p in made.folder.rglob("*") if p.is_file()}
     assert after == before
+
+
+def test_the_steps_of_the_lowest_headline_stay_beside_the_newest(stage):
+    made, _ = stage
+    made = dataclasses.replace(made, save_every=1, keep=1, keep_best=2)
+    losses = [5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0]
+
+    def step(state, number):
+        if number == 5 and not calls:
+            calls.append(number)
+            raise Killed
+        state = {"at": state["at"], "count": state["count"] + 1}
+        return state, {"loss": jnp.float32(losses[number]), "other": -state["at"]}
+
+    calls = []
+    with pytest.raises(Killed):
+        run_stage(made, start(), 7, step)
+    run_stage(made, start(), 7, step)
+    with Checkpoints(made.folder) as saved:
+        assert saved.steps() == [2, 4, 7]
+        assert int(saved.at(4, start())[1]["count"]) == 4
+
+
+class Taken(Preemption):
+    """A machine that is taken away at once."""
+
+    def has_come(self):
+        return True
+
+
+def test_a_stage_whose_machine_is_taken_says_what_is_saved(stage, monkeypatch):
+    made, _ = stage
+    made = dataclasses.replace(made, preemption=Taken())
+    with pytest.raises(Preempted, match="seed 7 walk is saved at step 1"):
+        run_stage(made, start(), 9, step_fn())
+    assert problem(made.folder / "1") == ""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_manifest", full)
+    with pytest.raises(TrainingError, match=r"no disk space left .* step 2; free"):
+        run_stage(made, start(), 9, step_fn())
 
 
 @pytest.mark.parametrize("kill", [0, 3, 4, 7, 8])
@@ -114,8 +161,8 @@ def test_a_loss_that_is_not_a_number_names_stage_step_and_remedy(stage):
     for part in ("seed 7 walk", "loss is nan", "step 6", "walk slower"):
         assert part in str(error.value)
     assert str(made.folder) in str(error.value)
-    with Checkpoints(made.folder) as checkpoints:
-        step, state, _ = checkpoints.latest(start())
+    with Checkpoints(made.folder) as saved:
+        step, state, _ = saved.latest(start())
     assert step == 4 and int(state["count"]) == 4  # the last good one stays
     assert all(x["loss"] is not None for x in lines(made))
 
@@ -134,8 +181,8 @@ def test_the_last_step_is_checked_before_it_is_saved(stage):
     made, _ = stage
     with pytest.raises(TrainingError, match="step 9"):
         run_stage(made, start(), 9, step_fn(bad=9))
-    with Checkpoints(made.folder) as checkpoints:
-        assert checkpoints.steps()[-1] == 8
+    with Checkpoints(made.folder) as saved:
+        assert saved.steps()[-1] == 8
 
 
 @pytest.mark.parametrize("bad", [4, 9])
@@ -149,8 +196,8 @@ def test_a_state_that_is_no_number_is_never_saved(stage, bad):
 
     with pytest.raises(TrainingError, match=rf"seed 7 walk: .*step {bad};.*slower"):
         run_stage(made, start(), 9, step)
-    with Checkpoints(made.folder) as checkpoints:
-        assert checkpoints.steps() == ([4, 8] if bad == 9 else [])
+    with Checkpoints(made.folder) as saved:
+        assert saved.steps() == ([4, 8] if bad == 9 else [])
 
 
 def short(broken):

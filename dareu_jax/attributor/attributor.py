@@ -21,7 +21,6 @@ from dareu_jax.attributor.model import (
     kernel_for,
 )
 from dareu_jax.attributor.single import single_scores
-from dareu_jax.checkpoints import fingerprint
 from dareu_jax.corpus.shared import (
     digests,
     joined,
@@ -32,6 +31,7 @@ from dareu_jax.corpus.shared import (
 )
 from dareu_jax.errors import UserError
 from dareu_jax.indexing import BatchesOf, training_steps
+from dareu_jax.integrity import fingerprint
 from dareu_jax.registry import did_you_mean
 
 Queries = Sequence[tuple[str, str]]

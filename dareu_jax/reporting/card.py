@@ -14,11 +14,14 @@ they are no statement about texts that were not evaluated.
 """
 
 
-def model_card(results: Mapping[str, Any], name: str, seed: int) -> str:
+def model_card(
+    results: Mapping[str, Any], name: str, seed: int, step: int | None = None
+) -> str:
     """Returns the card as Markdown.
 
     Args:
       results: of ``results.json``; name: the exported row; seed: the exported seed.
+      step: the exported step, where it is not the last.
     """
     one = {"models": {}, "tow": {}, "seeds": {str(seed): results["seeds"][str(seed)]}}
     there = summary.model_names(one)
@@ -29,10 +32,12 @@ def model_card(results: Mapping[str, Any], name: str, seed: int) -> str:
         cells = [summary.cell(one, row, metric) for row in rows]
         lines.append(f"| {metric.name} | {' | '.join(cells)} |")
     table = "\n".join(lines)
+    at = "" if step is None else f" at step {step}; the numbers are of its last step"
     return (
         f"---\ntags: [unlearning, dareu_jax]\n---\n# {name}\n\n"
         f"**{results['scale']}**\n\n"
-        f"The model `{name}` of a dareu_jax run, seed {seed}. The column `retrained`, "
-        "where there is one, is a model that never saw the withdrawn owners.\n\n"
+        f"The model `{name}` of a dareu_jax run, seed {seed}{at}. The column "
+        "`retrained`, where there is one, is a model that never saw the withdrawn "
+        "owners.\n\n"
         f"{table}\n\n{summary.legend(one)}\n\n{LIMITS}"
     )

@@ -26,8 +26,9 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 
 from jax.experimental import multihost_utils
-from dareu_jax.checkpoints import Checkpoints, fingerprint
+from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.errors import UserError
+from dareu_jax.integrity import fingerprint
 from dareu_jax.parallel import (
     agreed, first_then_others, gathered, init_sharded, make_mesh, on_host, put_batch,
     shardings_for, shared_out,
@@ -62,6 +63,7 @@ said = []
 with Checkpoints(folder / "stage", keep=1, warn=said.append) as stage:
     for step in (1, 2):
         stage.save(step, tree, {"step": step})
+    stage.settle()
     assert stage.steps() == [2], stage.steps()
     stage.save(3, tree, {"step": 3})
 other = shardings_for(tree, make_mesh(data=2, fsdp=2))
@@ -70,6 +72,7 @@ target = jax.tree.map(
 )
 with Checkpoints(folder / "stage", keep=2, warn=said.append) as stage:
     stage.save(4, tree, {"step": 4})
+    stage.settle()
     multihost_utils.sync_global_devices("before damage")
     if rank == 0:
         next((folder / "stage" / "4").rglob("d/*")).write_bytes(b"")
