@@ -57,6 +57,10 @@ class Stage:
     watch: Stopwatch
     keep_best: int = 0
 
+    def checkpoints(self) -> Checkpoints:
+        """The states on disk."""
+        return Checkpoints(self.folder, self.keep, self.progress.say, self.keep_best)
+
 
 def run_stage(
     stage: Stage,
@@ -77,9 +81,7 @@ def run_stage(
       TrainingError: a metric is NaN or infinite; the last checkpoint stays.
       Preempted: the machine is being taken away; the step is saved.
     """
-    with Checkpoints(
-        stage.folder, stage.keep, stage.progress.say, stage.keep_best
-    ) as checkpoints:
+    with stage.checkpoints() as checkpoints:
         found = checkpoints.latest(state)
         start, meta = 0, new_meta()
         if found is not None:
@@ -119,6 +121,19 @@ def run_stage(
     if meta["stopped"]:
         stage.progress.say(f"{title}: stopped, {meta['stopped']}")
     return state, meta
+
+
+def watched(step_fn: StepFn) -> StepFn:
+    """``step_fn`` that may copy between host and devices by name alone.
+
+    One number that a step reads or writes in passing makes all devices wait.
+    """
+
+    def step(state, step):
+        with jax.transfer_guard("disallow"):
+            return step_fn(state, step)
+
+    return step
 
 
 def speeds(laps: Mapping[str, Lap]) -> dict[str, dict[str, float | None]]:

@@ -22,7 +22,7 @@ from dareu_jax.indexing import (
     training_steps,
 )
 from dareu_jax.inputs import Inputs
-from dareu_jax.loop import Stage, StepFn, run_stage
+from dareu_jax.loop import Stage, StepFn, run_stage, watched
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
 from dareu_jax.parallel import Preemption, Stopwatch, key_of
@@ -351,19 +351,6 @@ class Run(Inputs):
         if self.preemption.has_come():
             raise Preempted("what was finished is saved")
         return self.place(batch)
-
-
-def watched(step_fn: StepFn) -> StepFn:
-    """``step_fn`` that may copy between host and devices by name alone.
-
-    One number that a step reads or writes in passing makes all devices wait.
-    """
-
-    def step(state, step):
-        with jax.transfer_guard("disallow"):
-            return step_fn(state, step)
-
-    return step
 
 
 def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:

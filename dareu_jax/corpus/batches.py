@@ -88,16 +88,24 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
 def _encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token lists of every prompt and of every response."""
-    if template == CHAT:
-        lead, space = tokenizer.turn(system)
-        prompts = [tokenizer.chat(r.prompt, system) for r in records]
-    else:
-        lead, space = template, " "
-        prompts = _fill(template, records, tokenizer)
-    texts = (space + r.response for r in records)
-    responses = tokenizer.continuations(texts, lead)
-    return prompts, [[*ids, tokenizer.eos_id] for ids in responses]
+    """Returns the token lists of every prompt and of every response.
+
+    Every process of a run tokenises its share of the records.
+    """
+    from dareu_jax.parallel import shared_out
+
+    lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
+
+    def encode(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+        if template == CHAT:
+            prompts = [tokenizer.chat(r.prompt, system) for r in own]
+        else:
+            prompts = _fill(template, own, tokenizer)
+        responses = tokenizer.continuations((space + r.response for r in own), lead)
+        return [(p, [*r, tokenizer.eos_id]) for p, r in zip(prompts, responses)]
+
+    pairs = shared_out(encode, records)
+    return [prompt for prompt, _ in pairs], [response for _, response in pairs]
 
 
 def _fill(

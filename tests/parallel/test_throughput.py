@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.loop import watched
 from dareu_jax.models import (
     Decoder,
     DecoderConfig,
@@ -17,7 +18,6 @@ from dareu_jax.models import (
     logits_of,
 )
 from dareu_jax.parallel import Lap, Stopwatch, Work, peak_flops, rates
-from dareu_jax.stages import watched
 
 
 class Kind(NamedTuple):
