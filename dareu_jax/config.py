@@ -248,7 +248,8 @@ class MeshConfig(Section):
     data: int = Field(-1, ge=-1)
     fsdp: int = Field(1, ge=-1)
     tensor: int = Field(1, ge=-1)
-    # Devices that a layer is split over while text is sampled; none: fsdp x tensor.
+    # Devices that a layer is split over while text is sampled; none: as many of
+    # fsdp x tensor as the model's key-value heads divide by.
     rollout_tensor: int | None = Field(None, ge=1)
 
 

@@ -134,7 +134,8 @@ class Sizes:
         self.sides: dict[str, OnDevice] = {}
         for name in self.parts:
             self.sides[name] = self._side(name, self.mesh)
-        self.sampling = rollout_mesh(self.mesh, mesh.rollout_tensor)
+        kv_heads = self.sides["model"].cfg.kv_heads
+        self.sampling = rollout_mesh(self.mesh, kv_heads, mesh.rollout_tensor)
         self.there = self._side("model", self.sampling)
         self.is_moved = self.sampling != self.mesh
         self.prompt, self.response = self._lengths()
@@ -313,11 +314,11 @@ class Sizes:
 
 COLUMNS = {
     "held": lambda row: row.held,
-    "gradients,\nresults": lambda row: row.own.gradients + row.own.results,
-    "kept\nactivations": lambda row: row.own.kept,
-    "a layer": lambda row: row.own.layer,
+    "grads,\nresults": lambda row: row.own.gradients + row.own.results,
+    "kept": lambda row: row.own.kept,
+    "layer": lambda row: row.own.layer,
     "logits": lambda row: row.own.logits,
-    "KV cache": lambda row: row.own.cache,
+    "KV\ncache": lambda row: row.own.cache,
     "gathered": lambda row: row.own.gathered,
     "total": lambda row: row.total,
 }
@@ -356,8 +357,10 @@ def _steps(found: Estimate, unit: int, name: str) -> Table:
 
 
 def _table(first: str, columns: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, vertical="bottom")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column(first, vertical="bottom", min_width=19)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     return table

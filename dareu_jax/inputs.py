@@ -85,7 +85,8 @@ class Inputs:
     @functools.cached_property
     def layouts(self) -> Layouts:
         """The mesh, and the same devices as they are divided to sample text."""
-        return Layouts.of(self.mesh, self.cfg.mesh.rollout_tensor)
+        kv_heads, tensor = self.model.cfg.kv_heads, self.cfg.mesh.rollout_tensor
+        return Layouts.of(self.mesh, kv_heads, tensor)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the mesh."""

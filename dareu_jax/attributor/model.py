@@ -88,7 +88,7 @@ class Model(NamedTuple):
     @property
     def layouts(self) -> Layouts:
         """Where parameters are, and where they are while answers are decoded."""
-        return Layouts.of(self.mesh)
+        return Layouts.of(self.mesh, self.decoder.cfg.kv_heads)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the devices."""

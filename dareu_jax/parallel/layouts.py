@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -14,18 +15,20 @@ from dareu_jax.parallel.rules import shardings_for
 M = TypeVar("M", Mesh, AbstractMesh)
 
 
-def rollout_mesh(mesh: M, tensor: int | None = None) -> M:
+def rollout_mesh(mesh: M, kv_heads: int, tensor: int | None = None) -> M:
     """Returns ``mesh`` with its devices as ``data x 1 x tensor``, in the same order.
 
     Args:
-      mesh: ``data x fsdp x tensor``.
-      tensor: over how many devices a layer is split; None: over ``fsdp x tensor``.
+      mesh: ``data x fsdp x tensor``; kv_heads: K of the model.
+      tensor: over how many devices a layer is split; None: over as many of
+        ``fsdp x tensor`` as K divides by, so that each has keys of its own.
 
     Raises:
       UserError: ``tensor`` does not divide the devices.
     """
     sizes = mesh.shape
-    tensor = sizes["fsdp"] * sizes["tensor"] if tensor is None else tensor
+    if tensor is None:
+        tensor = math.gcd(sizes["fsdp"] * sizes["tensor"], kv_heads)
     if mesh.size % tensor:
         raise UserError(
             f"mesh.rollout_tensor = {tensor} must divide the {mesh.size} devices"
@@ -55,9 +58,9 @@ class Layouts:
     rollout: Mesh | None = None
 
     @classmethod
-    def of(cls, mesh: Mesh, tensor: int | None = None) -> "Layouts":
-        """Both layouts of the devices of ``mesh``; ``tensor`` as in `rollout_mesh`."""
-        return cls(mesh, rollout_mesh(mesh, tensor))
+    def of(cls, mesh: Mesh, kv_heads: int, tensor: int | None = None) -> "Layouts":
+        """Both layouts of the devices of ``mesh``; the rest as in `rollout_mesh`."""
+        return cls(mesh, rollout_mesh(mesh, kv_heads, tensor))
 
     def sampling(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which text is sampled."""

@@ -21,29 +21,33 @@ MESHES = [(1, 8, 1), (2, 4, 1), (1, 2, 4), (2, 2, 2)]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "tensor", "wanted"),
+    ("sizes", "heads", "tensor", "wanted"),
     [
-        ((8, 1, 1), None, (8, 1, 1)),
-        ((1, 8, 1), None, (1, 1, 8)),
-        ((2, 2, 2), None, (2, 1, 4)),
-        ((1, 8, 1), 2, (4, 1, 2)),
-        ((1, 1, 8), 4, (2, 1, 4)),
+        ((8, 1, 1), 8, None, (8, 1, 1)),
+        ((1, 8, 1), 8, None, (1, 1, 8)),
+        ((2, 2, 2), 8, None, (2, 1, 4)),
+        ((1, 8, 1), 2, None, (4, 1, 2)),
+        ((1, 8, 1), 8, 2, (4, 1, 2)),
+        ((1, 8, 1), 3, None, (8, 1, 1)),
+        ((1, 1, 8), 8, 4, (2, 1, 4)),
     ],
 )
-def test_a_rollout_splits_layers_over_all_that_split_parameters(sizes, tensor, wanted):
+def test_a_rollout_splits_layers_over_all_that_split_parameters(
+    sizes, heads, tensor, wanted
+):
     mesh = make_mesh(*sizes)
-    found = rollout_mesh(mesh, tensor)
+    found = rollout_mesh(mesh, heads, tensor)
     assert tuple(found.shape.values()) == wanted
     np.testing.assert_array_equal(found.devices.ravel(), mesh.devices.ravel())
 
 
 def test_the_devices_must_divide():
     with pytest.raises(UserError, match="rollout_tensor = 3 must divide the 8 devices"):
-        rollout_mesh(make_mesh(1, 8, 1), 3)
+        rollout_mesh(make_mesh(1, 8, 1), 8, 3)
 
 
 def test_rows_must_divide_by_the_devices_they_are_split_over():
-    both = Layouts.of(make_mesh(1, 1, 8), 2)
+    both = Layouts.of(make_mesh(1, 1, 8), 8, 2)
     with pytest.raises(UserError, match="batch 6 must divide by 4 devices"):
         both.rows(jnp.zeros((6, 3)))
 
@@ -55,7 +59,7 @@ def params():
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_parameters_are_moved_unchanged_and_split_over_as_many_devices(params, sizes):
-    both = Layouts.of(make_mesh(*sizes))
+    both = Layouts.of(make_mesh(*sizes), CFG.kv_heads)
     there = both.params(shard(params, both.update))
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(there)):
         np.testing.assert_array_equal(before, after)
@@ -66,7 +70,7 @@ def test_parameters_are_moved_unchanged_and_split_over_as_many_devices(params, s
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_moving_never_makes_a_matrix_whole(sizes):
-    both, shapes = Layouts.of(make_mesh(*sizes)), abstract_params(CFG)
+    both, shapes = Layouts.of(make_mesh(*sizes), CFG.kv_heads), abstract_params(CFG)
     given = jax.tree.map(
         lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
         shapes,
@@ -99,7 +103,7 @@ def test_answers_are_those_of_one_device(params, sizes, tensor):
     mask = np.arange(6)[None] >= np.arange(8)[:, None] % 4
     one = decode(Layouts(), params, prompt, mask)
     mesh = make_mesh(*sizes)
-    both = Layouts.of(mesh, tensor)
+    both = Layouts.of(mesh, CFG.kv_heads, tensor)
     said = both.back(decode(both, shard(params, mesh), prompt, mask))
     np.testing.assert_array_equal(said.tokens, one.tokens)
     np.testing.assert_allclose(said.logps, one.logps, atol=2e-5)
@@ -118,7 +122,7 @@ def programs(both, params, rows=8):
 def test_sampling_in_its_own_layout_gathers_no_parameter(params):
     mesh = make_mesh(1, 8, 1)
     matrix = CFG.embed * CFG.heads * CFG.head_dim
-    there = Layouts.of(mesh)
+    there = Layouts.of(mesh, CFG.kv_heads)
     own = programs(there, there.params(shard(params, mesh)))
     one = dataclasses.replace(there, rollout=mesh)
     kept = programs(one, shard(params, mesh))

@@ -44,11 +44,11 @@ if where:
 
     def init(self, *args):
         made(self, *args)
-        if where == "update":
-            self.update = signalling(self.update, int(count))
+        if where in ("rollout", "update"):
+            setattr(self, where, signalling(getattr(self, where), int(count)))
 
     phases.Phases.__init__ = init
-    owner = {"finetune_step": stages, "rollout": phases.Phases, "answer": evaluate}
+    owner = {"finetune_step": stages, "answer": evaluate}
     if own := owner.get(where):
         setattr(own, where, signalling(getattr(own, where), int(count)))
 from dareu_jax.cli import main
