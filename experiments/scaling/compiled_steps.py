@@ -101,12 +101,26 @@ class Compiled:
         given = (self.model, optimiser, state, self.frozen, self.batch)
         return self.bytes_of(finetune_step, *given, key=self.key)
 
-    def rollout(self):
-        prompts = (self.batch.prompt, self.batch.prompt_mask)
-        how = {"max_new_tokens": self.shape[1], "temperature": 1.0, "stop_ids": (2,)}
-        return self.bytes_of(
-            generate, self.model, self.start, *prompts, **how, key=self.key
+    def sampling(self, mesh):
+        """The program that samples, on a mesh of the same devices."""
+        to, rows = shardings_for(self.start, mesh), batch_sharding(mesh)
+        start = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.start,
+            to,
         )
+        prompt, mask = (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+            for x in (self.batch.prompt, self.batch.prompt_mask)
+        )
+        how = {"max_new_tokens": self.shape[1], "temperature": 1.0, "stop_ids": (2,)}
+        with jax.set_mesh(mesh):
+            step = generate.lower(self.model, start, prompt, mask, **how, key=self.key)
+            return step.compile()
+
+    def rollout(self):
+        """Bytes of a rollout without a layout of its own."""
+        return bytes_of(self.sampling(self.mesh))
 
     def phases(self, only=None):
         """Judging, a PPO step and a distillation step, the reference as anchor."""

@@ -1,4 +1,4 @@
-"""What one PPO update needs on each device, and what devices tell each other.
+"""What an update and a rollout need on each device, and what devices tell each other.
 
     python experiments/scaling/measure.py --out results.json
 
@@ -16,6 +16,7 @@ from compiled_steps import Compiled, bytes_of, collectives
 
 from dareu_jax.models import DecoderConfig
 from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.parallel import rollout_mesh
 
 DECODER = DecoderConfig(
     **{"vocab": 8192, "layers": 8, "embed": 512, "heads": 8, "kv_heads": 8},
@@ -25,25 +26,35 @@ MESHES = [(1, 1, 1), (1, 2, 1), (1, 4, 1), (1, 8, 1), (8, 1, 1), (1, 1, 8), (2, 
 MIB = 2**20
 
 
-def row(sizes: tuple[int, int, int]) -> dict:
-    """Bytes and collectives of one mesh."""
-    at = Compiled(DECODER, None, sizes)
-    program = at.phases(only="update")["update"]
+def counted(program) -> dict:
+    """Bytes and collectives of one program."""
     arguments, beside = bytes_of(program)
+    found = collectives(program)
+    most = max((size for name, size in found if name == "all-gather"), default=0)
+    return {
+        "arguments_mib": arguments / MIB,
+        "beside_mib": beside / MIB,
+        "collectives": dict(collections.Counter(name for name, _ in found)),
+        "numbers": sum(size for _, size in found),
+        "largest_all_gather": most,
+    }
+
+
+def row(sizes: tuple[int, int, int]) -> dict:
+    """An update on one mesh, and a rollout in both layouts of it."""
+    at = Compiled(DECODER, None, sizes)
+    there = rollout_mesh(at.mesh, DECODER.kv_heads)
     moments = jax.eval_shape(make_optimiser(1e-3, 10).init, at.trainable)
     held = sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves((at.trainable, moments))
     )
-    found = collectives(program)
-    count = collections.Counter(name for name, _ in found)
-    most = max((size for name, size in found if name == "all-gather"), default=0)
     return {
         "mesh": list(sizes),
         "parameters_and_optimiser_mib": held / MIB,
-        "arguments_mib": arguments / MIB,
-        "beside_mib": beside / MIB,
-        "collectives": dict(count),
-        "largest_all_gather": most,
+        "update": counted(at.phases(only="update")["update"]),
+        "rollout_mesh": list(there.shape.values()),
+        "rollout": counted(at.sampling(there)),
+        "rollout_in_the_layout_of_an_update": counted(at.sampling(at.mesh)),
     }
 
 
