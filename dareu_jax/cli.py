@@ -150,6 +150,37 @@ def estimate(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the log.")],
+    suite: Annotated[str, typer.Option(help="tofu.")] = "tofu",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of its files [downloaded].")
+    ] = None,
+    forget: Annotated[str, typer.Option(help="forget01, forget05, ...")] = "forget10",
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each set [all of them].")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Before it, with chat.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 200,
+) -> None:
+    """Judge a model by a benchmark: a log with every row, as open-unlearning has it."""
+    check_disk(out)
+    prepare_jax()
+    from dareu_jax import evaluator
+    from dareu_jax.reporting.progress import Progress
+
+    reading = (template, system, batch_size, max_new_tokens)
+    asked = evaluator.Asked(model, suite, out, data, forget, first, *reading)
+    made = evaluator.evaluated(asked, Progress(Console(stderr=True)))
+    Console(soft_wrap=True).print(f"log: {made}", markup=False)
+
+
+@app.command()
 def attribute(
     model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
     records: Annotated[

@@ -39,12 +39,12 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
-    | {"attributor", "doctor", "fidelity", "parallel"},
+    | {"attributor", "doctor", "evaluator", "fidelity", "parallel"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),
     *("imported", "export", "folders", "memory", "estimate", "checks"),
-    *("fidelity", "doctor", "attributor"),
+    *("fidelity", "doctor", "attributor", "evaluator"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)

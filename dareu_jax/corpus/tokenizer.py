@@ -66,6 +66,11 @@ class Tokenizer:
             return self.encode(text, markup=markup)
         return whole[len(head) :]
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether it comes with a chat template."""
+        return bool(self.hf.chat_template)
+
     def chat(self, prompt: str, system: str | None) -> list[int]:
         """Returns the tokens of a question in the tokenizer's own chat template.
 

@@ -38,14 +38,30 @@ def rouge_l_recall(
     Raises:
       ValueError: when there are not as many predictions as references.
     """
+    return [row["rougeL_recall"] for row in rouge_scores(predictions, references)]
+
+
+def rouge_scores(
+    predictions: Sequence[str], references: Sequence[str]
+) -> list[dict[str, float]]:
+    """Returns ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
+
+    Raises:
+      ValueError: when there are not as many predictions as references.
+    """
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions for {len(references)} references"
         )
-    score = _scorer().score
+    pairs = zip(predictions, references, strict=True)
+    found = [_scorer().score(gold, text) for text, gold in pairs]
     return [
-        float(score(reference, prediction)["rougeL"].recall)
-        for prediction, reference in zip(predictions, references, strict=True)
+        {
+            "rouge1_recall": float(one["rouge1"].recall),
+            "rougeL_f1": float(one["rougeL"].fmeasure),
+            "rougeL_recall": float(one["rougeL"].recall),
+        }
+        for one in found
     ]
 
 
@@ -54,4 +70,4 @@ def _scorer() -> Any:
     """Returns the one scorer; rouge_score (and nltk) load on the first call only."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)

@@ -1,0 +1,45 @@
+"""Membership inference: how well scores tell forget rows from rows never seen."""
+
+import numpy as np
+
+Array = np.ndarray
+EPSILON = 1e-10
+
+
+def auc(forget: Array, holdout: Array) -> float:
+    """``P(holdout score > forget score)``, ties half: the area under the ROC curve.
+
+    Scores are higher for less likely text, the holdout is the positive class: 1 means
+    that the forget rows are far more likely than the holdout, 0.5 that scores cannot
+    tell. Forget and holdout differ for a retrained model too: compare with its AUC.
+
+    Args:
+      forget: ``[N]``, holdout: ``[M]`` scores of one attack.
+
+    Raises:
+      ValueError: no scores, or one that is not finite.
+    """
+    if not (len(forget) and len(holdout)):
+        raise ValueError("an attack needs scores of forget and of holdout rows")
+    if not (np.isfinite(forget).all() and np.isfinite(holdout).all()):
+        raise ValueError("a score is not finite")
+    ranked = np.sort(forget)
+    below = np.searchsorted(ranked, holdout, "left")
+    up_to = np.searchsorted(ranked, holdout, "right")
+    return float((below + up_to).mean() / (2 * len(ranked)))
+
+
+def privleak(auc_candidate: float, auc_retrained: float) -> float:
+    """``100 (A - A_r) / (A_r + 1e-10)`` with ``A = 1 - auc``, in percent.
+
+    MUSE (Shi et al. 2024, arXiv 2407.06460). 0: like the retrained model; negative:
+    the forget rows still look like members; positive: they look less like members
+    than rows never seen. Without bound where the retrained model's AUC is near 1.
+    """
+    candidate, retrained = 1.0 - auc_candidate, 1.0 - auc_retrained
+    return 100.0 * (candidate - retrained) / (retrained + EPSILON)
+
+
+def rel_diff(auc_candidate: float, auc_retrained: float) -> float:
+    """``100 (auc - auc_r) / (auc_r + 1e-10)``, in percent; 0: like the retrained."""
+    return 100.0 * (auc_candidate - auc_retrained) / (auc_retrained + EPSILON)

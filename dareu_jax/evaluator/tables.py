@@ -1,0 +1,51 @@
+"""Rows of an evaluation as open-unlearning writes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Table = dict[str, Any]
+"""``{"agg_value": number, "value_by_index": {row: {field: value}}}``."""
+
+
+def by_index(agg_value: float, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows under their numbers."""
+    numbered = {str(n): dict(row) for n, row in enumerate(rows)}
+    return {"agg_value": float(agg_value), "value_by_index": numbered}
+
+
+def probabilities(losses: np.ndarray) -> Table:
+    """``exp(-loss)`` of one answer a row ``[N]``, or of K ``[N, K]``."""
+    probs = np.exp(-losses)
+    rows = zip(probs.tolist(), losses.tolist(), strict=True)
+    return by_index(probs.mean(), [{"prob": p, "avg_loss": x} for p, x in rows])
+
+
+def values(field: str, numbers: np.ndarray, agg_value: float | None = None) -> Table:
+    """One number a row; the mean of them, or another aggregate."""
+    agg_value = float(numbers.mean()) if agg_value is None else agg_value
+    return by_index(agg_value, [{field: x} for x in numbers.tolist()])
+
+
+def rouge_table(
+    scores: Sequence[Mapping[str, float]],
+    questions: Sequence[str],
+    gold: Sequence[str],
+    said: Sequence[str],
+) -> Table:
+    """ROUGE of every answer beside its texts; the aggregate is ROUGE-L recall."""
+    rows = [
+        {**score, "input": question, "ground_truth": right, "generation": text}
+        for score, question, right, text in zip(
+            scores, questions, gold, said, strict=True
+        )
+    ]
+    return by_index(float(np.mean([row["rougeL_recall"] for row in scores])), rows)
+
+
+def attack_table(forget: np.ndarray, holdout: np.ndarray, auc: float) -> Table:
+    """Scores of a membership attack on both sides, and their AUC."""
+    sides = {"forget": forget, "holdout": holdout}
+    tables = {name: values("score", numbers) for name, numbers in sides.items()}
+    return {**tables, "auc": auc, "agg_value": auc}

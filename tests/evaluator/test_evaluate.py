@@ -1,0 +1,170 @@
+"""`dareu evaluate`: what is in its log, however the rows were batched."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.attributor import load_model
+from dareu_jax.corpus.questions import tofu_questions
+from dareu_jax.errors import UserError
+from dareu_jax.evaluation.logs import read_log
+from dareu_jax.evaluator import Asked, evaluated
+from dareu_jax.evaluator.kept import Kept
+from dareu_jax.evaluator.measure import Reading, answer_losses, as_tokens
+from dareu_jax.evaluator.tofu import Judged
+from dareu_jax.models import hidden_states, logits_of
+
+READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
+
+
+def log_of(model, data, folder, **how):
+    reading = Reading(READING.template, None, **{"max_new_tokens": 12, **how})
+    questions = tofu_questions(data, "forget01", folder)
+    return Judged(model, reading, questions, Kept(folder, "x"), Quiet()).log()
+
+
+class Quiet:
+    """A progress that says nothing."""
+
+    def stage(self, *_):
+        import contextlib
+
+        return contextlib.nullcontext()
+
+
+@pytest.fixture(scope="module")
+def log(model, data, tmp_path_factory):
+    return log_of(model, data, tmp_path_factory.mktemp("parts"), batch_size=3)
+
+
+def plain_loss(model, pair):
+    """Mean nats per token of one answer, alone and without padding, by NumPy."""
+    tokens = as_tokens(model, READING, [pair])
+    prompt = tokens.prompt[tokens.prompt_mask]
+    answer = tokens.response[tokens.response_mask]
+    assert answer[-1] == model.tokenizer.eos_id
+    whole = jnp.asarray(np.concatenate([prompt, answer]))[None]
+    hidden = hidden_states(model.decoder, model.params, whole, whole >= 0)
+    logits = np.asarray(logits_of(model.decoder, model.params, hidden), np.float64)[0]
+    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    at = np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    return -logps[at, answer].mean()
+
+
+def test_losses_are_those_of_plain_numpy(model, data, log):
+    forget = tofu_questions(data, "forget01", data).forget
+    for n, q in enumerate(forget):
+        found = log["forget_Q_A_Prob"]["value_by_index"][str(n)]
+        wanted = plain_loss(model, (q.prompt, q.answer))
+        assert found["avg_loss"] == pytest.approx(wanted, rel=1e-5)
+        assert found["prob"] == pytest.approx(np.exp(-wanted), rel=1e-5)
+        wrong = log["forget_Q_A_PERT_Prob"]["value_by_index"][str(n)]["avg_loss"]
+        for loss, text in zip(wrong, q.wrong, strict=True):
+            assert loss == pytest.approx(plain_loss(model, (q.prompt, text)), rel=1e-5)
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        return [x for key in sorted(tree) for x in numbers(tree[key])]
+    if isinstance(tree, list):
+        return [x for item in tree for x in numbers(item)]
+    return [tree] if isinstance(tree, float) else []
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_nothing_depends_on_the_batch(model, data, tmp_path, log, batch_size):
+    other = log_of(model, data, tmp_path, batch_size=batch_size)
+    np.testing.assert_allclose(numbers(other), numbers(log), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_depends_on_the_devices(folder, data, tmp_path, log):
+    other = log_of(load_model(folder), data, tmp_path, batch_size=8)
+    np.testing.assert_allclose(numbers(other), numbers(log), rtol=1e-5, atol=1e-6)
+
+
+def test_the_log_is_open_unlearnings(data, log, tmp_path):
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(log))
+    read = read_log(path)
+    assert read.format == "open-unlearning"
+    assert {name: len(x.rows) for name, x in read.sets.items()} == {
+        **{"forget": 7, "retain": 8, "real_authors": 4, "world_facts": 5}
+    }
+    assert read.sets["retain"].wrong_loss.shape == (8, 5)
+    right, wrong = read.sets["forget"].right_loss, read.sets["forget"].wrong_loss
+    ratio = np.exp(right - wrong.mean(axis=1))
+    found = log["forget_truth_ratio"]["agg_value"]
+    assert found == pytest.approx(np.minimum(ratio, 1 / ratio).mean(), rel=1e-6)
+    assert 0 <= log["model_utility"]["agg_value"] <= 1
+
+
+def asked(folder, data, out, **how):
+    how = {"max_new_tokens": 8, "batch_size": 4, **how}
+    return Asked(folder, "tofu", out, data, "forget01", **how)
+
+
+def test_what_was_measured_is_not_measured_again(
+    folder, data, tmp_path, monkeypatch, log
+):
+    first = evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes()
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("dareu_jax.evaluator.tofu.answer_losses", never)
+    monkeypatch.setattr("dareu_jax.evaluator.tofu.own_answers", never)
+    assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
+    with pytest.raises(AssertionError):  # other settings, other numbers
+        evaluated(asked(folder, data, tmp_path, template="{prompt}"), Quiet())
+
+
+def test_a_broken_model_is_named_and_never_scored(model):
+    params = jax.tree.map(lambda x: x * jnp.nan, model.params)
+    broken = model._replace(params=params)
+    with pytest.raises(UserError, match=r"the loss of 'Yes' to 'Is it\?' is no"):
+        answer_losses(broken, READING, [("Is it?", "Yes")])
+
+
+def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "dareu_jax.evaluator.tofu.own_answers",
+        lambda _, reading, rows: ([""] * len(rows), [True] * len(rows)),
+    )
+    log = log_of(model, data, tmp_path)
+    assert log["forget_text_quality"]["agg_value"] == 1.0
+    assert log["retain_Q_A_ROUGE"]["agg_value"] == 0.0
+    assert log["model_utility"]["agg_value"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suite": "tofi"}, "no such suite (did you mean 'tofu'?)"),
+        ({"forget": "forget02"}, "give one of forget01, forget05, forget10"),
+        ({"forget": "forget05"}, "no forget05_perturbed.json there"),
+        ({"template": "Q:"}, "lacks {prompt}"),
+        ({"model": "nowhere"}, "holds no imported model"),
+    ],
+)
+def test_bad_input_is_named(dareu, folder, data, tmp_path, change, message):
+    given = {"model": folder, "forget": "forget01", "data": data, "out": tmp_path / "o"}
+    given |= change
+    options = [f"--{name}={x}" for name, x in given.items() if name != "model"]
+    status, _, complaint = dareu("evaluate", given["model"], *options)
+    assert status == 2 and len(complaint.strip().splitlines()) == 1
+    assert message in complaint
+    assert not (tmp_path / "o" / "TOFU_EVAL.json").exists()
+
+
+def test_the_command_says_where_the_log_is(dareu, folder, data, tmp_path):
+    options = ["--data", data, "--forget", "forget01", "--first", 2, "--batch-size", 8]
+    how = [*options, "--max-new-tokens", 4, "--out", tmp_path / "out"]
+    status, printed, _ = dareu("evaluate", folder, *how)
+    assert status == 0
+    path = tmp_path / "out" / "TOFU_EVAL.json"
+    assert f"log: {path}" in printed
+    log = json.loads(path.read_text())
+    assert len(log["forget_Q_A_ROUGE"]["value_by_index"]) == 2
