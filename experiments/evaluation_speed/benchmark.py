@@ -1,0 +1,145 @@
+r"""Seconds of TOFU's evaluation here and in transformers, same weights, same rows.
+
+    python experiments/evaluation_speed/benchmark.py TOFU_FOLDER \
+        --torch PYTHON --out results.json
+
+PYTHON is an interpreter with torch and transformers. A decoder of TOFU-small's shape
+with random weights, float32: it ends no answer, so that every answer has 64 tokens.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 4096,
+    "hidden_size": 224,
+    "intermediate_size": 640,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 7,
+    "num_key_value_heads": 7,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "torch_dtype": "float32",
+}
+NEW_TOKENS, BATCH = 64, 32
+TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+def work_of(folder):
+    """Pairs whose losses are wanted, and questions to answer: TOFU's four sets."""
+    from dareu_jax.corpus.questions import tofu_questions
+
+    sets = tofu_questions(folder, "forget10", folder)
+    asked, pairs = [], []
+    for rows in sets[:4]:
+        asked += [q.prompt for q in rows]
+        pairs += [(q.prompt, q.answer) for q in rows]
+        pairs += [(q.prompt, q.right) for q in rows if q.right != q.answer]
+        pairs += [(q.prompt, text) for q in rows for text in q.wrong]
+    return pairs, asked
+
+
+def make_model(folder, texts):
+    """A Hugging Face folder with random weights and a tokenizer of the texts."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from dareu_jax.corpus import load_tokenizer
+
+    load_tokenizer(None, texts, CONFIG["vocab_size"], folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    rng, d, f = np.random.default_rng(0), CONFIG["hidden_size"], 640
+    shapes = {"model.embed_tokens.weight": (4096, d), "model.norm.weight": (d,)}
+    for n in range(CONFIG["num_hidden_layers"]):
+        at = f"model.layers.{n}"
+        shapes |= {f"{at}.self_attn.{x}_proj.weight": (d, d) for x in "qkvo"}
+        shapes |= {f"{at}.mlp.{x}_proj.weight": (f, d) for x in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (d, f)
+        for norm in ("input", "post_attention"):
+            shapes[f"{at}.{norm}_layernorm.weight"] = (d,)
+    tensors = {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else rng.normal(0, 0.06, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def ours(folder, pairs, asked):
+    """Losses, answers and seconds here; compiled before."""
+    from dareu_jax.attributor import load_model
+    from dareu_jax.cli import prepare_jax
+    from dareu_jax.evaluator.measure import Reading, answer_losses, own_answers
+    from dareu_jax.imported import import_folder
+
+    prepare_jax()
+    with tempfile.TemporaryDirectory() as out:
+        model = load_model(import_folder(folder, Path(out) / "model").folder)
+    reading = Reading(TEMPLATE, None, BATCH, NEW_TOKENS)
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        losses = answer_losses(model, reading, pairs)
+        between = time.perf_counter()
+        said, _ = own_answers(model, reading, asked)
+        seconds.append((between - begun, time.perf_counter() - between))
+    return losses.tolist(), said, seconds
+
+
+def compared(python, data):
+    """Both, one after the other, and how far apart their losses are."""
+    pairs, asked = work_of(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "hf"
+        place.mkdir()
+        make_model(place, [text for pair in pairs for text in pair])
+        work = Path(scratch) / "work.json"
+        work.write_text(json.dumps({"pairs": pairs, "asked": asked}))
+        losses, said, seconds = ours(place, pairs, asked)
+        script = Path(__file__).with_name("in_transformers.py")
+        command = [python, script, place, work, Path(scratch) / "theirs.json"]
+        subprocess.run(command, check=True)
+        theirs = json.loads((Path(scratch) / "theirs.json").read_text())
+    gap = max(abs(a - b) for a, b in zip(losses, theirs["losses"], strict=True))
+    same = sum(a == b for a, b in zip(said, theirs["said"], strict=True))
+    return {
+        "rows": len(asked),
+        "losses": len(pairs),
+        "scored_tokens": theirs["scored_tokens"],
+        "answer_tokens": NEW_TOKENS * len(asked),
+        "largest_gap_of_losses": gap,
+        "answers_equal": same,
+        "here_first_time_s": seconds[0],
+        "here_s": seconds[1],
+        "transformers_s": theirs["seconds"],
+        "transformers_by_length_s": theirs["by_length_seconds"],
+        "here_tokens_per_s": [
+            theirs["scored_tokens"] / seconds[1][0],
+            answers / seconds[1][1],
+        ],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--torch", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    found = compared(args.torch, args.data)
+    print(json.dumps(found, indent=1))
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
