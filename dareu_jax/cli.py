@@ -1,7 +1,7 @@
 """`dareu`: the command line; parses, calls the pipeline, prints."""
 
+import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dareu_jax.cache import user_cache
 from dareu_jax.config import load_config
 from dareu_jax.errors import Preempted, ProcessLost, UserError
+from dareu_jax.prepare import check_disk, prepare_jax, read_steps
 from dareu_jax.registry import (
     FAMILIES,
     KERNELS,
@@ -31,7 +31,6 @@ REGISTRIES = {
     "models": MODELS,
     "sources": SOURCES,
 }
-SMALLEST_DISK = 50 * 2**20  # bytes below which no run is begun
 app = typer.Typer(
     help="De-attribute to forget: LLM unlearning with data attribution as the reward.",
     no_args_is_help=True,
@@ -180,6 +179,32 @@ def evaluate(
     Console(soft_wrap=True).print(f"log: {made}", markup=False)
 
 
+@app.command("score-logs")
+def score_logs(
+    candidate: Annotated[Path, typer.Argument(help="Log of a model, row by row.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="Log of the retrained model.")
+    ] = None,
+    truth_ratio: Annotated[
+        str, typer.Option(help="geometric, arithmetic or share.")
+    ] = "geometric",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Work out every aggregate again from logs alone, without a model."""
+    from dareu_jax.evaluation.logs import read_log
+    from dareu_jax.evaluation.score_logs import score_log
+    from dareu_jax.reporting.scores import print_scores
+
+    log = read_log(candidate, partial=True)
+    other = None if reference is None else read_log(reference, partial=True)
+    scores = score_log(log, other, truth_ratio)
+    if as_json:
+        print(json.dumps(scores, indent=1, allow_nan=False))
+        return
+    beside = None if other is None else score_log(other, None, truth_ratio)
+    print_scores(Console(), scores, beside, candidate.name)
+
+
 @app.command()
 def attribute(
     model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
@@ -313,49 +338,6 @@ def list_entries(
     width = max(map(len, entries))
     for name, about in entries.items():
         console.print(f"{name:<{width}}  {about}", markup=False)
-
-
-def read_steps(text: str) -> tuple[int, int]:
-    """Returns A and B of ``A:B``; raises `UserError` where these are no steps."""
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise UserError(f"--profile {text}: write first:last, steps from 1, as 10:13")
-    return int(first), int(last)
-
-
-def check_disk(folder: Path) -> None:
-    """Raises `UserError` when the disk that would hold the run is full."""
-    above = folder.absolute()
-    while not above.exists():
-        above = above.parent
-    free = shutil.disk_usage(above).free
-    if free < SMALLEST_DISK:
-        raise UserError(
-            f"{above} has {free / 2**20:.0f} MiB free, a run needs at least "
-            f"{SMALLEST_DISK / 2**20:.0f}; free space or choose another --out"
-        )
-
-
-def prepare_jax(distributed: bool = False) -> None:
-    """Keeps compiled programs in the user's cache and quiets C++ libraries.
-
-    Joins the other processes where there are some.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax
-
-    if (devices := jax.config.values["jax_num_cpu_devices"]) > 1:
-        # devices that wait for each other hold a thread each, and programs in flight
-        # together can wait for each other's devices for ever
-        os.environ.setdefault("PJRT_NPROC", str(4 * devices))
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if distributed:
-        from dareu_jax.parallel import connect
-
-        connect()
 
 
 def main(command: Callable[[], None] = app) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax import cli
+from dareu_jax import cli, prepare
 from dareu_jax.registry import FAMILIES, KERNELS, METHODS, METRICS, MODELS, SOURCES
 
 REPO = Path(__file__).resolve().parent.parent
@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written(dareu, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_done(monkeypatch, refused):
-    monkeypatch.setattr(cli, "SMALLEST_DISK", 2**62)
+    monkeypatch.setattr(prepare, "SMALLEST_DISK", 2**62)
     complaint = refused(TINY)
     assert "MiB free" in complaint and "--out" in complaint
 

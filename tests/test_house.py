@@ -37,9 +37,11 @@ MAY_IMPORT = {
     "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
+    "prepare": {"cache", "errors", "parallel"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
-    | {"attributor", "doctor", "evaluator", "fidelity", "parallel"},
+    | {"attributor", "doctor", "evaluation", "evaluator", "fidelity", "parallel"}
+    | {"prepare"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),

@@ -82,9 +82,9 @@ def make_model(folder, texts):
 def ours(folder, pairs, asked):
     """Losses, answers and seconds here; compiled before."""
     from dareu_jax.attributor import load_model
-    from dareu_jax.cli import prepare_jax
     from dareu_jax.evaluator.measure import Reading, answer_losses, own_answers
     from dareu_jax.imported import import_folder
+    from dareu_jax.prepare import prepare_jax
 
     prepare_jax()
     with tempfile.TemporaryDirectory() as out:
@@ -127,10 +127,6 @@ def compared(python, data):
         "here_s": seconds[1],
         "transformers_s": theirs["seconds"],
         "transformers_by_length_s": theirs["by_length_seconds"],
-        "here_tokens_per_s": [
-            theirs["scored_tokens"] / seconds[1][0],
-            answers / seconds[1][1],
-        ],
     }
 
 
