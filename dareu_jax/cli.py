@@ -166,16 +166,23 @@ def evaluate(
     system: Annotated[str | None, typer.Option(help="Before it, with chat.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 200,
+    reference: Annotated[
+        Path | None, typer.Option(help="Log of the retrained model.")
+    ] = None,
 ) -> None:
     """Judge a model by a benchmark: a log with every row, as open-unlearning has it."""
     check_disk(out)
     prepare_jax()
     from dareu_jax import evaluator
+    from dareu_jax.evaluation.logs import read_log
     from dareu_jax.reporting.progress import Progress
+    from dareu_jax.reporting.scores import print_scores
 
     reading = (template, system, batch_size, max_new_tokens)
     asked = evaluator.Asked(model, suite, out, data, forget, first, *reading)
+    other = None if reference is None else read_log(reference, partial=True)
     made = evaluator.evaluated(asked, Progress(Console(stderr=True)))
+    print_scores(Console(), read_log(made, partial=True), other)
     Console(soft_wrap=True).print(f"log: {made}", markup=False)
 
 
@@ -197,12 +204,11 @@ def score_logs(
 
     log = read_log(candidate, partial=True)
     other = None if reference is None else read_log(reference, partial=True)
-    scores = score_log(log, other, truth_ratio)
     if as_json:
+        scores = score_log(log, other, truth_ratio)
         print(json.dumps(scores, indent=1, allow_nan=False))
-        return
-    beside = None if other is None else score_log(other, None, truth_ratio)
-    print_scores(Console(), scores, beside, candidate.name)
+    else:
+        print_scores(Console(), log, other, truth_ratio)
 
 
 @app.command()

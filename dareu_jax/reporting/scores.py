@@ -7,6 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dareu_jax.evaluation.logs import EvalLog
+from dareu_jax.evaluation.score_logs import score_log
+
 Scores = dict[str, Any]
 NAMES = {
     "n_forget": "forget rows",
@@ -24,11 +27,20 @@ GROUPS = {"mia_auc": "AUC", "privleak": "PrivLeak, %", "model_utility_terms": "t
 
 
 def print_scores(
-    console: Console, scores: Scores, reference: Scores | None, name: str
+    console: Console,
+    log: EvalLog,
+    retrained: EvalLog | None,
+    truth_ratio: str = "geometric",
 ) -> None:
-    """Prints every score of the log called ``name``, and what the scores mean."""
+    """Prints every score of a log, and beside it the retrained model's.
+
+    Raises:
+      UserError: as `score_log`.
+    """
+    scores = score_log(log, retrained, truth_ratio)
+    reference = None if retrained is None else score_log(retrained, None, truth_ratio)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"{name} ({scores['format']})", overflow="fold", min_width=24)
+    table.add_column(f"{log.path.name} ({log.format})", overflow="fold", min_width=24)
     table.add_column("", justify="right", no_wrap=True)
     if reference is not None:
         table.add_column("retrained", justify="right", no_wrap=True)
