@@ -33,7 +33,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
             check_forget_batch(one, name, method_config(cfg, name))
         for size in batch_sizes(cfg, one):
             check_divisible(size, one.mesh)
-            check_divisible(size, one.layouts.rollout or one.mesh)
+            one.layouts.check(size)
     if not one.split.test:
         progress.say(
             "note: no test records; Tug-of-War is over forget and retain alone"

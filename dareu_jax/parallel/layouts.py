@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.errors import UserError
-from dareu_jax.parallel.mesh import AXES, batch_sharding, check_divisible
+from dareu_jax.parallel.mesh import AXES, batch_sharding
 from dareu_jax.parallel.rules import shardings_for
 
 M = TypeVar("M", Mesh, AbstractMesh)
@@ -83,8 +83,17 @@ class Layouts:
         if self.rollout is None or self.rollout == self.update:
             return tree
         for leaf in jax.tree.leaves(tree):
-            check_divisible(len(leaf), self.rollout)
+            self.check(len(leaf))
         return jax.device_put(tree, batch_sharding(self.rollout))
+
+    def check(self, batch: int) -> None:
+        """Raises `UserError` when a rollout cannot split ``batch`` rows."""
+        parts = 1 if self.rollout is None else self.rollout.shape["data"]
+        if batch % parts:
+            raise UserError(
+                f"batch {batch} must divide by {parts}, the parts of a rollout; "
+                "change it, or mesh.rollout_tensor"
+            )
 
     def key(self, key: jax.Array) -> jax.Array:
         """A random key of the update layout, in the rollout layout."""

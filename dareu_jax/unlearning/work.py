@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout
@@ -20,9 +21,19 @@ class Texts(NamedTuple):
 
 def texts_of(batch: TokenBatch) -> Texts:
     """Counts the masks of a batch that is on the devices."""
-    prompt, response = on_host((batch.prompt_mask, batch.response_mask))
+    prompt, response = batch.prompt_mask, batch.response_mask
     length = prompt.shape[1] + response.shape[1]
-    return Texts(int(np.sum(prompt)), int(np.sum(response)), length)
+    return Texts(trues(prompt), trues(response), length)
+
+
+def trues(mask: jax.Array) -> int:
+    """True entries of a mask, as every process sees them."""
+    return int(on_host(_trues(mask)))
+
+
+@jax.jit
+def _trues(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask.astype(jnp.int32))
 
 
 def read(cfg: DecoderConfig, text: Texts) -> float:
@@ -111,4 +122,4 @@ class PhaseWork:
 
     def reward(self, _: Any, scores: Any, judged: Any, mask: Any) -> Work:
         """A few numbers per token of an answer."""
-        return Work(int(np.sum(on_host(mask))))
+        return Work(trues(mask))
