@@ -152,13 +152,15 @@ def estimate(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the log.")],
-    suite: Annotated[str, typer.Option(help="tofu.")] = "tofu",
+    suite: Annotated[str, typer.Option(help="tofu, owners, muse or choices.")] = "tofu",
     data: Annotated[
-        Path | None, typer.Option(help="Folder of its files [downloaded].")
+        Path | None, typer.Option(help="Its files [tofu: downloaded].")
     ] = None,
-    forget: Annotated[str, typer.Option(help="forget01, forget05, ...")] = "forget10",
+    forget: Annotated[
+        str, typer.Option(help="forget01, forget05 ..., or owners: alice,bob.")
+    ] = "forget10",
     first: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each set [all of them].")
+        int | None, typer.Option(min=1, help="Rows of each of TOFU's sets [all].")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")

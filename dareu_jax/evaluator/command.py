@@ -2,23 +2,28 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dareu_jax.attributor.model import Model, load_model
 from dareu_jax.cache import user_cache
 from dareu_jax.corpus.batches import CHAT, TEMPLATE
-from dareu_jax.corpus.questions import tofu_questions
+from dareu_jax.corpus.questions import TofuQuestions, tofu_questions
+from dareu_jax.corpus.shared import read_owned
 from dareu_jax.errors import UserError
+from dareu_jax.evaluator.choices import choices_log, read_choices
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading
-from dareu_jax.evaluator.tofu import Judged
+from dareu_jax.evaluator.muse import muse_log, read_muse
+from dareu_jax.evaluator.owners import owners_log, split
+from dareu_jax.evaluator.suite import Judge
+from dareu_jax.evaluator.tables import Table
+from dareu_jax.evaluator.tofu import tofu_log
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
 
-SUITES = ("tofu",)
-LOG = "TOFU_EVAL.json"
-SUMMARY = "TOFU_SUMMARY.json"
+BARE = "{prompt}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +31,10 @@ class Asked:
     """What the command line says; None: not said.
 
     Attributes:
-      model: a folder that ``dareu import`` wrote; suite: its name.
-      out: the folder of the log; data: of the suite's files.
-      forget: which of TOFU's forget sets; first: only so many rows of each set.
+      model: a folder that ``dareu import`` wrote; suite: a name of `SUITES`.
+      out: the folder of the log; data: of the suite's files, or its one file.
+      forget: which of TOFU's forget sets, or names of owners; first: only so many
+        rows of each of TOFU's sets.
       template: around a question; system: before it, with ``chat``.
       batch_size: texts at a time; max_new_tokens: of an answer.
     """
@@ -45,6 +51,57 @@ class Asked:
     max_new_tokens: int = 200
 
 
+class Suite(NamedTuple):
+    """A suite: what it reads, and what it makes of a model.
+
+    Attributes:
+      about: one line.
+      read: ``asked -> data``, before a model is loaded.
+      log: ``(judge, data, progress) -> tables``.
+      is_bare: prompts are as they are in the files, without a template.
+    """
+
+    about: str
+    read: Callable[[Asked], Any]
+    log: Callable[[Judge, Any, Progress], dict[str, Table]]
+    is_bare: bool = False
+
+
+def given(asked: Asked) -> Path:
+    """The data, where a suite cannot download it; raises `UserError` without."""
+    if asked.data is None:
+        raise UserError(f"--suite {asked.suite} needs --data, its files")
+    return asked.data
+
+
+def read_tofu(asked: Asked) -> TofuQuestions:
+    """TOFU's questions, downloaded where no folder is given."""
+    downloads = user_cache() / "downloads"
+    return tofu_questions(asked.data, asked.forget, downloads, asked.first)
+
+
+SUITES = {
+    "tofu": Suite("TOFU's four sets, in a folder or downloaded", read_tofu, tofu_log),
+    "owners": Suite(
+        "records of the owners of --forget and of all others, in one JSONL file",
+        lambda asked: split(read_owned(given(asked)), asked.forget),
+        owners_log,
+    ),
+    "muse": Suite(
+        "MUSE: continuations and questions, a folder of news or books",
+        lambda asked: read_muse(given(asked)),
+        muse_log,
+        is_bare=True,
+    ),
+    "choices": Suite(
+        "multiple choice (WMDP, MMLU): question, choices, answer in one JSONL file",
+        lambda asked: (read_choices(given(asked)), given(asked).stem),
+        choices_log,
+        is_bare=True,
+    ),
+}
+
+
 def evaluated(asked: Asked, progress: Progress) -> Path:
     """Evaluates the model; returns the path of its log.
 
@@ -52,10 +109,10 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
       UserError: bad input; that of files before the model is loaded.
     """
     if asked.suite not in SUITES:
-        near = did_you_mean(asked.suite, SUITES)
-        raise UserError(f"--suite {asked.suite}: no such suite{near}; tofu is there")
-    data = user_cache() / "downloads"
-    questions = tofu_questions(asked.data, asked.forget, data, asked.first)
+        near, known = did_you_mean(asked.suite, SUITES), ", ".join(SUITES)
+        raise UserError(f"--suite {asked.suite}: unknown{near}; known: {known}")
+    suite = SUITES[asked.suite]
+    data = suite.read(asked)
     if asked.out.exists() and not asked.out.is_dir():
         raise UserError(f"--out {asked.out} is no folder; name another place")
     model = load_model(asked.model)
@@ -65,10 +122,12 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
         "template": reading.template,
         "system": reading.system,
     }
-    kept = Kept(asked.out / "parts", settings)
-    log = Judged(model, reading, questions, kept, progress).log()
-    write(asked.out / SUMMARY, {k: v["agg_value"] for k, v in log.items()})
-    return write(asked.out / LOG, log)
+    judge = Judge(model, reading, Kept(asked.out / "parts", settings))
+    log = suite.log(judge, data, progress)
+    name = asked.suite.upper()
+    short = {metric: table["agg_value"] for metric, table in log.items()}
+    write(asked.out / f"{name}_SUMMARY.json", short)
+    return write(asked.out / f"{name}_EVAL.json", log)
 
 
 def reading_of(asked: Asked, model: Model) -> Reading:
@@ -78,6 +137,7 @@ def reading_of(asked: Asked, model: Model) -> Reading:
       UserError: a template without a place for the question.
     """
     own = CHAT if model.tokenizer.has_chat else TEMPLATE
+    own = BARE if SUITES[asked.suite].is_bare else own
     template = own if asked.template is None else asked.template
     if "{prompt}" not in template and template != CHAT:
         raise UserError(

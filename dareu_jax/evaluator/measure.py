@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax import corpus as owned
@@ -13,6 +14,7 @@ from dareu_jax.attributor.model import Model
 from dareu_jax.corpus.batches import take, trim_prompts, trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.evaluate import greedy, mean_logp, texts_of
+from dareu_jax.models import Decoder, response_logps
 from dareu_jax.parallel import on_host
 
 MULTIPLE = 32
@@ -84,13 +86,40 @@ def answer_losses(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.n
     score = functools.partial(mean_logp, model.decoder, model.params)
     tokens = as_tokens(model, reading, pairs)
     losses = -np.asarray(by_length(model, tokens, reading.batch_size, score))
-    if not np.isfinite(losses).all():
-        question, answer = pairs[int(np.argmin(np.isfinite(losses)))]
+    check_finite(losses, pairs)
+    return losses.astype(np.float64)
+
+
+def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.ndarray:
+    """log p ``[N]`` of given answers, without the end of text.
+
+    Raises:
+      UserError: one is no number.
+    """
+    score = functools.partial(total_logp, model.decoder, model.params)
+    tokens = as_tokens(model, reading, pairs)
+    logps = np.asarray(by_length(model, tokens, reading.batch_size, score))
+    check_finite(logps, pairs)
+    return logps.astype(np.float64)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def total_logp(model: Decoder, params: Any, batch: owned.TokenBatch) -> jax.Array:
+    """sum_t log p(a_t | q, a_<t) ``[B]``, the last token left out."""
+    logps, mask = response_logps(model, params, batch), batch.response_mask
+    last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
+    place = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+    return jnp.sum(jnp.where(place < last, logps, 0.0), axis=1)
+
+
+def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:
+    """Raises `UserError` where a model cannot say how likely an answer is."""
+    if not np.isfinite(values).all():
+        question, answer = pairs[int(np.argmin(np.isfinite(values)))]
         raise UserError(
             f"the loss of {answer!r:.40} to {question!r:.60} is no finite number; the "
             "model is broken (dareu doctor looks for the cause)"
         )
-    return losses.astype(np.float64)
 
 
 def own_answers(

@@ -14,7 +14,8 @@ from dareu_jax.evaluation.logs import read_log
 from dareu_jax.evaluator import Asked, evaluated
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading, answer_losses, as_tokens
-from dareu_jax.evaluator.tofu import Judged
+from dareu_jax.evaluator.suite import Judge
+from dareu_jax.evaluator.tofu import tofu_log
 from dareu_jax.models import hidden_states, logits_of
 
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
@@ -23,7 +24,7 @@ READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
 def log_of(model, data, folder, **how):
     reading = Reading(READING.template, None, **{"max_new_tokens": 12, **how})
     questions = tofu_questions(data, "forget01", folder)
-    return Judged(model, reading, questions, Kept(folder, "x"), Quiet()).log()
+    return tofu_log(Judge(model, reading, Kept(folder, "x")), questions, Quiet())
 
 
 class Quiet:
@@ -114,8 +115,8 @@ def test_what_was_measured_is_not_measured_again(
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("dareu_jax.evaluator.tofu.answer_losses", never)
-    monkeypatch.setattr("dareu_jax.evaluator.tofu.own_answers", never)
+    monkeypatch.setattr("dareu_jax.evaluator.suite.answer_losses", never)
+    monkeypatch.setattr("dareu_jax.evaluator.suite.own_answers", never)
     assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
         evaluated(asked(folder, data, tmp_path, template="{prompt}"), Quiet())
@@ -130,7 +131,7 @@ def test_a_broken_model_is_named_and_never_scored(model):
 
 def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "dareu_jax.evaluator.tofu.own_answers",
+        "dareu_jax.evaluator.suite.own_answers",
         lambda _, reading, rows: ([""] * len(rows), [True] * len(rows)),
     )
     log = log_of(model, data, tmp_path)
@@ -142,7 +143,7 @@ def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"suite": "tofi"}, "no such suite (did you mean 'tofu'?)"),
+        ({"suite": "tofi"}, "unknown (did you mean 'tofu'?)"),
         ({"forget": "forget02"}, "give one of forget01, forget05, forget10"),
         ({"forget": "forget05"}, "no forget05_perturbed.json there"),
         ({"template": "Q:"}, "lacks {prompt}"),

@@ -48,9 +48,7 @@ def test_the_devices_must_divide():
 
 def test_rows_must_divide_by_the_devices_they_are_split_over():
     both = Layouts.of(make_mesh(1, 1, 8), 8, 2)
-    with pytest.raises(
-        UserError, match="batch 6 must divide by 4, the parts"
-    ):
+    with pytest.raises(UserError, match="batch 6 must divide by 4, the parts"):
         both.rows(jnp.zeros((6, 3)))
 
 

@@ -1,0 +1,103 @@
+"""MUSE (Shi et al. 2024, arXiv 2407.06460): verbatim and knowledge memorisation."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dareu_jax.corpus.sources.base import read_text, text_field
+from dareu_jax.errors import UserError
+from dareu_jax.evaluation.rouge import rouge_scores
+from dareu_jax.evaluator.suite import Judge, quality_table
+from dareu_jax.evaluator.tables import Table, by_index
+from dareu_jax.reporting.progress import Progress
+
+VERBATIM, KNOWLEDGE = 128, 32
+"""New tokens of a continuation and of an answer, as in the original code."""
+ENDS = ("\n\n", "\nQuestion", "Question:")
+FILES = {
+    "verbmem": "verbmem/forget.json",
+    "forget": "knowmem/forget_qa.json",
+    "forget_examples": "knowmem/forget_qa_icl.json",
+    "retain": "knowmem/retain_qa.json",
+    "retain_examples": "knowmem/retain_qa_icl.json",
+}
+
+
+class MuseData(NamedTuple):
+    """Pairs of prompt and gold text: continuations, and questions with examples."""
+
+    verbatim: list[tuple[str, str]]
+    forget: list[tuple[str, str]]
+    retain: list[tuple[str, str]]
+
+
+def read_muse(folder: Path) -> MuseData:
+    """Reads the files of one corpus of MUSE, ``news`` or ``books``.
+
+    Raises:
+      UserError: one is missing or malformed.
+    """
+    rows = {name: _rows(folder / file) for name, file in FILES.items()}
+    return MuseData(
+        [_pair(at, row, "prompt", "gt") for at, row in rows["verbmem"]],
+        *(
+            _with_examples(rows[name], rows[f"{name}_examples"])
+            for name in ("forget", "retain")
+        ),
+    )
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(read_text(path, "a JSON array of objects"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: must be a JSON array of objects")
+    return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
+
+
+def _pair(where: str, row: dict[str, Any], asked: str, gold: str) -> tuple[str, str]:
+    return text_field(row, asked, where), text_field(row, gold, where)
+
+
+def _with_examples(
+    rows: list[tuple[str, dict[str, Any]]], examples: list[tuple[str, dict[str, Any]]]
+) -> list[tuple[str, str]]:
+    """Questions behind answered examples, and their gold answers."""
+    shown = ""
+    for where, row in examples:
+        question, answer = _pair(where, row, "question", "answer")
+        shown += f"Question: {question}\nAnswer: {answer}\n\n"
+    pairs = [_pair(where, row, "question", "answer") for where, row in rows]
+    return [(f"{shown}Question: {question}\nAnswer:", gold) for question, gold in pairs]
+
+
+def before(text: str, ends: tuple[str, ...] = ENDS) -> str:
+    """The text up to the first of ``ends``, without white space around it."""
+    places = [text.index(end) for end in ends if end in text]
+    return text[: min(places, default=len(text))].strip()
+
+
+def muse_log(judge: Judge, data: MuseData, progress: Progress) -> dict[str, Table]:
+    """ROUGE-L F1 of continuations (VerbMem) and of answers (KnowMem, both sets)."""
+    sets = {
+        "verbmem": (data.verbatim, VERBATIM, ()),
+        "knowmem_f": (data.forget, KNOWLEDGE, ENDS),
+        "knowmem_r": (data.retain, KNOWLEDGE, ENDS),
+    }
+    out: dict[str, Table] = {}
+    for name, (pairs, limit, ends) in sets.items():
+        asked, gold = [prompt for prompt, _ in pairs], [text for _, text in pairs]
+        with progress.stage(name, 1):
+            whole, _ = judge.said(name, asked, limit)
+        said = [before(text, ends) for text in whole]
+        scores = rouge_scores(said, gold)
+        rows = [
+            {**score, "ground_truth": right, "generation": text}
+            for score, right, text in zip(scores, gold, said, strict=True)
+        ]
+        mean = sum(row["rougeL_f1"] for row in scores) / len(scores)
+        out[f"{name}_ROUGE"] = by_index(mean, rows)
+        out[f"{name}_text_quality"] = quality_table(said, [True] * len(said))
+    return out
