@@ -1,6 +1,5 @@
 """`dareu`: the command line; parses, calls the pipeline, prints."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -176,41 +175,13 @@ def evaluate(
     check_disk(out)
     prepare_jax()
     from dareu_jax import evaluator
-    from dareu_jax.evaluation.logs import read_log
     from dareu_jax.reporting.progress import Progress
-    from dareu_jax.reporting.scores import print_scores
 
     reading = (template, system, batch_size, max_new_tokens)
     asked = evaluator.Asked(model, suite, out, data, forget, first, *reading)
-    other = None if reference is None else read_log(reference, partial=True)
     made = evaluator.evaluated(asked, Progress(Console(stderr=True)))
-    print_scores(Console(), read_log(made, partial=True), other)
+    evaluator.print_log(Console(), made, reference)
     Console(soft_wrap=True).print(f"log: {made}", markup=False)
-
-
-@app.command("score-logs")
-def score_logs(
-    candidate: Annotated[Path, typer.Argument(help="Log of a model, row by row.")],
-    reference: Annotated[
-        Path | None, typer.Option(help="Log of the retrained model.")
-    ] = None,
-    truth_ratio: Annotated[
-        str, typer.Option(help="geometric, arithmetic or share.")
-    ] = "geometric",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Work out every aggregate again from logs alone, without a model."""
-    from dareu_jax.evaluation.logs import read_log
-    from dareu_jax.evaluation.score_logs import score_log
-    from dareu_jax.reporting.scores import print_scores
-
-    log = read_log(candidate, partial=True)
-    other = None if reference is None else read_log(reference, partial=True)
-    if as_json:
-        scores = score_log(log, other, truth_ratio)
-        print(json.dumps(scores, indent=1, allow_nan=False))
-    else:
-        print_scores(Console(), log, other, truth_ratio)
 
 
 @app.command()
@@ -331,6 +302,36 @@ def doctor(
         self_test.write(report, out)
     if not report.trusted:
         raise typer.Exit(1)
+
+
+@app.command("score-logs")
+def score_logs(
+    candidate: Annotated[Path, typer.Argument(help="Log of an evaluation, JSON.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="Log of the model retrained without the data.")
+    ] = None,
+    truth_ratio: Annotated[
+        str | None, typer.Option(help="geometric (the default), arithmetic, share.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is there of a log.")
+    ] = False,
+    check_rouge: Annotated[
+        bool, typer.Option("--check-rouge", help="From the answers, row by row.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Compute every aggregate of an evaluation again from its rows; no model.
+
+    Logs of open-unlearning (*_EVAL.json), of locuslab/tofu (eval_log*.json and
+    eval_log_aggregated.json), and owners.json of a run.
+    """
+    from dareu_jax.evaluation.log_scores import score_files
+    from dareu_jax.reporting.scores import print_json, print_scores
+
+    found = score_files(candidate, reference, truth_ratio, partial, check_rouge)
+    show = print_json if as_json else print_scores
+    show(Console(), found)
 
 
 @app.command("list")

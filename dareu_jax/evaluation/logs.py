@@ -183,10 +183,9 @@ def inside(cell: Any, field: str | int | None) -> Any:
 
 def number(where: str, row: str, value: Any) -> float:
     """The value as a float; raises `UserError` where it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: row {row!r} has {kind(value)}, not a number")
-    if not abs(value) < sys.float_info.max:
-        raise UserError(f"{where}: row {row!r} is {kind(value)}, not a finite number")
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where}: row {row!r} has {kind(value)}, not a finite number")
     return float(value)
 
 
@@ -204,9 +203,11 @@ def scores(where: str, table: Any) -> dict[str, float]:
 
 
 def kind(value: Any) -> str:
-    """What JSON calls a value."""
+    """A value in a word or two."""
+    if value is None or isinstance(value, float):
+        return "null" if value is None else str(value)
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+    return names.get(type(value), "a number")
 
 
 def check_comparable(log: EvalLog, reference: EvalLog) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from dareu_jax.attributor.model import Model, load_model
 from dareu_jax.cache import user_cache
 from dareu_jax.corpus.batches import CHAT, TEMPLATE
 from dareu_jax.corpus.questions import TofuQuestions, tofu_questions
 from dareu_jax.corpus.shared import read_owned
 from dareu_jax.errors import UserError
+from dareu_jax.evaluation.log_scores import score_files
 from dareu_jax.evaluator.choices import choices_log, read_choices
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading
@@ -22,6 +25,7 @@ from dareu_jax.evaluator.tables import Table
 from dareu_jax.evaluator.tofu import tofu_log
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.reporting.scores import print_scores
 
 BARE = "{prompt}"
 
@@ -128,6 +132,20 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     short = {metric: table["agg_value"] for metric, table in log.items()}
     write(asked.out / f"{name}_SUMMARY.json", short)
     return write(asked.out / f"{name}_EVAL.json", log)
+
+
+def print_log(console: Console, path: Path, reference: Path | None) -> None:
+    """Prints what a log comes to, beside the reference's where it is of TOFU's kind.
+
+    Raises:
+      UserError: a reference that cannot be read, or of other rows.
+    """
+    log = json.loads(path.read_text(encoding="utf-8"))
+    if "forget_Q_A_Prob" in log:
+        print_scores(console, score_files(path, reference, partial=True))
+        return
+    for metric, table in log.items():
+        console.print(f"{metric}: {table['agg_value']:.4f}", markup=False)
 
 
 def reading_of(asked: Asked, model: Model) -> Reading:

@@ -1,85 +1,112 @@
-"""The scores of a log as a table, with the retrained model's beside them."""
+"""The scores of a log beside the reference's, for a terminal and as JSON."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dareu_jax.evaluation.logs import EvalLog
-from dareu_jax.evaluation.score_logs import score_log
+from dareu_jax.evaluation.truth_ratio import TRUTH_RATIOS
+from dareu_jax.evaluation.utility import TERMS
 
-Scores = dict[str, Any]
-NAMES = {
-    "n_forget": "forget rows",
-    "forget_quality": "forget quality (KS p)",
-    "log10_forget_quality": "log10 of it",
-    "ks_statistic": "KS distance",
-    "forget_truth_ratio": "forget truth ratio",
-    "forget_probability": "forget probability",
-    "forget_rouge": "forget ROUGE-L recall",
-    "model_utility": "model utility",
-    "tow": "ToW",
-    "tow_star": "ToW* (forget, retain)",
-}
-GROUPS = {"mia_auc": "AUC", "privleak": "PrivLeak, %", "model_utility_terms": "term"}
+SETS = {"forget": "≈", "retain": "↑", "real_authors": "↑", "world_facts": "↑"}
+SETS |= {"test": "↑"}
+MEASURES = {"probability": "prob", "rouge": "ROUGE-L recall"}
+MEASURES |= {"truth_ratio": "truth ratio"}
+LEGEND = "↑ higher is better, ↓ lower, ≈ closer to the reference"
 
 
-def print_scores(
-    console: Console,
-    log: EvalLog,
-    retrained: EvalLog | None,
-    truth_ratio: str = "geometric",
-) -> None:
-    """Prints every score of a log, and beside it the retrained model's.
+def print_json(console: Console, found: Mapping[str, Any]) -> None:
+    """Prints one object; what could not be computed is null."""
+    text = json.dumps(found, indent=1, allow_nan=False)
+    print(text, file=console.file)
 
-    Raises:
-      UserError: as `score_log`.
-    """
-    scores = score_log(log, retrained, truth_ratio)
-    reference = None if retrained is None else score_log(retrained, None, truth_ratio)
+
+def print_scores(console: Console, found: Mapping[str, Any]) -> None:
+    """Prints which log was taken for what, the table, and what it means."""
+    out = console if console.is_terminal else Console(file=console.file, width=120)
+    beside = found["reference"]
+    for name, one in (("candidate", found), ("reference", beside)):
+        if one is not None:
+            said(out, f"{name}: {one['candidate']} ({about(one)})")
+    out.print()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"{log.path.name} ({log.format})", overflow="fold", min_width=24)
-    table.add_column("", justify="right", no_wrap=True)
-    if reference is not None:
-        table.add_column("retrained", justify="right", no_wrap=True)
-    for label, key, group in rows_of(scores):
-        cells = [cell(scores, key, group)]
-        if reference is not None:
-            cells.append(cell(reference, key, group))
+    table.add_column("")
+    table.add_column("candidate", justify="right")
+    if beside is not None:
+        table.add_column("reference", justify="right")
+    others = dict(rows(beside)) if beside is not None else {}
+    for label, value in rows(found):
+        cells = [value] if beside is None else [value, others.get(label, "")]
         table.add_row(label, *cells)
-    console.print(table)
-    console.print(f"\ntruth ratio: {scores['truth_ratio']}", style="dim")
-    if reference is None:
-        console.print(
-            "forget quality, ToW and PrivLeak need --reference, the log of a model "
-            "retrained without the forget rows",
-            style="dim",
-        )
-    elif scores.get("at_floor"):
-        console.print(
-            "the truth ratios do not overlap with the retrained model's at all: "
-            "forget quality can be no lower with so many rows",
-            style="dim",
-        )
+    out.print(table)
+    said(out, "\n" + "\n".join(remarks(found)))
 
 
-def rows_of(scores: Scores) -> Iterator[tuple[str, str, str | None]]:
-    """Label, key and group of every score that is there."""
-    for key, label in NAMES.items():
-        if key in scores:
-            yield label, key, None
-    for group, label in GROUPS.items():
-        for key in scores.get(group, {}):
-            yield f"{label} {key}", key, group
+def said(out: Console, text: str) -> None:
+    """Prints text as it is."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def cell(scores: Scores, key: str, group: str | None) -> str:
-    """One number in few letters; empty where it is not there."""
-    value = (scores if group is None else scores.get(group, {})).get(key)
-    if value is None:
+def about(one: Mapping[str, Any]) -> str:
+    """Format, rows of every set, and whether its ROUGE was computed again."""
+    sets = one["sets"].items()
+    counts = [f"{means['n']} {name.replace('_', ' ')}" for name, means in sets]
+    facts = [one["format"], *([f"rows: {', '.join(counts)}"] if counts else [])]
+    if one["rouge_checked"]:
+        facts.append(f"ROUGE of {one['rouge_checked']} answers computed again, equal")
+    return "; ".join(facts)
+
+
+def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Labels and values of what could be computed."""
+    comparisons = {
+        "forget quality (KS p) ↑": p_value(one),
+        "log10 p ↑": cell(one["log10_forget_quality"]),
+        "KS distance ↓": cell(one["ks_statistic"]),
+        "Tug-of-War, ROUGE-L recall ↑": cell(one["tow"]),
+        "Tug-of-War without a test set ↑": cell(one["tow_star"]),
+        "model utility ↑": cell(one["model_utility"]),
+    }
+    yield from ((label, value) for label, value in comparisons.items() if value)
+    for name, arrow in SETS.items():
+        for measure, short in MEASURES.items():
+            if value := cell(one["sets"].get(name, {}).get(measure)):
+                yield f"{name.replace('_', ' ')} {short} {arrow}", value
+    for name, area in one["mia_auc"].items():
+        yield f"MIA AUC, {name} ≈", cell(area)
+    for name, leak in (one["privleak_by_attack"] or {}).items():
+        yield f"PrivLeak, {name} (0 best)", f"{leak:.2f}"
+
+
+def cell(value: float | None) -> str:
+    """Four decimals; empty where there is no value."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def p_value(one: Mapping[str, Any]) -> str:
+    """Three digits, also of what a float cannot hold."""
+    p, power = one["forget_quality"], one["log10_forget_quality"]
+    if p is None:
         return ""
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+    return f"{p:.3g}" if p > 0.0 else f"10^{power:.1f}"
+
+
+def remarks(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers are, and what they could not be."""
+    yield LEGEND
+    name = found["truth_ratio"]
+    if any(means["truth_ratio"] is not None for means in found["sets"].values()):
+        yield f"truth ratio: {name}, {TRUTH_RATIOS[name].formula}"
+        missing = [x for x in TERMS if x not in found["model_utility_terms"]]
+        if missing and found["model_utility_terms"]:
+            yield f"no model utility: the log lacks {', '.join(missing)}"
+    if found["at_floor"]:
+        yield (
+            "forget quality is at its floor: every truth ratio of one model lies above "
+            f"all of the other, {found['n_forget']} rows cannot say more"
+        )
+    if found["reference"] is None:
+        yield "no --reference: no forget quality, Tug-of-War and PrivLeak"
