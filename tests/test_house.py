@@ -34,17 +34,16 @@ MAY_IMPORT = {
     "attribution": COMMON | BASE | {"models", "corpus"},
     "unlearning": COMMON | BASE | MAKING | {"reinforcement"},
     "evaluation": COMMON | BASE | MAKING,
-    "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
-    | {"attributor", "doctor", "fidelity", "parallel"},
+    | {"attributor", "doctor", "fidelity", "stress", "parallel"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),
     *("imported", "export", "folders", "memory", "estimate", "checks"),
-    *("fidelity", "doctor", "attributor"),
+    *("fidelity", "doctor", "attributor", "stress"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)
