@@ -94,6 +94,7 @@ def outcome(
     values: Values,
     more: str,
     parts: Mapping[str, Values] | None = None,
+    also: str = "",
     **rest: Any,
 ) -> dict[str, Any]:
     """What a test returns: numbers of every model, and a sentence that compares them.
@@ -103,6 +104,7 @@ def outcome(
         is above the retrained model's.
       values: role -> value per forget record, whose means are the headline.
       parts: further ``label -> values``, of which means are kept.
+      also: a second sentence of the verdict.
       rest: whatever else the test found, as JSON.
 
     Raises:
@@ -113,7 +115,7 @@ def outcome(
     return {
         "measure": measure,
         "headline": means(values),
-        "verdict": verdict_of(measure, values, more),
+        "verdict": f"{verdict_of(measure, values, more)} {also}".strip(),
         "values": {role: list(map(float, own)) for role, own in values.items()},
         "parts": {label: means(group) for label, group in (parts or {}).items()},
         **rest,

@@ -13,7 +13,7 @@ from dareu_jax.indexing import Indexer
 from dareu_jax.stages import Run
 from dareu_jax.stress.context import Context, outcome, stress_test
 
-SIZES = ("decoder-300k", "decoder-100k", "decoder-400k")
+SIZES = ("decoder-100k", "decoder-300k", "decoder-400k")
 """Shapes of the fresh classifier, the first that neither reward nor judge has."""
 GRADIENT, LEXICAL = ("grad_dot", "grad_cos"), ("ngram", "bm25")
 FRESH = "fresh classifier"

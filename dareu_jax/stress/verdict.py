@@ -38,12 +38,12 @@ def verdict_of(measure: str, values: Mapping[str, Sequence[float]], more: str) -
     if abs(gap) <= 2 * error or abs(gap) < 1e-9:
         return (
             f"{measure}: {pair}, within two standard errors over "
-            f"{len(values['unlearned'])} records; this test tells the unlearned model "
-            "from the retrained one by nothing."
+            f"{len(values['unlearned'])} records; this test cannot tell the unlearned "
+            "model from the retrained one."
         )
     if gap > 0:
         return f"{measure}: {pair}, {gap:.3f} ± {error:.3f} above; {more}."
     return (
-        f"{measure}: {pair}, {-gap:.3f} ± {error:.3f} below; the unlearned model is "
-        "not like the retrained one here either."
+        f"{measure}: {pair}, {-gap:.3f} ± {error:.3f} below; less than retraining "
+        "leaves is a difference too."
     )
