@@ -1,6 +1,7 @@
 """`dareu stress`: every test on the models of a finished run, each kept when done."""
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,11 @@ FOLDER, PLOTS = "stress", "plots.png"
 
 
 class Stressed(NamedTuple):
-    """What `stress` found: outcomes by test, the model's name, where they are kept."""
+    """What `stress` found: outcomes by test, of which model and run, kept where."""
 
     outcomes: dict[str, dict[str, Any]]
     model: str
+    scale: str
     folder: Path
 
 
@@ -78,10 +80,9 @@ def stress(
                     found = attempted(test, context, name)
                     write_json(kept / f"{test.name}.json", found)
                     outcomes[test.name] = found
-        jax.clear_caches()  # thousands of programs exhaust a process's memory maps
     done = {test: found for test, found in outcomes.items() if found is not None}
     write_plots(kept / PLOTS, done)
-    return Stressed(done, name, kept)
+    return Stressed(done, name, results["scale"], kept)
 
 
 def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -130,9 +131,10 @@ def context_of(run: Run, name: str) -> Context:
 def attempted(test: StressTest, context: Context, name: str) -> dict[str, Any]:
     """The outcome of a test with what it depends on."""
     run = context.run
-    title = f"seed {run.seed} {test.name}"
-    with run.progress.stage(title, 1):
-        found = test.attempt(context)
+    begun = time.monotonic()
+    found = test.attempt(context)
+    wall = time.monotonic() - begun
+    run.progress.say(f"seed {run.seed} {test.name}: done in {wall:.1f} s")
     return {
         "test": test.name,
         "model": name,

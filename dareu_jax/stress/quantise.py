@@ -37,7 +37,7 @@ NF4 = (
 )
 """The 16 levels of NormalFloat (QLoRA, appendix E)."""
 INT4 = tuple(level / 7 for level in range(-7, 8))
-MORE = "rounding the weights shows what a model that never saw the records lacks"
+MORE = "with coarse weights it knows what a model that never saw the records lacks"
 
 
 def quantisation_robustness(after: float, before: float) -> float:
@@ -127,6 +127,14 @@ def quantise(context: Context) -> dict[str, Any]:
             found[name][role] = context.probability(params)
             rouge[name][role] = context.rouge(params)
             advance(done + 1, f"{name} {role}")
+    robustness = {
+        name: {
+            "probability": robustness_of(found, name),
+            "rouge": robustness_of(rouge, name),
+        }
+        for name in FORMATS
+    }
+    before = means(found["unrounded"])[UNLEARNED]
     parts = {
         f"probability, {name}": own for name, own in found.items() if name != "nf4"
     }
@@ -136,11 +144,9 @@ def quantise(context: Context) -> dict[str, Any]:
         found["nf4"],
         MORE,
         parts=parts,
-        robustness={
-            name: {"probability": robustness_of(found, name)}
-            | {"rouge": robustness_of(rouge, name)}
-            for name in FORMATS
-        },
+        also=f"Unrounded it has {before:.3f}: Q = "
+        f"{robustness['nf4']['probability']:.2f}.",
+        robustness=robustness,
     )
 
 

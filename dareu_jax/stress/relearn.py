@@ -98,12 +98,15 @@ def relearn(context: Context) -> dict[str, Any]:
             curves[label][role] = summary_of(path, rows)
             first, last = (np.asarray(path[i]["probability"]) for i in (0, -1))
             gains.setdefault(label, {})[role] = (last - first)[rows].tolist()
+    robustness = {label: robustness_of(own) for label, own in gains.items()}
+    found = [f"{r:.2f} on {x}" for x, r in robustness.items() if r is not None]
     return outcome(
         "gain in forget probability by relearning",
         gains[ROWS],
         MORE,
         parts={f"gain by {label}": gains[label] for label in (FEW, NEIGHBOURS)},
-        robustness={label: robustness_of(own) for label, own in gains.items()},
+        also=f"R = {', '.join(found)}." if found else "",
+        robustness=robustness,
         steps=measured_steps(context.cfg.steps),
         curves=curves,
     )

@@ -54,7 +54,8 @@ def robustness(found: Mapping[str, Any]) -> str:
 def print_stress(console: Console, found: Stressed) -> None:
     """Prints the table, what every test says and where it is kept."""
     out = Console(file=console.file, width=max(console.width, WIDTH))
-    out.print(f"unlearned: {found.model}", markup=False)
+    out.print(found.scale, markup=False, highlight=False)
+    out.print(f"unlearned: {found.model}", markup=False, highlight=False)
     out.print(table_of(found.outcomes))
     out.print()
     for name, one in found.outcomes.items():
