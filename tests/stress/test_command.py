@@ -30,7 +30,9 @@ def folder(tmp_path_factory, request):
     """A finished run with one method."""
     folder = tmp_path_factory.mktemp("stress") / "run"
     tiny = request.config.rootpath / "tests" / "tiny.yaml"
-    cfg = load_config(tiny, ["methods=[npo]", "npo.learning_rate=0.01"])
+    brief = ("finetune", "classifier", "evaluation.judge")
+    overrides = ["methods=[npo]", "npo.learning_rate=0.01", "corpus.general_facts=2"]
+    cfg = load_config(tiny, overrides + [f"{part}.epochs=1" for part in brief])
     pipeline.run(cfg, folder, quiet())
     return folder
 
