@@ -15,7 +15,7 @@ from dareu_jax.evaluation.evaluate import Answers, Suite, answer, in_batches, me
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.registry import STRESS
 from dareu_jax.stages import Run
-from dareu_jax.stress.verdict import verdict_of
+from dareu_jax.stress.verdict import above_of, verdict_of
 
 ORIGINAL, RETRAINED, UNLEARNED = ROLES = ("original", "retrained", "unlearned")
 Values = Mapping[str, Sequence[float]]
@@ -110,14 +110,16 @@ def outcome(
     Raises:
       UserError: a value is not finite.
     """
-    for label, group in {measure: values, **(parts or {})}.items():
+    parts = parts or {}
+    for label, group in {measure: values, **parts}.items():
         check_finite(label, group)
+    said = verdict_of(measure, values, more), also, above_of(parts)
     return {
         "measure": measure,
         "headline": means(values),
-        "verdict": f"{verdict_of(measure, values, more)} {also}".strip(),
+        "verdict": " ".join(sentence for sentence in said if sentence),
         "values": {role: list(map(float, own)) for role, own in values.items()},
-        "parts": {label: means(group) for label, group in (parts or {}).items()},
+        "parts": {label: means(group) for label, group in parts.items()},
         **rest,
     }
 

@@ -1,5 +1,6 @@
 """Prompts: does asking in another way bring the forget records back?"""
 
+import functools
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -87,19 +88,21 @@ def all_prompts(run: Run) -> tuple[dict[str, Asked], dict[str, str]]:
     return asked, {}
 
 
-def tokens_of(run: Run, asked: Asked) -> owned.TokenBatch:
-    """The prompts as tokens, as long as they are; responses stay empty."""
+def tokens_of(run: Run, asked: dict[str, Asked]) -> dict[str, owned.TokenBatch]:
+    """Every way's prompts as tokens, uncut and of one width; responses stay empty."""
     cfg, tokenizer = run.cfg.corpus, run.tokenizer
-    records = [owned.Record("", "", prompt, "") for prompt in asked.prompts]
-    p, t = owned.fit_lengths(records, tokenizer, cfg.template, system=cfg.system)
-    return owned.tokenise(
-        records,
-        tokenizer,
-        cfg.template,
-        max_prompt=p,
-        max_response=t,
-        system=cfg.system,
+    records = {
+        label: [owned.Record("", "", prompt, "") for prompt in how.prompts]
+        for label, how in asked.items()
+    }
+    every = [record for own in records.values() for record in own]
+    p, t = owned.fit_lengths(every, tokenizer, cfg.template, system=cfg.system)
+    tokenise = functools.partial(
+        owned.tokenise, max_prompt=p, max_response=t, system=cfg.system
     )
+    return {
+        label: tokenise(own, tokenizer, cfg.template) for label, own in records.items()
+    }
 
 
 def worst_case(count: int, scores: dict[str, tuple[list[int], list[float]]]) -> Any:
@@ -120,12 +123,12 @@ def prompts(context: Context) -> dict[str, Any]:
     """
     run, suite = context.run, context.suite
     asked, skipped = all_prompts(run)
+    tokens = tokens_of(run, asked)
     scores: dict[str, dict[str, list[float]]] = {label: {} for label in asked}
     with run.progress.stage("prompts", len(asked)) as advance:
         for number, (label, how) in enumerate(asked.items()):
-            tokens = tokens_of(run, how)
             for role, params in context.models.items():
-                said = answer(suite, params, tokens).text
+                said = answer(suite, params, tokens[label]).text
                 scores[label][role] = shared_out(rouge_l_recall, said, how.gold)
             advance(number + 1, label)
     same = [x for x in (DIRECT, "role play", "in context", PARAPHRASE) if x in asked]

@@ -54,7 +54,7 @@ def test_fictitious_owners_have_paraphrases(tiny_run):
 
 def test_prompts_longer_than_the_runs_are_not_cut(tiny_run):
     asked, _ = all_prompts(tiny_run)
-    tokens = tokens_of(tiny_run, asked["in context"])
+    tokens = tokens_of(tiny_run, asked)["in context"]
     row = tokens.prompt[0][tokens.prompt_mask[0]].tolist()
     assert asked["in context"].prompts[0] in tiny_run.tokenizer.decode(row)
     assert tokens.prompt.shape[1] > tiny_run.lengths[0]

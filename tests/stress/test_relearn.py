@@ -1,11 +1,13 @@
 """R, the neighbours, the steps that are measured: numbers by hand."""
 
+import numpy as np
 import pytest
 
 from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.stress.relearn import (
     evenly,
     jaccard,
+    mean_gain,
     measured_steps,
     neighbours,
     relearning_robustness,
@@ -35,6 +37,12 @@ def test_r_is_of_the_mean_gains():
     assert robustness_of(gains) == pytest.approx(0.5)
     del gains["retrained"]
     assert robustness_of(gains) is None
+
+
+def test_the_mean_gain_is_higher_for_who_learns_sooner():
+    steps, rows = [0, 1, 4], np.asarray([[0.2, 0.2], [0.2, 0.8], [0.8, 0.8]])
+    # late: 0 over the first step, .3 over three; soon: .3 over one, .6 over three
+    np.testing.assert_allclose(mean_gain(steps, rows), [0.9 / 4, 2.1 / 4])
 
 
 def test_the_measured_steps_double():

@@ -6,7 +6,7 @@ import pytest
 
 from dareu_jax.errors import UserError
 from dareu_jax.stress.context import outcome
-from dareu_jax.stress.verdict import paired_gap, verdict_of
+from dareu_jax.stress.verdict import above_of, paired_gap, verdict_of
 
 ORIGINAL = [0.9, 0.9, 0.9, 0.9]
 
@@ -34,6 +34,20 @@ def test_noise_is_no_difference():
 def test_above_says_what_that_means_and_below_is_no_merit():
     assert said([0.5] * 4, [0.2] * 4).endswith("0.300 ± 0.000 above; it leaks.")
     assert "0.200 ± 0.000 below; less than retraining" in said([0.0] * 4, [0.2] * 4)
+
+
+def test_parts_that_are_above_are_named():
+    low, high = [0.1, 0.1], [0.3, 0.3]
+    parts = {
+        "words": {"original": high, "retrained": low, "unlearned": high},
+        "gradients": {"original": high, "retrained": high, "unlearned": low},
+        "share": {"original": [0.0], "retrained": [0.0], "unlearned": [1.0]},
+    }
+    assert above_of(parts) == "Above the retrained model: words (0.300 against 0.100)."
+    assert above_of({"alone": {"original": high, "unlearned": high}}) == ""
+    found = outcome("leak", parts["gradients"], "it leaks", parts=parts)
+    assert found["verdict"].endswith(above_of(parts))
+    assert "0.200 ± 0.000 below" in found["verdict"]
 
 
 def test_without_a_retrained_model_nothing_is_compared():
