@@ -9,6 +9,7 @@ from rich.table import Table
 
 from dareu_jax.stress.command import Stressed
 from dareu_jax.stress.context import ROLES
+from dareu_jax.stress.relearn import MEAN
 
 WIDTH = 110
 """Characters of a line that holds the table and its sentences."""
@@ -43,9 +44,9 @@ def cells(numbers: Mapping[str, float]) -> list[str]:
 
 
 def robustness(found: Mapping[str, Any]) -> str:
-    """R of relearning on the forget rows, Q of the probability in NF4, or nothing."""
+    """R of relearning the forget records, Q of the probability in NF4, or nothing."""
     own = found.get("robustness", {})
-    value = own.get("forget rows", own.get("nf4"))
+    value = own.get(MEAN, own.get("nf4"))
     if isinstance(value, Mapping):
         value = value["probability"]
     return "" if value is None else f"{value:.3f}"

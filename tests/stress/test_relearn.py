@@ -5,6 +5,7 @@ import pytest
 
 from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.stress.relearn import (
+    best_gain,
     evenly,
     jaccard,
     mean_gain,
@@ -43,6 +44,12 @@ def test_the_mean_gain_is_higher_for_who_learns_sooner():
     steps, rows = [0, 1, 4], np.asarray([[0.2, 0.2], [0.2, 0.8], [0.8, 0.8]])
     # late: 0 over the first step, .3 over three; soon: .3 over one, .6 over three
     np.testing.assert_allclose(mean_gain(steps, rows), [0.9 / 4, 2.1 / 4])
+
+
+def test_the_best_gain_is_where_the_mean_is_highest():
+    rows = np.asarray([[0.2, 0.3], [0.6, 0.5], [0.1, 0.9], [0.9, 0.0]])
+    np.testing.assert_allclose(best_gain(rows), [0.4, 0.2])  # means .25 .55 .5 .45
+    np.testing.assert_allclose(best_gain(rows[::3] * [[1, 1], [0, 0]]), [0, 0])
 
 
 def test_the_measured_steps_double():
