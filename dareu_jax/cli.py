@@ -19,6 +19,7 @@ from dareu_jax.registry import (
     METRICS,
     MODELS,
     SOURCES,
+    STRESS,
     did_you_mean,
 )
 
@@ -29,6 +30,7 @@ REGISTRIES = {
     "metrics": METRICS,
     "models": MODELS,
     "sources": SOURCES,
+    "stress": STRESS,
 }
 app = typer.Typer(
     help="De-attribute to forget: LLM unlearning with data attribution as the reward.",
@@ -270,6 +272,31 @@ def fidelity(
     against.print_fidelity(console, results)
     console.print(f"results: {folder / 'fidelity.json'}", soft_wrap=True)
     console.print(f"plot:    {folder / 'fidelity.svg'}", soft_wrap=True)
+
+
+@app.command()
+def stress(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="stress.key=value, over the run's.")
+    ] = None,
+    tests: Annotated[str, typer.Option(help="a,b of dareu list stress [all].")] = "",
+    model: Annotated[
+        str, typer.Option(help="A row of the run's table; unlearned: its first method.")
+    ] = "unlearned",
+    seed: Annotated[int | None, typer.Option(help="[default: the first]")] = None,
+) -> None:
+    """Try to bring unlearned data back, beside the retrained model."""
+    prepare_jax()
+    from dareu_jax import stress as attempts
+    from dareu_jax.reporting.progress import Progress
+
+    console, names = Console(), [name for name in tests.split(",") if name]
+    made = attempts.stress(
+        run_folder, Progress(console), names, model, seed, overrides or ()
+    )
+    attempts.print_stress(console, made)
+    console.print(f"kept in: {made.folder}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -242,6 +242,16 @@ class FidelityConfig(Section):
     draws: int = Field(1000, ge=100)  # of the bootstrap
 
 
+class StressConfig(Section):
+    """`dareu stress`: tests that try to bring unlearned data back (methods 8)."""
+
+    learning_rate: float | None = Field(None, gt=0)  # relearn; none: finetune's
+    steps: int = Field(50, ge=1)  # relearn: updates
+    few_rows: int = Field(4, ge=1)  # relearn: forget records of the part "few rows"
+    samples: int = Field(16, ge=1)  # sample: answers per prompt, the largest k
+    temperature: float = Field(0.7, gt=0)  # sample: tried beside 1
+
+
 class MeshConfig(Section):
     """Device mesh; -1 = all the devices that remain."""
 
@@ -300,6 +310,7 @@ class RunConfig(Section):
     guards: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     fidelity: FidelityConfig = FidelityConfig()
+    stress: StressConfig = StressConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}

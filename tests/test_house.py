@@ -34,19 +34,18 @@ MAY_IMPORT = {
     "attribution": COMMON | BASE | {"models", "corpus"},
     "unlearning": COMMON | BASE | MAKING | {"reinforcement"},
     "evaluation": COMMON | BASE | MAKING,
-    "stress": COMMON | BASE | MAKING | {"unlearning"},
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
     "prepare": {"cache", "errors", "parallel"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
     | {"attributor", "doctor", "evaluation", "evaluator", "fidelity", "parallel"}
-    | {"prepare"},
+    | {"prepare", "stress"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),
     *("imported", "export", "folders", "memory", "estimate", "checks"),
-    *("fidelity", "doctor", "attributor", "evaluator"),
+    *("fidelity", "doctor", "attributor", "evaluator", "stress"),
 }
 EVERYTHING = {*MAY_IMPORT, *PIPELINE} - {"cli"}
 MAY_IMPORT |= dict.fromkeys([*PIPELINE, "__init__"], EVERYTHING)

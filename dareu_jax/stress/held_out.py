@@ -1,0 +1,91 @@
+"""Held-out attribution: do judges that no method saw name the forget owners?"""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+from dareu_jax.attribution import Kernel
+from dareu_jax.config import ModelConfig, RunConfig
+from dareu_jax.corpus import TokenBatch
+from dareu_jax.evaluation.evaluate import in_batches, owners_score
+from dareu_jax.indexing import Indexer
+from dareu_jax.stages import Run
+from dareu_jax.stress.context import Context, outcome, stress_test
+
+SIZES = ("decoder-100k", "decoder-300k", "decoder-400k")
+"""Shapes of the fresh classifier, the first that neither reward nor judge has."""
+GRADIENT, LEXICAL = ("grad_dot", "grad_cos"), ("ngram", "bm25")
+FRESH = "fresh classifier"
+MORE = "a judge that it was not trained against still finds the forget owners in it"
+
+
+def judges_of(cfg: RunConfig) -> dict[str, str]:
+    """Label -> kernel of every held-out judge; none is the run's reward."""
+    reward = cfg.reward.kernel
+    gradient, lexical = (
+        next(name for name in names if name != reward) for names in (GRADIENT, LEXICAL)
+    )
+    return {FRESH: "classifier", gradient: gradient, lexical: lexical}
+
+
+def fresh_size(cfg: RunConfig) -> str:
+    """A preset that neither the reward's classifier nor the judge is of."""
+    taken = {cfg.classifier.model.preset, cfg.evaluation.judge.model.preset}
+    return next(size for size in SIZES if size not in taken)
+
+
+def held_out_run(run: Run, folder: Path) -> Run:
+    """The run with a fresh classifier of another size, whose stages are in ``folder``.
+
+    It shares what ``run`` has read and trained so far.
+    """
+    small = {"model": ModelConfig(preset=fresh_size(run.cfg)), "lora": None}
+    fresh = run.cfg.evaluation.judge.model_copy(update=small)
+    other = copy.copy(run)
+    other.cfg = run.cfg.model_copy(update={"classifier": fresh})
+    other.folder = folder
+    return other
+
+
+def attribution(
+    context: Context, judge: tuple[Kernel, Any], tokens: TokenBatch
+) -> list[float]:
+    """Attribution of responses to all forget owners together, ``[N]``."""
+    suite, (kernel, index) = context.suite, judge
+    score = functools.partial(
+        owners_score, kernel, suite.forget_columns, suite.reference, index
+    )
+    return in_batches(suite, tokens, score).tolist()
+
+
+@stress_test("held_out", "attribution by judges that no method was trained against")
+def held_out(context: Context) -> dict[str, Any]:
+    """Mean attribution of the answers to the forget owners, by three other judges.
+
+    A classifier of another seed and size (the headline), gradients, and words;
+    ``gold`` has what each says of the forget records' own answers.
+    """
+    run = context.run
+    other = held_out_run(run, context.folder)
+    found: dict[str, dict[str, list[float]]] = {}
+    gold: dict[str, float] = {}
+    for label, name in judges_of(run.cfg).items():
+        judge = Indexer(other, f"held_out_{name}", name).built()
+        own = attribution(context, judge, context.forget)
+        gold[label] = sum(own) / len(own)
+        found[label] = {}
+        for role in context.models:
+            said = context.greedy(role)
+            tokens = context.forget._replace(
+                response=said.tokens, response_mask=said.mask
+            )
+            found[label][role] = attribution(context, judge, tokens)
+    return outcome(
+        f"attribution, {FRESH}",
+        found[FRESH],
+        MORE,
+        parts={f"attribution, {x}": own for x, own in found.items() if x != FRESH},
+        gold=gold,
+        classifier=fresh_size(run.cfg),
+    )

@@ -1,0 +1,192 @@
+"""`dareu stress` on a run of tests/tiny.yaml: the files, the table, going on."""
+
+import io
+import json
+import math
+import re
+import shutil
+
+import pytest
+import yaml
+from rich.console import Console
+
+from dareu_jax import pipeline
+from dareu_jax.config import load_config
+from dareu_jax.registry import STRESS
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.stress import command, print_stress, stress
+from dareu_jax.stress.table import table_of
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+FEW = ("stress.steps=2", "stress.samples=2", "stress.few_rows=2")
+
+
+def quiet():
+    return Progress(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, request):
+    """A finished run with one method."""
+    folder = tmp_path_factory.mktemp("stress") / "run"
+    tiny = request.config.rootpath / "tests" / "tiny.yaml"
+    brief = ("finetune", "classifier", "evaluation.judge")
+    overrides = ["methods=[npo]", "npo.learning_rate=0.01", "corpus.general_facts=2"]
+    cfg = load_config(tiny, overrides + [f"{part}.epochs=1" for part in brief])
+    pipeline.run(cfg, folder, quiet())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    """Every test, once."""
+    return stress(folder, quiet(), overrides=FEW)
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Names of the tests that are run from here on."""
+    names, attempted = [], command.attempted
+
+    def counted(test, *rest):
+        names.append(test.name)
+        return attempted(test, *rest)
+
+    monkeypatch.setattr(command, "attempted", counted)
+    return names
+
+
+def test_every_test_keeps_three_numbers_and_a_verdict(folder, made):
+    kept = folder / "stress" / "npo" / "seed_0"
+    assert made.folder == kept and made.model == "npo"
+    assert set(made.outcomes) == set(STRESS.names())
+    for name, found in made.outcomes.items():
+        assert json.loads((kept / f"{name}.json").read_text()) == found
+        for numbers in (found["headline"], *found["parts"].values()):
+            assert list(numbers) == ["original", "retrained", "unlearned"], name
+            assert all(math.isfinite(x) for x in numbers.values())
+        assert "retrained" in found["verdict"]
+        assert not re.search("erased|certified|removed", found["verdict"])
+    assert (kept / "plots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_each_test_finds(made):
+    found = made.outcomes
+    rows = found["relearn"]["curves"]
+    assert set(rows) == {"forget rows", "few rows", "neighbours"}
+    assert found["relearn"]["steps"] == [0, 1, 2]
+    for curve in rows.values():
+        assert {len(values) for values in curve["unlearned"].values()} == {3}
+    p0, p1, p2 = rows["forget rows"]["unlearned"]["probability"]
+    mean = (p1 + (p0 + p2) / 2) / 2 - p0
+    assert found["relearn"]["headline"]["unlearned"] == pytest.approx(mean, abs=1e-6)
+    parts = found["quantise"]["parts"]
+    for role, value in parts["probability, int8"].items():
+        assert value == pytest.approx(parts["probability, unrounded"][role], rel=0.05)
+    assert set(found["quantise"]["robustness"]) == {"int8", "int4", "nf4"}
+    assert found["sample"]["k"] == [1, 2]
+    assert set(found["sample"]["curves"]) == {"1", "0.7"}
+    for curve in found["sample"]["curves"].values():
+        assert all(one <= two for one, two in curve.values())
+    assert found["prefill"]["shares"] == [0.0, 0.125, 0.25, 0.5]
+    assert len(found["prompts"]["values"]["unlearned"]) == 8
+    assert all(0.0 <= x <= 1.0 for x in found["held_out"]["gold"].values())
+    switches = found["hacking"]["parts"]["most like another forget owner"]
+    assert switches["unlearned"] == 0.0  # one owner withdrew
+
+
+def test_a_second_call_runs_nothing(folder, made, monkeypatch):
+    def never(*_):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(command, "Run", never)
+    assert stress(folder, quiet(), overrides=FEW) == made
+
+
+def test_a_changed_setting_runs_the_tests_that_read_it(folder, made, attempts):
+    names = ["prefill", "sample"]
+    changed = (*FEW, "stress.samples=1")
+    kept = stress(folder, quiet(), names, overrides=changed).folder
+    assert attempts == ["sample"]
+    assert json.loads((kept / "sample.json").read_text())["settings"]["samples"] == 1
+    (kept / "prefill.json").write_text("{")
+    stress(folder, quiet(), names, overrides=changed)
+    assert attempts == ["sample", "prefill"]
+
+
+def test_a_model_is_like_itself(folder):
+    names = ["relearn", "quantise"]
+    same = stress(folder, quiet(), names, model="retrained", overrides=FEW).outcomes
+    assert same["relearn"]["robustness"] == dict.fromkeys(
+        ("mean over the updates", "forget rows", "few rows", "neighbours"), 1.0
+    )
+    for found in same.values():
+        assert found["headline"]["unlearned"] == found["headline"]["retrained"]
+        assert "cannot tell" in found["verdict"]
+
+
+def test_a_run_without_a_retrained_model_has_none_in_that_column(folder, tmp_path):
+    there = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(there / "stress", ignore_errors=True)
+    path = there / "config.resolved.yaml"
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | {"retrained": {"skip": True}}))
+    results = json.loads((there / "results.json").read_text())
+    del results["models"]["retrained"]
+    (there / "results.json").write_text(json.dumps(results))
+    found = stress(there, quiet(), ["prefill"])
+    assert set(found.outcomes["prefill"]["headline"]) == {"original", "unlearned"}
+    assert "no retrained model" in found.outcomes["prefill"]["verdict"]
+    printed = io.StringIO()
+    print_stress(Console(file=printed, width=120), found)
+    row = next(x for x in printed.getvalue().splitlines() if x.startswith("prefill "))
+    assert "none" in row
+
+
+def test_a_run_from_before_the_section_is_still_the_same_run(folder, tmp_path):
+    path = folder / "config.resolved.yaml"
+    tree = yaml.safe_load(path.read_text())
+    del tree["stress"]
+    (tmp_path / "config.resolved.yaml").write_text(yaml.safe_dump(tree))
+    assert pipeline.claimed(load_config(path), tmp_path)
+
+
+def test_the_table_has_a_row_for_every_test_and_part(made):
+    parts = sum(len(found["parts"]) for found in made.outcomes.values())
+    assert table_of(made.outcomes).row_count == len(made.outcomes) + parts
+
+
+def test_the_command_prints_the_table(dareu, folder, made):
+    status, out, _ = dareu("stress", folder, "--tests", "hacking,prefill", *FEW)
+    assert status == 0
+    for text in ("unlearned: npo", "ROUGE behind 50%", "kept in:", "no proof"):
+        assert text in out
+    assert "A test." in out and "relearn" not in out
+
+
+def test_the_tests_are_listed(dareu):
+    status, out, _ = dareu("list", "stress")
+    assert status == 0 and "leak@k" in out and "held_out" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tests", "relern"), "unknown stress test 'relern' (did you mean 'relearn'"),
+        (("--model", "nop"), "has no model 'nop' (did you mean 'npo'?); known: unlea"),
+        (("--seed", "7"), "has no seed 7; known: [0]"),
+        (("npo.steps=2",), "must look like stress.key=value"),
+        (("stress.step=2",), "unknown key 'stress.step'"),
+        (("stress.steps=0",), "stress.steps = 0"),
+    ],
+)
+def test_bad_input_ends_in_a_line(dareu, folder, arguments, message):
+    status, _, complaint = dareu("stress", folder, *arguments)
+    assert status == 2 and message in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_folder_without_a_finished_run_is_refused(dareu, tmp_path):
+    status, _, complaint = dareu("stress", tmp_path)
+    assert status == 2 and "holds no finished run" in complaint
+    assert not list(tmp_path.iterdir())
