@@ -227,7 +227,7 @@ def test_an_unknown_registry(dareu):
     assert status == 2
     assert complaint == (
         "dareu: no registry 'kernel' (did you mean 'kernels'?); known: families, "
-        "kernels, methods, metrics, models, sources\n"
+        "kernels, methods, metrics, models, sources, stress\n"
     )
 
 
