@@ -105,7 +105,6 @@ def compared(python, data):
     pairs, asked = work_of(data)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "hf"
-        place.mkdir()
         make_model(place, [text for pair in pairs for text in pair])
         work = Path(scratch) / "work.json"
         work.write_text(json.dumps({"pairs": pairs, "asked": asked}))
