@@ -1,4 +1,4 @@
-"""ROUGE-L recall of greedy answers against the gold answers."""
+"""ROUGE-L recall and F1 of greedy answers against the gold answers."""
 
 import functools
 from collections.abc import Sequence
@@ -38,13 +38,29 @@ def rouge_l_recall(
     Raises:
       ValueError: when there are not as many predictions as references.
     """
+    return [float(score.recall) for score in _rouge_l(predictions, references)]
+
+
+def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Returns ``2 P R / (P + R)`` per pair, of precision and recall of the LCS.
+
+    Lin 2004, with Porter stemming; 0 where either side has no words.
+
+    Raises:
+      ValueError: when there are not as many predictions as references.
+    """
+    return [float(score.fmeasure) for score in _rouge_l(predictions, references)]
+
+
+def _rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[Any]:
+    """Returns precision, recall and fmeasure of every pair."""
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions for {len(references)} references"
         )
     score = _scorer().score
     return [
-        float(score(reference, prediction)["rougeL"].recall)
+        score(reference, prediction)["rougeL"]
         for prediction, reference in zip(predictions, references, strict=True)
     ]
 
