@@ -46,7 +46,8 @@ def extraction_strength(hits: Array, mask: Array) -> Array:
     Raises:
       UserError: a row has no token, or a hit is NaN.
 
-    Source: Carlini et al. (2021, arXiv 2012.07805), Wang et al. (2025, arXiv 2406.09179).
+    Source: Carlini et al. (2021, arXiv 2012.07805), and for unlearning Wang et al.
+    (2025, arXiv 2406.09179).
     """
     hits, count = tokens_of("extraction strength", hits, mask)
     misses = np.asarray(mask, bool) & (hits == 0.0)
