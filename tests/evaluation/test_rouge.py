@@ -1,8 +1,8 @@
-"""ROUGE-L recall against numbers worked by hand."""
+"""ROUGE-L recall and F1 against numbers worked by hand."""
 
 import pytest
 
-from dareu_jax.evaluation.rouge import rouge_l_recall
+from dareu_jax.evaluation.rouge import rouge_l_f1, rouge_l_recall
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,29 @@ def test_by_hand(prediction, reference, recall):
     assert rouge_l_recall([prediction], [reference]) == [pytest.approx(recall)]
 
 
-def test_keeps_the_order_of_pairs():
-    assert rouge_l_recall(["x y", "a", "b"], ["x z", "a", "c"]) == [0.5, 1.0, 0.0]
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1"),
+    [
+        ("a red house", "a red house", 1.0),
+        ("", "a red house", 0.0),
+        ("anything", "", 0.0),
+        # Precision 2/7, recall 1.
+        ("well in truth it is a house", "a house", 4 / 9),
+        # Precision 1, recall 1/3: too short is as bad as too long.
+        ("house", "a red house", 1 / 2),
+        ("running houses", "runs house", 1.0),
+    ],
+)
+def test_f1_by_hand(prediction, reference, f1):
+    assert rouge_l_f1([prediction], [reference]) == [pytest.approx(f1)]
 
 
-def test_refuses_unequal_counts():
+@pytest.mark.parametrize("rouge", [rouge_l_recall, rouge_l_f1])
+def test_keeps_the_order_of_pairs(rouge):
+    assert rouge(["x y", "a", "b"], ["x z", "a", "c"]) == [0.5, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("rouge", [rouge_l_recall, rouge_l_f1])
+def test_refuses_unequal_counts(rouge):
     with pytest.raises(ValueError, match="2 predictions for 1 references"):
-        rouge_l_recall(["a", "b"], ["a"])
+        rouge(["a", "b"], ["a"])
