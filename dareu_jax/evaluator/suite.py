@@ -15,6 +15,7 @@ from dareu_jax.evaluator.measure import (
     Reading,
     answer_logps,
     answer_losses,
+    memory_scores,
     own_answers,
 )
 from dareu_jax.evaluator.tables import Table, by_index, rouge_table
@@ -45,6 +46,16 @@ class Judge:
             return answer_logps(self.model, self.reading, pairs).tolist()
 
         return np.asarray(self.kept.part(name, pairs, make))
+
+    def memory(self, name: str, pairs: list[Pair]) -> dict[str, np.ndarray]:
+        """Membership attacks and memorisation of given answers, see `measure`."""
+
+        def make() -> dict[str, list[float]]:
+            found = memory_scores(self.model, self.reading, pairs)
+            return {attack: scores.tolist() for attack, scores in found.items()}
+
+        kept = self.kept.part(f"{name}_memory", pairs, make)
+        return {attack: np.asarray(scores) for attack, scores in kept.items()}
 
     def said(
         self, name: str, asked: list[str], limit: int | None = None

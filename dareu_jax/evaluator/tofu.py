@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.corpus.questions import Question, TofuQuestions
+from dareu_jax.evaluation.mia import auc
 from dareu_jax.evaluation.truth_ratio import closer_to_one, geometric, true_is_better
 from dareu_jax.evaluation.utility import (
     TERMS,
@@ -12,7 +13,7 @@ from dareu_jax.evaluation.utility import (
     normalised_probability,
 )
 from dareu_jax.evaluator.suite import Judge
-from dareu_jax.evaluator.tables import Table, probabilities, values
+from dareu_jax.evaluator.tables import Table, attack_table, probabilities, values
 from dareu_jax.reporting.progress import Progress
 
 SHORT = {
@@ -21,6 +22,7 @@ SHORT = {
     "real_authors": "ra",
     "world_facts": "wf",
 }
+MEMORISED = ("exact_memorization", "extraction_strength")
 CHOICES = ("real_authors", "world_facts")
 
 
@@ -32,6 +34,8 @@ def tofu_log(
     for name in SHORT:
         with progress.stage(name, 1):
             out |= set_log(judge, name, getattr(questions, name))
+    with progress.stage("membership", 1):
+        out |= memory_log(judge, questions.forget, questions.holdout)
     terms = {term: out[term]["agg_value"] for term in TERMS}
     return out | {"model_utility": {"agg_value": model_utility(terms)}}
 
@@ -57,6 +61,21 @@ def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Tabl
         out[f"{short}_Q_A_Prob_normalised"] = values("prob", share)
     else:
         out[f"{short}_Q_A_PARA_Prob"] = probabilities(right)
+    return out
+
+
+def memory_log(
+    judge: Judge, forget: Sequence[Question], holdout: Sequence[Question]
+) -> dict[str, Table]:
+    """Membership attacks against authors never seen, and memorisation of forget."""
+    seen, unseen = (
+        judge.memory(name, [(q.prompt, q.answer) for q in rows])
+        for name, rows in (("forget", forget), ("holdout", holdout))
+    )
+    out = {name: values("score", seen.pop(name)) for name in MEMORISED}
+    for name, scores in seen.items():
+        found = auc(scores, unseen[name])
+        out[f"mia_{name}"] = attack_table(scores, unseen[name], found)
     return out
 
 

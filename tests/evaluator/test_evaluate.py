@@ -1,6 +1,7 @@
 """`dareu evaluate`: what is in its log, however the rows were batched."""
 
 import json
+from zlib import compress
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ def log(model, data, tmp_path_factory):
     return log_of(model, data, tmp_path_factory.mktemp("parts"), batch_size=3)
 
 
-def plain_loss(model, pair):
-    """Mean nats per token of one answer, alone and without padding, by NumPy."""
+def plain_tokens(model, pair):
+    """log p and argmax of one answer's tokens, alone and without padding, by NumPy."""
     tokens = as_tokens(model, READING, [pair])
     prompt = tokens.prompt[tokens.prompt_mask]
     answer = tokens.response[tokens.response_mask]
@@ -52,7 +53,12 @@ def plain_loss(model, pair):
     logits = np.asarray(logits_of(model.decoder, model.params, hidden), np.float64)[0]
     logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     at = np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
-    return -logps[at, answer].mean()
+    return logps[at, answer], logps[at].argmax(-1) == answer
+
+
+def plain_loss(model, pair):
+    """Mean nats per token of one answer, end of text included."""
+    return -plain_tokens(model, pair)[0].mean()
 
 
 def test_losses_are_those_of_plain_numpy(model, data, log):
@@ -65,6 +71,29 @@ def test_losses_are_those_of_plain_numpy(model, data, log):
         wrong = log["forget_Q_A_PERT_Prob"]["value_by_index"][str(n)]["avg_loss"]
         for loss, text in zip(wrong, q.wrong, strict=True):
             assert loss == pytest.approx(plain_loss(model, (q.prompt, text)), rel=1e-5)
+
+
+def test_attacks_and_memorisation_are_those_of_plain_numpy(model, data, log):
+    forget = tofu_questions(data, "forget01", data).forget
+    for n, q in enumerate(forget):
+        logps, hits = plain_tokens(model, (q.prompt, q.answer))
+
+        def found(name, n=n):
+            table = log[name].get("forget", log[name])
+            return table["value_by_index"][str(n)]["score"]
+
+        size = len(compress(q.answer.encode()))
+        lowest = np.sort(logps[:-1])[: max(1, int(0.4 * (len(logps) - 1)))]
+        misses = np.flatnonzero(~hits[:-1])
+        k = misses[-1] + 1 if len(misses) else 0
+        assert found("mia_loss") == pytest.approx(-logps.mean(), rel=1e-5)
+        assert found("mia_zlib") == pytest.approx(-logps.mean() / size, rel=1e-5)
+        assert found("mia_min_k") == pytest.approx(-lowest.mean(), rel=1e-5)
+        assert found("exact_memorization") == pytest.approx(hits[:-1].mean(), rel=1e-5)
+        wanted = 1 - k / (len(hits) - 1)
+        assert found("extraction_strength") == pytest.approx(wanted, rel=1e-5)
+    assert 0 <= log["mia_min_k_plus_plus"]["auc"] <= 1
+    assert len(log["mia_loss"]["holdout"]["value_by_index"]) == 3
 
 
 def numbers(tree):
@@ -117,6 +146,7 @@ def test_what_was_measured_is_not_measured_again(
 
     monkeypatch.setattr("dareu_jax.evaluator.suite.answer_losses", never)
     monkeypatch.setattr("dareu_jax.evaluator.suite.own_answers", never)
+    monkeypatch.setattr("dareu_jax.evaluator.suite.memory_scores", never)
     assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
         evaluated(asked(folder, data, tmp_path, template="{prompt}"), Quiet())
