@@ -353,7 +353,7 @@ def score_logs(
     Logs of open-unlearning (*_EVAL.json), of locuslab/tofu (eval_log*.json and
     eval_log_aggregated.json), and owners.json of a run.
     """
-    from dareu_jax.evaluation.log_scores import score_files
+    from dareu_jax.evaluation.log_files import score_files
     from dareu_jax.reporting.scores import print_json, print_scores
 
     found = score_files(candidate, reference, truth_ratio, partial, check_rouge)

@@ -1,14 +1,13 @@
 """Every aggregate of an evaluation from its rows alone; no model."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.forget_quality import forget_quality
-from dareu_jax.evaluation.logs import EvalLog, SetLog, check_comparable, read_log
+from dareu_jax.evaluation.logs import EvalLog, SetLog, check_comparable
 from dareu_jax.evaluation.mia import auc, privleak, rel_diff
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.tow import SPLITS, tow
@@ -22,39 +21,6 @@ TERM_SETS = ("retain", "real_authors", "world_facts")
 MEASURES = ("probability", "rouge", "truth_ratio")
 TEST_SETS = ("real_authors", "world_facts")
 SAME = 1e-9  # between a stored ROUGE and the same one computed again
-
-
-def score_files(
-    candidate: Path,
-    reference: Path | None = None,
-    truth_ratio: str | None = None,
-    partial: bool = False,
-    rouge: bool = False,
-) -> Scores:
-    """Scores the log of a file, and the reference's against itself beside it.
-
-    Args:
-      candidate, reference, truth_ratio, partial: as of `score`.
-      rouge: compute ROUGE of every answer again, `check_rouge`.
-
-    Returns:
-      `score` of the candidate, with ``candidate`` its path, ``rouge_checked`` the
-      number of answers (None: not asked for), and ``reference`` the same of the
-      reference, or None.
-
-    Raises:
-      UserError: see `read_log` and `score`.
-    """
-    truth_ratio_named(truth_ratio or "geometric")
-    paths = [candidate] if reference is None else [candidate, reference]
-    logs = [read_log(path, partial) for path in paths]
-    against = None if reference is None else logs[-1]
-    found = []
-    for log in logs:
-        checked = check_rouge(log) if rouge else None
-        facts = {"candidate": str(log.path), "rouge_checked": checked}
-        found.append(facts | score(log, against, truth_ratio, partial))
-    return found[0] | {"reference": None if against is None else found[1]}
 
 
 def score(

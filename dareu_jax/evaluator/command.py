@@ -14,7 +14,7 @@ from dareu_jax.corpus.batches import CHAT, TEMPLATE
 from dareu_jax.corpus.questions import TofuQuestions, tofu_questions
 from dareu_jax.corpus.shared import read_owned
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.log_scores import score_files
+from dareu_jax.evaluation.log_files import score_files
 from dareu_jax.evaluator.choices import choices_log, read_choices
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading

@@ -13,6 +13,7 @@ from dareu_jax.evaluation.utility import TERMS
 
 SETS = {"forget": "≈", "retain": "↑", "real_authors": "↑", "world_facts": "↑"}
 SETS |= {"test": "↑"}
+Ends = tuple[float, float]
 MEASURES = {"probability": "prob", "rouge": "ROUGE-L recall"}
 MEASURES |= {"truth_ratio": "truth ratio"}
 LEGEND = "↑ higher is better, ↓ lower, ≈ closer to the reference"
@@ -35,11 +36,14 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
     table.add_column("candidate", justify="right")
+    table.add_column("95 % of rows", justify="right")
     if beside is not None:
         table.add_column("reference", justify="right")
-    others = dict(rows(beside)) if beside is not None else {}
-    for label, value in rows(found):
-        cells = [value] if beside is None else [value, others.get(label, "")]
+    others = {} if beside is None else {label: x for label, x, _ in rows(beside)}
+    for label, value, ends in rows(found):
+        between = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+        cells = [value, between]
+        cells += [] if beside is None else [others.get(label, "")]
         table.add_row(label, *cells)
     out.print(table)
     said(out, "\n" + "\n".join(remarks(found)))
@@ -60,25 +64,30 @@ def about(one: Mapping[str, Any]) -> str:
     return "; ".join(facts)
 
 
-def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Labels and values of what could be computed."""
+def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str, Ends | None]]:
+    """Labels, values and intervals of what could be computed."""
+    between = one["intervals"]
     comparisons = {
-        "forget quality (KS p) ↑": p_value(one),
-        "log10 p ↑": cell(one["log10_forget_quality"]),
-        "KS distance ↓": cell(one["ks_statistic"]),
-        "Tug-of-War, ROUGE-L recall ↑": cell(one["tow"]),
-        "Tug-of-War without a test set ↑": cell(one["tow_star"]),
-        "model utility ↑": cell(one["model_utility"]),
+        "forget quality (KS p) ↑": (p_value(one), None),
+        "log10 p ↑": (cell(one["log10_forget_quality"]), None),
+        "KS distance ↓": (cell(one["ks_statistic"]), None),
+        "Tug-of-War, ROUGE-L recall ↑": (cell(one["tow"]), between.get("tow")),
+        "Tug-of-War without a test set ↑": (
+            cell(one["tow_star"]),
+            between.get("tow_star"),
+        ),
+        "model utility ↑": (cell(one["model_utility"]), between["model_utility"]),
     }
-    yield from ((label, value) for label, value in comparisons.items() if value)
+    yield from ((label, *x) for label, x in comparisons.items() if x[0])
     for name, arrow in SETS.items():
         for measure, short in MEASURES.items():
             if value := cell(one["sets"].get(name, {}).get(measure)):
-                yield f"{name.replace('_', ' ')} {short} {arrow}", value
+                ends = between["sets"][name].get(measure)
+                yield f"{name.replace('_', ' ')} {short} {arrow}", value, ends
     for name, area in one["mia_auc"].items():
-        yield f"MIA AUC, {name} ≈", cell(area)
+        yield f"MIA AUC, {name} ≈", cell(area), between["mia_auc"][name]
     for name, leak in (one["privleak_by_attack"] or {}).items():
-        yield f"PrivLeak, {name} (0 best)", f"{leak:.2f}"
+        yield f"PrivLeak, {name} (0 best)", f"{leak:.2f}", None
 
 
 def cell(value: float | None) -> str:

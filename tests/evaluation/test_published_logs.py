@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.evaluation.log_scores import check_rouge, score, score_files
+from dareu_jax.evaluation.log_files import score_files
+from dareu_jax.evaluation.log_scores import check_rouge, score
 from dareu_jax.evaluation.logs import read_log
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.utility import TERMS
