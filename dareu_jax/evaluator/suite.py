@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.attributor.model import Model
+from dareu_jax.evaluation.refusals import refusals
 from dareu_jax.evaluation.rouge import rouge_scores
 from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.evaluator.kept import Kept
@@ -86,8 +87,11 @@ class Judge:
 
 
 def quality_table(said: Sequence[str], ended: Sequence[bool]) -> Table:
-    """Signs of broken answers; the aggregate is the share that shows one."""
-    quality = text_quality(said, ended)
+    """Signs of broken answers, and refusals; the aggregate is the share that is broken.
+
+    To refuse is no sign of a broken model, and none of one that never knew.
+    """
+    quality = text_quality(said, ended) | {"refusal": refusals(said)}
     rows = [dict(zip(quality, row)) for row in zip(*quality.values(), strict=True)]
     bad = [max(row["empty"], row["repeated"], row["unfinished"]) for row in rows]
     return by_index(float(np.mean(bad)), rows)
