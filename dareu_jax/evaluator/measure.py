@@ -22,6 +22,8 @@ from dareu_jax.parallel import on_host
 
 MULTIPLE = 32
 """Of the tokens of prompts and of responses: few lengths, few compilations."""
+NARROW = 16
+"""Of those in one batch of like lengths."""
 Pair = tuple[str, str]
 
 
@@ -67,14 +69,14 @@ def by_length(
       score: ``batch -> arrays [B, ...]``; whole_text: it reads responses too.
     """
     size, count = model.rows(batch_size), len(tokens.index)
-    length = tokens.prompt_mask.sum(1) + whole_text * tokens.response_mask.sum(1)
-    order = np.argsort(length, kind="stable")
+    prompt, response = tokens.prompt_mask.sum(1), tokens.response_mask.sum(1)
+    order = np.lexsort((whole_text * response, -(-prompt // NARROW)))
     parts = []
     with jax.set_mesh(model.mesh):
         for start in range(0, count, size):
             rows = order[np.arange(start, start + size) % count]
-            batch = trim_prompts(take(tokens, rows), MULTIPLE)
-            batch = trim_responses(batch, MULTIPLE)
+            batch = trim_prompts(take(tokens, rows), NARROW)
+            batch = trim_responses(batch, NARROW)
             parts.append(on_host(score(model.place(batch))))
     back = np.argsort(order)
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:count][back], *parts)

@@ -43,7 +43,9 @@ def data(tmp_path_factory):
     for name, rows in sets.items():
         lines = "".join(json.dumps(line) + "\n" for line in rows)
         (folder / f"{name}_perturbed.json").write_text(lines)
-    (folder / "holdout01.json").write_text(json.dumps(sets["forget01"][:3]))
+    (folder / "holdout01.json").write_text(
+        json.dumps([row(n + 20, 0, False) for n in range(3)])
+    )
     return folder
 
 
