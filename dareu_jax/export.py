@@ -1,7 +1,7 @@
 """A run's model as a Hugging Face folder, for transformers or vLLM."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dareu_jax.models.families import config_json
 from dareu_jax.models.hf_folder import read_json, save_tensors, write_tensors
 from dareu_jax.models.hf_io import hf_arrays, peft_arrays, peft_modules, tensor_sizes
 from dareu_jax.parallel import is_first
+from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
@@ -47,13 +48,8 @@ def export_run(
     """
     check_new(out)
     cfg, results = finished(folder)
-    name = cfg.methods[0] if name == UNLEARNED and cfg.methods else name
-    if name not in results["models"]:
-        known = ", ".join([UNLEARNED, *results["models"]])
-        raise UserError(f"{folder} has no model {name!r}; known: {known}")
-    seed = cfg.seeds[0] if seed is None else seed
-    if seed not in cfg.seeds:
-        raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")
+    name = row_of(folder, cfg, results["models"], name)
+    seed = seed_of(folder, cfg, seed)
     with Tracker(folder) as tracker:
         run = Run(cfg, seed, folder, tracker, progress)
         if step is None:
@@ -69,6 +65,31 @@ def export_run(
             write_merged(run, params, draft)
         write(draft / "README.md", model_card(results, name, seed, step))
     return out
+
+
+def row_of(folder: Path, cfg: RunConfig, rows: Iterable[str], name: str) -> str:
+    """The row of a run's table that ``name`` means; ``unlearned``: its first method.
+
+    Raises:
+      UserError: there is none.
+    """
+    known = list(rows)
+    name = cfg.methods[0] if name == UNLEARNED and cfg.methods else name
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UserError(
+            f"{folder} has no model {name!r}{near}; known: "
+            f"{', '.join([UNLEARNED, *known])}"
+        )
+    return name
+
+
+def seed_of(folder: Path, cfg: RunConfig, seed: int | None) -> int:
+    """One of a run's seeds, the first by default; raises `UserError` for another."""
+    seed = cfg.seeds[0] if seed is None else seed
+    if seed not in cfg.seeds:
+        raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")
+    return seed
 
 
 def write_merged(run: Run, params: Any, to: Path) -> None:

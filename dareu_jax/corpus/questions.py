@@ -1,10 +1,14 @@
 """Questions that a model is judged on: gold answers, a right and some wrong ones."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.corpus.sources.base import json_lines, read_text, text_field
+from dareu_jax.corpus.sources.base import (
+    json_array,
+    json_lines,
+    read_text,
+    text_field,
+)
 from dareu_jax.corpus.sources.download import download
 from dareu_jax.corpus.sources.tofu import HOME
 from dareu_jax.errors import UserError
@@ -85,13 +89,8 @@ def _read(path: Path) -> tuple[Question, ...]:
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Rows of a file of JSON lines, or of one JSON array."""
     text = read_text(path, "questions and answers")
-    if not text.lstrip().startswith("["):
-        return list(json_lines(path))
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
+    is_array = text.lstrip().startswith("[")
+    return json_array(path) if is_array else list(json_lines(path))
 
 
 def _question(where: str, row: dict[str, Any]) -> Question:

@@ -23,6 +23,7 @@ from dareu_jax.evaluator.owners import owners_log, split
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table
 from dareu_jax.evaluator.tofu import tofu_log
+from dareu_jax.pipeline import write_json
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
@@ -59,13 +60,11 @@ class Suite(NamedTuple):
     """A suite: what it reads, and what it makes of a model.
 
     Attributes:
-      about: one line.
       read: ``asked -> data``, before a model is loaded.
       log: ``(judge, data, progress) -> tables``.
       is_bare: prompts are as they are in the files, without a template.
     """
 
-    about: str
     read: Callable[[Asked], Any]
     log: Callable[[Judge, Any, Progress], dict[str, Table]]
     is_bare: bool = False
@@ -85,20 +84,17 @@ def read_tofu(asked: Asked) -> TofuQuestions:
 
 
 SUITES = {
-    "tofu": Suite("TOFU's four sets, in a folder or downloaded", read_tofu, tofu_log),
+    "tofu": Suite(read_tofu, tofu_log),
     "owners": Suite(
-        "records of the owners of --forget and of all others, in one JSONL file",
         lambda asked: split(read_owned(given(asked)), asked.forget),
         owners_log,
     ),
     "muse": Suite(
-        "MUSE: continuations and questions, a folder of news or books",
         lambda asked: read_muse(given(asked)),
         muse_log,
         is_bare=True,
     ),
     "choices": Suite(
-        "multiple choice (WMDP, MMLU): question, choices, answer in one JSONL file",
         lambda asked: (read_choices(given(asked)), given(asked).stem),
         choices_log,
         is_bare=True,
@@ -130,8 +126,10 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     log = suite.log(judge, data, progress)
     name = asked.suite.upper()
     short = {metric: table["agg_value"] for metric, table in log.items()}
-    write(asked.out / f"{name}_SUMMARY.json", short)
-    return write(asked.out / f"{name}_EVAL.json", log)
+    path = asked.out / f"{name}_EVAL.json"
+    write_json(asked.out / f"{name}_SUMMARY.json", short)
+    write_json(path, log)
+    return path
 
 
 def print_log(console: Console, path: Path, reference: Path | None) -> None:
@@ -163,12 +161,3 @@ def reading_of(asked: Asked, model: Model) -> Reading:
             "(chat: the tokenizer's own template)"
         )
     return Reading(template, asked.system, asked.batch_size, asked.max_new_tokens)
-
-
-def write(path: Path, value: Any) -> Path:
-    """Writes JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
-    return path

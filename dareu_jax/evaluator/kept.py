@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dareu_jax.pipeline import write_json
+
 
 class Kept:
     """Parts in a folder; each is made once for one model, text and settings.
@@ -27,8 +29,5 @@ class Kept:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{digest}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(make(), allow_nan=False), encoding="utf-8")
-            partial.replace(path)
+            write_json(path, make())
         return json.loads(path.read_text(encoding="utf-8"))

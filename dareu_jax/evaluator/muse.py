@@ -1,11 +1,9 @@
 """MUSE (Shi et al. 2024, arXiv 2407.06460): verbatim and knowledge memorisation."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.corpus.sources.base import read_text, text_field
-from dareu_jax.errors import UserError
+from dareu_jax.corpus.sources.base import json_array, text_field
 from dareu_jax.evaluation.rouge import rouge_scores
 from dareu_jax.evaluator.suite import Judge, quality_table
 from dareu_jax.evaluator.tables import Table, by_index
@@ -37,7 +35,7 @@ def read_muse(folder: Path) -> MuseData:
     Raises:
       UserError: one is missing or malformed.
     """
-    rows = {name: _rows(folder / file) for name, file in FILES.items()}
+    rows = {name: json_array(folder / file) for name, file in FILES.items()}
     return MuseData(
         [_pair(at, row, "prompt", "gt") for at, row in rows["verbmem"]],
         *(
@@ -45,16 +43,6 @@ def read_muse(folder: Path) -> MuseData:
             for name in ("forget", "retain")
         ),
     )
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(read_text(path, "a JSON array of objects"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: must be a JSON array of objects")
-    return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
 
 
 def _pair(where: str, row: dict[str, Any], asked: str, gold: str) -> tuple[str, str]:

@@ -11,9 +11,9 @@ import jax
 from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.export import UNLEARNED as FIRST_METHOD
-from dareu_jax.export import finished
+from dareu_jax.export import finished, row_of, seed_of
 from dareu_jax.pipeline import check_corpus, suite_of, write_json
-from dareu_jax.registry import STRESS, did_you_mean
+from dareu_jax.registry import STRESS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
 from dareu_jax.stress.context import (
@@ -63,10 +63,8 @@ def stress(
     chosen = [STRESS.get(name) for name in tests or STRESS.names()]
     cfg, results = finished(folder)
     cfg = with_stress(cfg, overrides)
-    name = model_of(folder, cfg, results["models"], model)
-    seed = cfg.seeds[0] if seed is None else seed
-    if seed not in cfg.seeds:
-        raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")
+    name = row_of(folder, cfg, results["models"], model)
+    seed = seed_of(folder, cfg, seed)
     kept = folder / FOLDER / name / f"seed_{seed}"
     outcomes = {test.name: cached(kept, test, cfg) for test in chosen}
     todo = [test for test in chosen if outcomes[test.name] is None]
@@ -101,19 +99,6 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
             )
         changes[key] = parse_value(item, value)
     return with_overrides(cfg, changes, "dareu stress") if changes else cfg
-
-
-def model_of(folder: Path, cfg: RunConfig, rows: Iterable[str], model: str) -> str:
-    """The row that ``model`` names; raises `UserError` when there is none."""
-    known = list(rows)
-    name = cfg.methods[0] if model == FIRST_METHOD and cfg.methods else model
-    if name not in known:
-        near = did_you_mean(name, known)
-        raise UserError(
-            f"{folder} has no model {name!r}{near}; known: "
-            f"{', '.join([FIRST_METHOD, *known])}"
-        )
-    return name
 
 
 def context_of(run: Run, name: str) -> Context:

@@ -1,8 +1,5 @@
 """Checkpoints that two processes write while they go on working."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -79,29 +76,11 @@ def moved(state):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, free_port):
+def written(tmp_path_factory, two_processes):
     """What two processes with two devices each wrote, and the state they wrote."""
     folder = tmp_path_factory.mktemp("written")
     (folder / "state.py").write_text(STATE)
-    port = str(free_port())
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), port, str(folder)],
-            cwd=REPO,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, error in zip(workers, errors):
-        assert worker.returncode == 0, error[-4000:]
+    two_processes(WORKER, folder, limit_s=240)
     made: dict = {}
     exec(STATE, made)
     states = [made["init"](jax.random.key(0))]

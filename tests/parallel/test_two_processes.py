@@ -1,9 +1,6 @@
 """Two processes with two devices each: batches, checkpoints, metrics."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import make_golden as hf
@@ -103,29 +100,11 @@ def tiny_hf_folder(folder):
     hf.make_folder(folder, {**hf.config_of("qwen3"), "vocab_size": 300}, shards=2)
 
 
-def test_two_processes(tmp_path, free_port):
-    port = str(free_port())
+def test_two_processes(tmp_path, two_processes):
     tiny_hf_folder(tmp_path / "hf")
     (tmp_path / "exported").mkdir()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), port, str(tmp_path)],
-            cwd=REPO,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        results = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, (_, error) in zip(workers, results):
-        assert worker.returncode == 0, error[-4000:]
-    prints = {x for out, _ in results for x in out.splitlines() if "fingerprint" in x}
+    said = two_processes(WORKER, tmp_path, limit_s=120)
+    prints = {x for out in said for x in out.splitlines() if "fingerprint" in x}
     (line,) = prints
     assert line.split()[1] == line.split()[2]
     metrics = (tmp_path / "metrics.jsonl").read_text().splitlines()

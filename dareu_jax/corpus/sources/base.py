@@ -78,6 +78,21 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
+def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns ``("file, row n", object)`` for every row of one JSON array.
+
+    Raises:
+      UserError: no such file, not UTF-8, or no JSON array of objects.
+    """
+    try:
+        rows = json.loads(read_text(path, "a JSON array of objects"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: must be a JSON array of objects")
+    return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     """Returns the JSON object that `line` holds."""
     try:
