@@ -50,6 +50,16 @@ def sample_token(logps: Array, *, key: Array) -> tuple[Array, Array]:
     return token, jnp.take_along_axis(logps, token[:, None], axis=-1)[:, 0]
 
 
+def next_token(
+    logits: Array, temperature: float, top_p: float, *, key: Array
+) -> tuple[Array, Array]:
+    """Tokens ``[B]`` of the sampling policy and their logps; greedy: no draw."""
+    if temperature == 0.0:
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return best, jnp.zeros(best.shape, jnp.float32)
+    return sample_token(sampling_logits(logits, temperature, top_p), key=key)
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "max_new_tokens", "temperature", "top_p", "stop_ids"),
@@ -98,8 +108,7 @@ def generate(
     def body(carry):
         i, logits, done, slots, cache, out = carry
         step_key = jax.random.fold_in(key, i)
-        logps = sampling_logits(logits, temperature, top_p)
-        token, logp = sample_token(logps, key=step_key)
+        token, logp = next_token(logits, temperature, top_p, key=step_key)
         out = _write(out, i, token, logp, done, stop_ids[0])
         slots = slots.at[:, p + i].set(~done)
         logits, cache = _decode(

@@ -88,7 +88,10 @@ def check_rope_scaling(scaling: tuple | None) -> None:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, ``[L, B, S, K, H]``, filled up to a slot."""
+    """Keys and values of every layer, ``[L, B, K, S, H]``, filled up to a slot.
+
+    The scan over layers carries the whole, so that a token is written in place.
+    """
 
     k: Array
     v: Array
@@ -96,29 +99,54 @@ class KVCache(NamedTuple):
     @classmethod
     def empty(cls, cfg: DecoderConfig, batch: int, slots: int) -> "KVCache":
         """Returns a cache of zeros with room for ``slots`` tokens."""
-        shape = (cfg.layers, batch, slots, cfg.kv_heads, cfg.head_dim)
+        shape = (cfg.layers, batch, cfg.kv_heads, slots, cfg.head_dim)
         dtype = jnp.dtype(cfg.compute_dtype)
         return cls(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+
+    def put(self, k: Array, v: Array, layer: Array, slot: Array | int) -> "KVCache":
+        """Writes ``k, v [B, K, T, H]`` of one layer from ``slot`` on."""
+        at = (layer, 0, 0, slot, 0)
+        pairs = ((self.k, k), (self.v, v))
+        return KVCache(
+            *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in pairs)
+        )
+
+    def of_layer(self, layer: Array) -> tuple[Array, Array]:
+        """Keys and values ``[B, K, S, H]`` of one layer."""
+        k, v = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in self)
+        return k, v
 
 
 def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
     """softmax(q k / sqrt(H)) v with grouped keys; float32 softmax.
 
+    The weights are divided by their sum behind the product with v, where it is smaller
+    (Dao et al., 2022), and queries that share keys are rows of one product.
+
     Args:
-      q: ``[B, T, N, H]``; k, v: ``[B, S, K, H]`` with N a multiple of K.
+      q: ``[B, T, N, H]``; k, v: ``[B, K, S, H]`` with N = K G.
       visible: ``[B, T, S]`` bool.
 
     Returns:
       ``[B, T, N, H]``.
     """
-    groups = q.shape[2] // k.shape[2]
-    q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
+    b, t, n, h = q.shape
+    kv, s = k.shape[1:3]
+    q = jnp.moveaxis(q.reshape(b, t, kv, -1, h), 1, 3).reshape(b, kv, -1, h)
+    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, kv, -1, t, s) / jnp.sqrt(jnp.float32(h))
     scores = jnp.where(visible[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
-    return out.reshape(*out.shape[:2], -1, out.shape[-1])
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest).reshape(b, kv, -1, s)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bkrs,bksh->bkrh",
+        weights.astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
+    )
+    out = (out / total).astype(v.dtype).reshape(b, kv, -1, t, h)
+    return jnp.moveaxis(out, 3, 1).reshape(b, t, n, h)
 
 
 def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
@@ -152,8 +180,8 @@ class Attention(nn.Module):
     op: DenseOp = dense
 
     @nn.compact
-    def __call__(self, x, positions, visible, cache, slot):
-        """Returns ``([B, T, D], cache)``; ``slot`` = where the new keys go."""
+    def __call__(self, x, positions, visible, cache, layer, slot):
+        """Returns ``([B, T, D], cache)``; new keys go to ``layer`` and ``slot``."""
         cfg = self.cfg
         linear = linear_of(cfg, self.op)
 
@@ -168,11 +196,10 @@ class Attention(nn.Module):
             k = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
         freq = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         q, k = rotate(q, positions, freq), rotate(k, positions, freq)
+        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
-            at = (0, slot, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache.k, k, at)
-            v = jax.lax.dynamic_update_slice(cache.v, v, at)
-            cache = KVCache(k=k, v=v)
+            cache = cache.put(k, v, layer, slot)
+            k, v = cache.of_layer(layer)
         mixed = attend(q, k, v, visible).reshape(*x.shape[:2], -1)
         out = linear(cfg.embed, scale=0.5 / cfg.layers, name="o")
         return out(mixed), cache
@@ -185,9 +212,9 @@ class Layer(nn.Module):
     op: DenseOp = dense
 
     @nn.compact
-    def __call__(self, x, positions, visible, cache, slot):
-        """Returns ``([B, T, D], cache)`` for a scan over layers."""
-        cfg = self.cfg
+    def __call__(self, carry, layer, positions, visible, slot):
+        """Returns ``((x [B, T, D], cache), None)`` for a scan over layers."""
+        cfg, (x, cache) = self.cfg, carry
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
@@ -196,12 +223,12 @@ class Layer(nn.Module):
         drop = nn.Dropout(cfg.dropout, deterministic=still, name="drop")
         attention = Attention(cfg, self.op, name="attention")
         mixed, cache = attention(
-            norm("attention_norm")(x), positions, visible, cache, slot
+            norm("attention_norm")(x), positions, visible, cache, layer, slot
         )
         x = along_batch(x + drop(mixed))
         linear = linear_of(cfg, self.op)
         mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
-        return along_batch(x + drop(mlp(norm("mlp_norm")(x)))), cache
+        return (along_batch(x + drop(mlp(norm("mlp_norm")(x)))), cache), None
 
 
 class Decoder(nn.Module):
@@ -225,8 +252,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, SLOTS: 0},
             variable_broadcast=HELD,
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
-            out_axes=0,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
         )
         self.layers = stack(cfg, self.op)
@@ -249,7 +275,8 @@ class Decoder(nn.Module):
             visible &= in_window(self.cfg.sliding_window, visible.shape[1:], slot)
         x = jnp.take(self.embed.embedding, tokens, axis=0)
         x = along_batch(x.astype(jnp.dtype(self.cfg.compute_dtype)))
-        x, cache = self.layers(x, positions, visible, cache, slot)
+        numbers = jnp.arange(self.cfg.layers, dtype=jnp.int32)
+        (x, cache), _ = self.layers((x, cache), numbers, positions, visible, slot)
         return self.final_norm(x), cache
 
     def unembed(self, hidden: Array) -> Array:
