@@ -121,7 +121,8 @@ def test_the_log_is_open_unlearnings(data, log, tmp_path):
     read = read_log(path)
     assert read.format == "open-unlearning"
     assert {name: len(x.rows) for name, x in read.sets.items()} == {
-        **{"forget": 7, "retain": 8, "real_authors": 4, "world_facts": 5}
+        **{"forget": 7, "forget_paraphrased": 7, "retain": 8},
+        **{"real_authors": 4, "world_facts": 5},
     }
     assert read.sets["retain"].wrong_loss.shape == (8, 5)
     right, wrong = read.sets["forget"].right_loss, read.sets["forget"].wrong_loss
