@@ -330,6 +330,7 @@ def score_logs(
         bool, typer.Option("--check-rouge", help="From the answers, row by row.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="FILE.png for the curves.")] = None,
 ) -> None:
     """Compute every aggregate of an evaluation again from its rows; no model.
 
@@ -341,6 +342,11 @@ def score_logs(
 
     how = (truth_ratio, partial, check_rouge, retrained_again, as_json)
     found = score_files(candidate, reference, *how)
+    if plots is not None:
+        from dareu_jax.reporting.log_plots import plot_files
+
+        if not plot_files(plots, candidate, reference, truth_ratio, partial):
+            raise UserError(f"--plots: {candidate} has no rows of anything to draw")
     show = print_json if as_json else print_scores
     show(Console(), found)
 

@@ -29,7 +29,7 @@ OTHERS = "a broken model, whatever its other scores"
 
 
 def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str]:
-    """One sentence for every sign that the reference does not show as well.
+    """Sentences about signs that the reference does not show as well.
 
     Args:
       log: of the candidate; reference: of the retrained model. Without it the gold
@@ -54,19 +54,18 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
 
 
 def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
-    """A sentence per sign of `SIGNS` in the answers to a set."""
-    ours, usual = shares(one), shares_of_gold(one)
-    source = ""
-    if beside is not None and (theirs := shares(beside)):
-        usual, source = theirs, "the reference's"
+    """One sentence with every sign of `SIGNS` in the answers to a set, or none."""
+    gold = shares_of_gold(one)
+    theirs = {} if beside is None else shares(beside)
+    shown: list[str] = []
+    for sign, share in shares(one).items():
+        usual = theirs.get(sign, gold.get(sign, 0.0))
+        if share > usual + ABOVE:
+            also = f" (the reference's: {percent(usual)})" if sign in theirs else ""
+            of = "" if shown else f" of {spelt(name)} answers"
+            shown.append(f"{percent(share)}{of} {SIGNS[sign]}{also}")
     says = FORGET if name.startswith("forget") else OTHERS
-    out = []
-    for sign, share in ours.items():
-        if share > usual.get(sign, 0.0) + ABOVE:
-            also = f" ({source}: {percent(usual.get(sign, 0.0))})" if source else ""
-            what = f"{percent(share)} of {spelt(name)} answers {SIGNS[sign]}{also}"
-            out.append(f"{what}: {says}")
-    return out
+    return [f"{', '.join(shown)}: {says}"] if shown else []
 
 
 def shares(one: SetLog) -> dict[str, float]:

@@ -105,7 +105,7 @@ BROKEN = {
     ),
     "one word": (
         log_of(lambda short, right: ["the"] * N, some(1.0, 4.0, 3)),
-        "100 % of forget answers are one and the same text",
+        "100 % are one and the same text",
     ),
     "one word each": (
         log_of(lambda short, right: WORDS[:N], some(1.0, 4.0, 4)),
@@ -223,6 +223,13 @@ def test_a_broken_model_is_flagged_without_a_reference(tmp_path, log, says):
     (tmp_path / "log.json").write_text(json.dumps(log))
     found = flags(read_log(tmp_path / "log.json"), None, TRUTH_RATIOS["geometric"])
     assert any(says in flag for flag in found), found
+
+
+def test_a_sign_that_the_reference_cannot_show_is_not_said_to_be_absent(scored):
+    bare = copy.deepcopy(LOGS["retrained"])
+    del bare["forget_text_quality"]
+    flag = scored(BROKEN["no end"][0], bare)["flags"][0]
+    assert flag.startswith("100 % of forget answers are cut off at the length limit:")
 
 
 def test_a_broken_reference_is_flagged(scored):
