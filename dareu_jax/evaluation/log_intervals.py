@@ -83,10 +83,10 @@ def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
 
 
 def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
-    """Of a Tug-of-War of `TUGS`; None where a log lacks one of its splits."""
-    ours, theirs = tug_rows(log, name), tug_rows(reference, name)
-    if ours is None or theirs is None:
+    """Of a Tug-of-War of `TUGS`; None where there is none."""
+    if (found := tug_rows(log, reference, name)) is None:
         return None
+    ours, theirs = found
     pairs = {x: zip(ours[x], theirs[x], strict=True) for x in ours}
     samples = {x: [np.stack(both, axis=1) for both in pairs[x]] for x in pairs}
 

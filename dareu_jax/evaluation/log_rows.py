@@ -10,6 +10,7 @@ from dareu_jax.evaluation.tow import TUGS
 from dareu_jax.evaluation.truth_ratio import TruthRatio
 
 Array = np.ndarray
+SplitRows = dict[str, tuple[Array, ...]]
 TEST_SETS = ("real_authors", "world_facts")
 """TOFU's test set, all rows alike."""
 
@@ -44,12 +45,24 @@ def split_rows(log: EvalLog, source: str) -> tuple[Array, ...] | None:
     return (np.concatenate(found),)
 
 
-def tug_rows(log: EvalLog, name: str) -> dict[str, tuple[Array, ...]] | None:
-    """Rows by split of a Tug-of-War of `TUGS`; None where the log lacks one."""
+def tug_rows(
+    log: EvalLog, reference: EvalLog, name: str
+) -> tuple[SplitRows, SplitRows] | None:
+    """Rows by split of a Tug-of-War of `TUGS`, the candidate's and the reference's.
+
+    None where a log lacks a split, or the two have different test sets.
+    """
     forget, splits = TUGS[name]
-    rows = {x: split_rows(log, forget if x == "forget" else x) for x in splits}
-    found = {split: x for split, x in rows.items() if x is not None}
-    return found if len(found) == len(splits) else None
+    sources = {x: forget if x == "forget" else x for x in splits}
+    if "test" in sources and ("test" in log.sets) != ("test" in reference.sets):
+        return None
+    found: list[SplitRows] = []
+    for one in (log, reference):
+        rows = {split: split_rows(one, source) for split, source in sources.items()}
+        found.append({split: x for split, x in rows.items() if x is not None})
+    return (
+        (found[0], found[1]) if len(found[0]) == len(found[1]) == len(splits) else None
+    )
 
 
 def tug_scores(rows: Mapping[str, Sequence[Array]]) -> dict[str, float]:

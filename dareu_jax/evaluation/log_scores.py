@@ -187,12 +187,11 @@ def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Sc
 
 
 def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
-    """Every Tug-of-War of `TUGS`; None where a log lacks one of its splits."""
+    """Every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
     found: Scores = dict.fromkeys(TUGS)
     for name, (_, splits) in TUGS.items():
-        ours, theirs = tug_rows(log, name), tug_rows(reference, name)
-        if ours is not None and theirs is not None:
-            found[name] = tow(tug_scores(ours), tug_scores(theirs), splits)
+        if (rows := tug_rows(log, reference, name)) is not None:
+            found[name] = tow(tug_scores(rows[0]), tug_scores(rows[1]), splits)
     return found
 
 

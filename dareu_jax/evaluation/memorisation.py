@@ -13,8 +13,8 @@ Array = np.ndarray
 EXTRACTION_STRENGTH = declare(
     Metric(
         *("extraction_strength", "extraction strength", "closer", 0.0, 1.0),
-        about="Mean share of a forget answer that greedy decoding says word for word "
-        "from the rest before it.",
+        about="Mean share of a forget answer, its end, that greedy decoding says word "
+        "for word from what stands before.",
         of=("log",),
     )
 )

@@ -235,6 +235,14 @@ def test_our_own_logs_without_a_test_split(scored):
     assert found["tow_star"] == 0.75 and found["tow"] is None
 
 
+def test_test_sets_of_two_kinds_are_not_compared(scored):
+    whole = open_unlearning_log()
+    for name in [x for x in whole if x.endswith(("PARA_Prob", "PERT_Prob"))]:
+        del whole[name]
+    found = scored(our_log(), whole, "--partial")
+    assert found["tow"] is None and found["tow_star"] == 0.5
+
+
 def test_rows_may_stand_in_another_order(scored):
     log = open_unlearning_log()
     ratios = log["forget_Q_A_PARA_Prob"]["value_by_index"]
