@@ -12,26 +12,8 @@ from rich.console import Console
 from dareu_jax.config import load_config
 from dareu_jax.errors import Preempted, ProcessLost, UserError
 from dareu_jax.prepare import check_disk, prepare_jax, read_steps
-from dareu_jax.registry import (
-    FAMILIES,
-    KERNELS,
-    METHODS,
-    METRICS,
-    MODELS,
-    SOURCES,
-    STRESS,
-    did_you_mean,
-)
+from dareu_jax.registry import REGISTRIES, did_you_mean
 
-REGISTRIES = {
-    "families": FAMILIES,
-    "kernels": KERNELS,
-    "methods": METHODS,
-    "metrics": METRICS,
-    "models": MODELS,
-    "sources": SOURCES,
-    "stress": STRESS,
-}
 app = typer.Typer(
     help="De-attribute to forget: LLM unlearning with data attribution as the reward.",
     no_args_is_help=True,
@@ -337,16 +319,18 @@ def score_logs(
     reference: Annotated[
         Path | None, typer.Option(help="Log of the model retrained without the data.")
     ] = None,
+    retrained_again: Annotated[
+        Path | None, typer.Option(help="Of another seed: what can be expected.")
+    ] = None,
     truth_ratio: Annotated[
         str | None, typer.Option(help="geometric (the default), arithmetic, share.")
     ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Score what is there of a log.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="What is there.")] = False,
     check_rouge: Annotated[
         bool, typer.Option("--check-rouge", help="From the answers, row by row.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="FILE.png for the curves.")] = None,
 ) -> None:
     """Compute every aggregate of an evaluation again from its rows; no model.
 
@@ -356,7 +340,13 @@ def score_logs(
     from dareu_jax.evaluation.log_files import score_files
     from dareu_jax.reporting.scores import print_json, print_scores
 
-    found = score_files(candidate, reference, truth_ratio, partial, check_rouge)
+    how = (truth_ratio, partial, check_rouge, retrained_again, as_json)
+    found = score_files(candidate, reference, *how)
+    if plots is not None:
+        from dareu_jax.reporting.log_plots import plot_files
+
+        if not plot_files(plots, candidate, reference, truth_ratio, partial):
+            raise UserError(f"--plots: {candidate} has no rows of anything to draw")
     show = print_json if as_json else print_scores
     show(Console(), found)
 

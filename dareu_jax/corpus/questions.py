@@ -34,12 +34,14 @@ class Question(NamedTuple):
       prompt, answer: as asked, and the gold answer.
       right: a right answer in the words of the wrong ones; it may be ``answer``.
       wrong: answers of the same form that are wrong.
+      paraphrased: the question in other words, or "".
     """
 
     prompt: str
     answer: str
     right: str
     wrong: tuple[str, ...]
+    paraphrased: str = ""
 
 
 class TofuQuestions(NamedTuple):
@@ -101,7 +103,11 @@ def _question(where: str, row: dict[str, Any]) -> Question:
     wrong = row.get("perturbed_answer", [])
     if not isinstance(wrong, list) or not all(isinstance(x, str) for x in wrong):
         raise UserError(f"{where}: field 'perturbed_answer' must be a list of texts")
-    return Question(text_field(row, "question", where), answer, right, tuple(wrong))
+    other = ""
+    if "paraphrased_question" in row:
+        other = text_field(row, "paraphrased_question", where)
+    asked = text_field(row, "question", where)
+    return Question(asked, answer, right, tuple(wrong), other)
 
 
 def _downloaded(folder: Path, names: tuple[str, ...]) -> Path:

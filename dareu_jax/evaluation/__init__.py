@@ -1,6 +1,26 @@
 """Metrics, and one evaluation that treats every model alike."""
 
-from dareu_jax.evaluation import metric, rouge, text_quality
+from dareu_jax.evaluation import (
+    forget_quality,
+    memorisation,
+    metric,
+    mia,
+    rouge,
+    text_quality,
+    truth_ratio,
+    utility,
+)
 from dareu_jax.evaluation.tow import SPLITS, tow
 
-__all__ = ["SPLITS", "metric", "rouge", "text_quality", "tow"]
+__all__ = [
+    "SPLITS",
+    "forget_quality",
+    "memorisation",
+    "metric",
+    "mia",
+    "rouge",
+    "text_quality",
+    "tow",
+    "truth_ratio",
+    "utility",
+]

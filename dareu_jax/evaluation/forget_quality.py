@@ -5,8 +5,58 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dareu_jax.evaluation.metric import Metric, declare
+
 Array = np.ndarray
 NEGLIGIBLE = 50.0  # nats below the first term of a sum, after which nothing changes
+
+_TEST = "two-sample Kolmogorov-Smirnov test between forget truth ratios"
+_MODELS, _RETRAININGS = "the model's and the retrained one's", "two retrainings'"
+FORGET_QUALITY = declare(
+    Metric(
+        *("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0),
+        about=f"p of the {_TEST}, {_MODELS}.",
+        of=("pair",),
+    )
+)
+LOG10_FORGET_QUALITY = declare(
+    Metric(
+        *("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0),
+        about=f"Logarithm of the p of the {_TEST}, {_MODELS}.",
+        of=("pair",),
+    )
+)
+KS_STATISTIC = declare(
+    Metric(
+        *("ks_statistic", "KS distance", "lower", 0.0, 1.0),
+        about=f"Largest distance of the {_TEST}, {_MODELS}.",
+        of=("pair",),
+    )
+)
+QUALITY_OF_RETRAININGS = declare(
+    Metric(
+        *("forget_quality_of_retrainings", "two retrainings, KS p", "higher", 0.0, 1.0),
+        about=f"p of the {_TEST}, {_RETRAININGS}: the most that a perfect method can "
+        "expect.",
+        of=("pair",),
+    )
+)
+LOG10_QUALITY_OF_RETRAININGS = declare(
+    Metric(
+        "log10_forget_quality_of_retrainings",
+        *("two retrainings, log10 p", "higher", -math.inf, 0.0),
+        about=f"Logarithm of the p of the {_TEST}, {_RETRAININGS}.",
+        of=("pair",),
+    )
+)
+KS_OF_RETRAININGS = declare(
+    Metric(
+        "ks_statistic_of_retrainings",
+        *("two retrainings, KS distance", "lower", 0.0, 1.0),
+        about=f"Largest distance of the {_TEST}, {_RETRAININGS}.",
+        of=("pair",),
+    )
+)
 
 
 class ForgetQuality(NamedTuple):

@@ -32,10 +32,15 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A set of questions: metric -> row -> value, and where its columns are."""
+    """A set of questions: metric -> row -> value, and where its columns are.
+
+    Attributes:
+      may_lack: columns that a whole log of the format can be without.
+    """
 
     tables: Mapping[str, Any]
     columns: Mapping[str, Source]
+    may_lack: tuple[str, ...] = ("generation", "gold", "unfinished", "extraction")
 
 
 class Layout(NamedTuple):
@@ -79,6 +84,7 @@ def trained_set(short: str) -> dict[str, Source]:
         "wrong_loss": Source(f"{short}_Q_A_PERT_Prob", "avg_loss"),
         "generation": Source(rouge, "generation"),
         "gold": Source(rouge, "ground_truth"),
+        "unfinished": Source(f"{short}_text_quality", "unfinished"),
     }
 
 
@@ -92,8 +98,15 @@ def choice_set(short: str) -> dict[str, Source]:
     }
 
 
+PARAPHRASED = "forget_Q_PARA_A_ROUGE"
+PARAPHRASED_SET = {
+    "rouge": Source(PARAPHRASED, "rougeL_recall"),
+    "generation": Source(PARAPHRASED, "generation"),
+    "gold": Source(PARAPHRASED, "ground_truth"),
+}
 OPEN_UNLEARNING_SETS = {
-    "forget": trained_set("forget"),
+    "forget": trained_set("forget")
+    | {"extraction": Source("extraction_strength", "score")},
     "retain": trained_set("retain"),
     "real_authors": choice_set("ra"),
     "world_facts": choice_set("wf"),
@@ -104,6 +117,7 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
     """``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
+    sets["forget_paraphrased"] = Part(tables, PARAPHRASED_SET, tuple(PARAPHRASED_SET))
     attacks = {
         metric.removeprefix("mia_"): {
             split: rows_of(value.get(split)) for split in ("forget", "holdout")
@@ -180,8 +194,15 @@ def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
 
 
 def ours(tree: Mapping[str, Any]) -> Layout:
-    """``{"metrics": {metric: {"agg_value", "value_by_index": {row: value}}}}``."""
+    """``{"metrics": {metric: {"agg_value", "value_by_index": {row: value}}}}``.
+
+    Beside them ``{"answers": {split: [text]}}``, in the order of the rows.
+    """
     tables = {metric: rows_of(value) for metric, value in tree["metrics"].items()}
+    said = tree["answers"] if isinstance(tree["answers"], dict) else {}
+    for split, texts in said.items():
+        if isinstance(texts, list):
+            tables[f"{split}_answers"] = {str(n): x for n, x in enumerate(texts)}
     splits = ["forget", "retain"]
     splits += ["test"] if {"test_rouge", "test_probability"} & tables.keys() else []
     sets = {
@@ -190,6 +211,8 @@ def ours(tree: Mapping[str, Any]) -> Layout:
             {
                 "probability": Source(f"{split}_probability"),
                 "rouge": Source(f"{split}_rouge"),
+                "generation": Source(f"{split}_answers"),
+                "unfinished": Source(f"{split}_unfinished"),
             },
         )
         for split in splits

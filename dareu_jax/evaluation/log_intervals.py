@@ -5,15 +5,11 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.evaluation.bootstrap import interval, interval_of
-from dareu_jax.evaluation.log_scores import (
-    SETS,
-    TERM_SETS,
-    TEST_SETS,
-    ratios,
-)
-from dareu_jax.evaluation.logs import EvalLog, SetLog
+from dareu_jax.evaluation.log_rows import ratios, sides, tug_rows, tug_scores
+from dareu_jax.evaluation.log_scores import SETS, TERM_SETS
+from dareu_jax.evaluation.logs import Attack, EvalLog, SetLog
 from dareu_jax.evaluation.mia import auc
-from dareu_jax.evaluation.tow import SPLITS
+from dareu_jax.evaluation.tow import TUGS, tow
 from dareu_jax.evaluation.truth_ratio import TruthRatio
 
 Ends = tuple[float, float]
@@ -36,10 +32,10 @@ def intervals(
         "sets": sets,
         "model_utility": utility_interval(log, kind),
         "mia_auc": {name: attack_interval(one) for name, one in log.attacks.items()},
+        "extraction_strength": extraction_interval(log),
     }
     if reference is not None:
-        out["tow"] = tow_interval(log, reference, SPLITS)
-        out["tow_star"] = tow_interval(log, reference, SPLITS[:2])
+        out |= {name: tow_interval(log, reference, name) for name in TUGS}
     return out
 
 
@@ -54,10 +50,15 @@ def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
     return out
 
 
-def attack_interval(one: Any) -> Ends:
+def attack_interval(one: Attack) -> Ends:
     """Of an attack's AUC; forget and holdout rows are drawn apart."""
-    sides = (np.asarray([*side.values()]) for side in (one.forget, one.holdout))
-    return interval_of(auc, *sides)
+    return interval_of(auc, *sides(one))
+
+
+def extraction_interval(log: EvalLog) -> Ends | None:
+    """Of the mean extraction strength of the forget rows."""
+    rows = log.sets["forget"].extraction if "forget" in log.sets else None
+    return None if rows is None else interval(rows)
 
 
 def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
@@ -81,31 +82,21 @@ def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
     return interval_of(utility, *samples)
 
 
-def tow_interval(
-    log: EvalLog, reference: EvalLog, splits: tuple[str, ...]
-) -> Ends | None:
-    """Of the product of ``1 - |gap|`` over splits; None where one is missing."""
-    samples = []
-    for split in splits:
-        pair = [recall_of(x, split) for x in (log, reference)]
-        if pair[0] is None or pair[1] is None:
-            return None
-        samples.append(np.stack([pair[0], pair[1]], axis=1))
+def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
+    """Of a Tug-of-War of `TUGS`; None where there is none."""
+    if (found := tug_rows(log, reference, name)) is None:
+        return None
+    ours, theirs = found
+    pairs = {x: zip(ours[x], theirs[x], strict=True) for x in ours}
+    samples = {x: [np.stack(both, axis=1) for both in pairs[x]] for x in pairs}
 
     def product(*drawn: Array) -> float:
-        gaps = (abs(rows[:, 0].mean() - rows[:, 1].mean()) for rows in drawn)
-        return float(np.prod([1.0 - gap for gap in gaps]))
+        left = iter(drawn)
+        rows = {split: [next(left) for _ in xs] for split, xs in samples.items()}
+        scores = [
+            tug_scores({split: [x[:, k] for x in xs] for split, xs in rows.items()})
+            for k in (0, 1)
+        ]
+        return tow(scores[0], scores[1], tuple(samples))
 
-    return interval_of(product, *samples)
-
-
-def recall_of(log: EvalLog, split: str) -> Array | None:
-    """ROUGE-L recall ``[N]`` of a split, rows in the order of their names."""
-    names = TEST_SETS if split == "test" and split not in log.sets else (split,)
-    found = []
-    for name in names:
-        one = log.sets.get(name)
-        if one is None or one.rouge is None:
-            return None
-        found.append(one.rouge[np.argsort(np.asarray(one.rows))])
-    return np.concatenate(found)
+    return interval_of(product, *(x for xs in samples.values() for x in xs))

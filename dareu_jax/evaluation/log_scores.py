@@ -7,19 +7,20 @@ import numpy as np
 
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.forget_quality import forget_quality
+from dareu_jax.evaluation.log_flags import flags
+from dareu_jax.evaluation.log_rows import ratios, sides, tug_rows, tug_scores
 from dareu_jax.evaluation.logs import EvalLog, SetLog, check_comparable
 from dareu_jax.evaluation.mia import auc, privleak, rel_diff
 from dareu_jax.evaluation.rouge import rouge_l_recall
-from dareu_jax.evaluation.tow import SPLITS, tow
+from dareu_jax.evaluation.tow import TUGS, tow
 from dareu_jax.evaluation.truth_ratio import TRUTH_RATIOS, TruthRatio
 from dareu_jax.evaluation.utility import TERMS, model_utility
 from dareu_jax.registry import did_you_mean
 
 Scores = dict[str, Any]
-SETS = ("forget", "retain", "real_authors", "world_facts", "test")
+SETS = ("forget", "forget_paraphrased", "retain", "real_authors", "world_facts", "test")
 TERM_SETS = ("retain", "real_authors", "world_facts")
 MEASURES = ("probability", "rouge", "truth_ratio")
-TEST_SETS = ("real_authors", "world_facts")
 SAME = 1e-9  # between a stored ROUGE and the same one computed again
 
 
@@ -37,7 +38,7 @@ def score(
       partial: what one of the logs lacks becomes None.
 
     Returns:
-      `score_alone` and the `COMPARISONS`.
+      `score_alone`, ``flags`` and the `COMPARISONS`.
 
     Raises:
       UserError: logs of other rows, or without what a comparison needs.
@@ -45,7 +46,10 @@ def score(
     kind = truth_ratio_named(truth_ratio or "geometric")
     if truth_ratio is not None:
         needs_losses(log)
-    alone = score_alone(log, kind) | {"truth_ratio": truth_ratio or "geometric"}
+    alone = score_alone(log, kind) | {
+        "truth_ratio": truth_ratio or "geometric",
+        "flags": flags(log, None if reference is log else reference, kind),
+    }
     if reference is None:
         return alone | dict.fromkeys(COMPARISONS)
     check_comparable(log, reference)
@@ -81,13 +85,6 @@ def check_asked(log: EvalLog, reference: EvalLog) -> None:
 # --- one log
 
 
-def ratios(one: SetLog, kind: TruthRatio) -> np.ndarray | None:
-    """Truth ratio of every row ``[N]``."""
-    if one.right_loss is None or one.wrong_loss is None:
-        return None
-    return kind.rows(one.right_loss, one.wrong_loss)
-
-
 def set_means(name: str, one: SetLog, kind: TruthRatio) -> Scores:
     """Number of rows, mean probability and ROUGE, aggregate of the truth ratio."""
     ratio = ratios(one, kind)
@@ -120,6 +117,7 @@ def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
         "model_utility_terms": terms,
         "sets": sets,
         "mia_auc": attack_aucs(log),
+        "extraction_strength": extraction(log),
     }
 
 
@@ -133,21 +131,22 @@ def utility_terms(sets: Mapping[str, Scores]) -> dict[str, float]:
 
 def attack_aucs(log: EvalLog) -> dict[str, float]:
     """AUC by attack."""
-    return {
-        name: auc(
-            np.asarray([*attack.forget.values()]),
-            np.asarray([*attack.holdout.values()]),
-        )
-        for name, attack in log.attacks.items()
-    }
+    return {name: auc(*sides(attack)) for name, attack in log.attacks.items()}
+
+
+def extraction(log: EvalLog) -> float | None:
+    """Mean extraction strength of the forget rows."""
+    return mean_or_none(log.sets["forget"].extraction) if "forget" in log.sets else None
 
 
 # --- two logs
 
 COMPARISONS = (
     *("forget_quality", "log10_forget_quality", "ks_statistic", "at_floor"),
-    *("tow", "tow_star", "privleak", "privleak_by_attack", "rel_diff_by_attack"),
+    *(*TUGS, "privleak", "privleak_by_attack", "rel_diff_by_attack"),
 )
+RETRAININGS = {f"{name}_of_retrainings": name for name in COMPARISONS[:3]}
+"""Names of `quality_of_retrainings`, and what it is of two other models."""
 
 
 def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
@@ -173,29 +172,54 @@ def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
     return dict(zip(names, forget_quality(ours, theirs), strict=True))
 
 
-def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
-    """ToW on ROUGE-L recall, ToW* without the test set; None where a set lacks.
+def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Scores:
+    """p, its logarithm and D of two models retrained alike but for the seed.
 
-    The test set of TOFU: real authors and world facts, all rows alike.
+    Raises:
+      UserError: logs of other rows, or one without truth ratios of the forget set.
     """
-    ours, theirs = recall_by_split(log), recall_by_split(reference)
-    common = ours.keys() & theirs.keys()
-    return {
-        name: tow(ours, theirs, splits) if common.issuperset(splits) else None
-        for name, splits in (("tow", SPLITS), ("tow_star", SPLITS[:2]))
+    check_comparable(other, one)
+    check_asked(other, one)
+    found = quality(one, other, kind)
+    if found["forget_quality"] is None:
+        needs_losses(other)
+    return {name: found[of] for name, of in RETRAININGS.items()}
+
+
+def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
+    """Every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
+    found: Scores = dict.fromkeys(TUGS)
+    for name, (_, splits) in TUGS.items():
+        if (rows := tug_rows(log, reference, name)) is not None:
+            found[name] = tow(tug_scores(rows[0]), tug_scores(rows[1]), splits)
+    return found
+
+
+# --- under the names of metrics
+
+PLAIN = (
+    *(name for new, of in RETRAININGS.items() for name in (of, new)),
+    *(*TUGS, "model_utility"),
+)
+BY_ATTACK = {
+    "mia_auc": "mia_auc",
+    "privleak": "privleak_by_attack",
+    "rel_diff": "rel_diff_by_attack",
+}
+
+
+def by_metric(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every score, or interval, that is there: metric -> attack, or "", -> value."""
+    found = {name: {"": tree.get(name)} for name in PLAIN}
+    for name, measures in tree["sets"].items():
+        found |= {f"{name}_{k}": {"": measures.get(k)} for k in MEASURES}
+    found["extraction_strength"] = {"": tree.get("extraction_strength")}
+    found |= {name: dict(tree.get(key) or {}) for name, key in BY_ATTACK.items()}
+    there = {
+        name: {attack: x for attack, x in values.items() if x is not None}
+        for name, values in found.items()
     }
-
-
-def recall_by_split(log: EvalLog) -> dict[str, float]:
-    """Mean ROUGE-L recall on forget, retain, test, where the log has them."""
-    means = {}
-    for split in SPLITS:
-        pooled = split == "test" and split not in log.sets
-        sets = [log.sets.get(k) for k in (TEST_SETS if pooled else (split,))]
-        parts = [one.rouge for one in sets if one is not None and one.rouge is not None]
-        if len(parts) == len(sets):
-            means[split] = float(np.concatenate(parts).mean())
-    return means
+    return {name: values for name, values in there.items() if values}
 
 
 # --- texts

@@ -17,7 +17,9 @@ from dareu_jax.evaluation.utility import normalised_probability
 Array = np.ndarray
 SLACK = 1e-5
 """How far float32 may have carried a value out of its range."""
-HIGHEST = {"probability": 1.0, "wrong_probability": 1.0, "rouge": 1.0}
+HIGHEST = dict.fromkeys(
+    ("probability", "wrong_probability", "rouge", "unfinished", "extraction"), 1.0
+)
 PER_ANSWER = ("wrong_loss", "wrong_probability")
 TEXTS = ("generation", "gold")
 
@@ -34,6 +36,8 @@ class SetLog:
       right_loss: ``[N]`` nats per token of the right answer of the truth ratio.
       wrong_loss: ``[N, K]`` nats per token of its wrong answers.
       generation, gold: N texts.
+      unfinished: ``[N]``, 1 where the answer was cut off at the length limit.
+      extraction: ``[N]`` extraction strengths.
     """
 
     rows: tuple[str, ...]
@@ -43,6 +47,8 @@ class SetLog:
     wrong_loss: Array | None
     generation: tuple[str, ...] | None
     gold: tuple[str, ...] | None
+    unfinished: Array | None
+    extraction: Array | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
     for column, source in part.columns.items():
         table = part.tables.get(source.metric)
         if table is None:
-            if not (partial or column in TEXTS):
+            if not (partial or column in part.may_lack):
                 raise UserError(
                     f"{path} has no rows of {source.metric}; --partial scores the rest"
                 )

@@ -4,10 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dareu_jax.evaluation.metric import Metric, declare
 from dareu_jax.evaluation.rouge import rouge_l_f1
 from dareu_jax.evaluation.rows import means_of, tokens_of
 
 Array = np.ndarray
+
+EXTRACTION_STRENGTH = declare(
+    Metric(
+        *("extraction_strength", "extraction strength", "closer", 0.0, 1.0),
+        about="Mean share of a forget answer, its end, that greedy decoding says word "
+        "for word from what stands before.",
+        of=("log",),
+    )
+)
 
 
 def exact_memorisation(hits: Array, mask: Array) -> Array:

@@ -9,6 +9,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.registry import METRICS
 
 Direction = Literal["higher", "lower", "closer"]
+Scope = Literal["run", "log", "pair"]
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "closer": "≈"}
 
 
@@ -23,9 +24,11 @@ class Metric:
       low: the smallest possible value, ``-math.inf`` when there is none.
       high: the largest possible value, ``math.inf`` when there is none.
       about: one sentence that says what the number is.
+      of: what has it: ``run``, a model of a run; ``log``, one log of an evaluation;
+        ``pair``, a log beside that of the retrained model.
 
     Raises:
-      ValueError: for an unknown direction or an empty range.
+      ValueError: for an unknown direction or scope, or an empty range.
     """
 
     name: str
@@ -34,10 +37,13 @@ class Metric:
     low: float
     high: float
     about: str
+    of: tuple[Scope, ...] = ("run",)
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
             raise ValueError(f"metric {self.name!r}: direction {self.direction!r}")
+        if not self.of or set(self.of) - set(get_args(Scope)):
+            raise ValueError(f"metric {self.name!r}: of {self.of!r}")
         if not self.low < self.high:
             raise ValueError(f"metric {self.name!r}: range [{self.low}, {self.high}]")
 
@@ -77,18 +83,21 @@ FORGET_PROBABILITY = declare(
     Metric(
         *("forget_probability", "forget prob", "closer", 0.0, 1.0),
         about=f"Mean {_PROBABILITY} on the forget prompts.",
+        of=("run", "log"),
     )
 )
 RETAIN_PROBABILITY = declare(
     Metric(
         *("retain_probability", "retain prob", "higher", 0.0, 1.0),
         about=f"Mean {_PROBABILITY} on the retain prompts.",
+        of=("run", "log"),
     )
 )
 TEST_PROBABILITY = declare(
     Metric(
         *("test_probability", "test prob", "higher", 0.0, 1.0),
         about=f"Mean {_PROBABILITY} on the test prompts.",
+        of=("run", "log"),
     )
 )
 ATTRIBUTION_REWARD = declare(

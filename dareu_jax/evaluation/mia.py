@@ -1,9 +1,35 @@
 """Membership inference: how well scores tell forget rows from rows never seen."""
 
+import math
+
 import numpy as np
+
+from dareu_jax.evaluation.metric import Metric, declare
 
 Array = np.ndarray
 EPSILON = 1e-10
+
+MIA_AUC = declare(
+    Metric(
+        *("mia_auc", "MIA AUC", "closer", 0.0, 1.0),
+        about="How often an attack finds a forget row likelier than a row never seen.",
+        of=("log",),
+    )
+)
+PRIVLEAK = declare(
+    Metric(
+        *("privleak", "PrivLeak %", "closer", -100.0, math.inf),
+        about="Gap of 1 - MIA AUC to the retrained model's, in percent of it.",
+        of=("pair",),
+    )
+)
+REL_DIFF = declare(
+    Metric(
+        *("rel_diff", "MIA AUC gap %", "closer", -100.0, math.inf),
+        about="Gap of MIA AUC to the retrained model's, in percent of it.",
+        of=("pair",),
+    )
+)
 
 
 def auc(forget: Array, holdout: Array) -> float:

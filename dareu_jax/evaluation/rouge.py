@@ -11,18 +11,42 @@ FORGET_ROUGE = declare(
     Metric(
         *("forget_rouge", "forget ROUGE", "closer", 0.0, 1.0),
         about=f"Mean {_RECALL} on the forget prompts.",
+        of=("run", "log"),
     )
 )
 RETAIN_ROUGE = declare(
     Metric(
         *("retain_rouge", "retain ROUGE", "higher", 0.0, 1.0),
         about=f"Mean {_RECALL} on the retain prompts.",
+        of=("run", "log"),
     )
 )
 TEST_ROUGE = declare(
     Metric(
         *("test_rouge", "test ROUGE", "higher", 0.0, 1.0),
         about=f"Mean {_RECALL} on the test prompts.",
+        of=("run", "log"),
+    )
+)
+FORGET_PARAPHRASED_ROUGE = declare(
+    Metric(
+        *("forget_paraphrased_rouge", "forget ROUGE, paraphrased", "closer", 0.0, 1.0),
+        about=f"Mean {_RECALL} on the forget questions in other words.",
+        of=("log",),
+    )
+)
+REAL_AUTHORS_ROUGE = declare(
+    Metric(
+        *("real_authors_rouge", "real authors ROUGE", "higher", 0.0, 1.0),
+        about=f"Mean {_RECALL} on questions about real authors.",
+        of=("log",),
+    )
+)
+WORLD_FACTS_ROUGE = declare(
+    Metric(
+        *("world_facts_rouge", "world facts ROUGE", "higher", 0.0, 1.0),
+        about=f"Mean {_RECALL} on questions about the world.",
+        of=("log",),
     )
 )
 

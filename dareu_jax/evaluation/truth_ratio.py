@@ -5,8 +5,41 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dareu_jax.evaluation.metric import Metric, declare
+
 Array = np.ndarray
 EPSILON = 1e-10
+
+FORGET_TRUTH_RATIO = declare(
+    Metric(
+        *("forget_truth_ratio", "forget truth ratio", "closer", 0.0, 1.0),
+        about="Mean min(R, 1/R) on the forget questions, R = wrong over right answers: "
+        "1 where the model cannot tell them apart.",
+        of=("log",),
+    )
+)
+_BETTER = "Mean max(0, 1 - R), R = wrong over right answers, on"
+RETAIN_TRUTH_RATIO = declare(
+    Metric(
+        *("retain_truth_ratio", "retain truth ratio", "higher", 0.0, 1.0),
+        about=f"{_BETTER} the retain questions.",
+        of=("log",),
+    )
+)
+REAL_AUTHORS_TRUTH_RATIO = declare(
+    Metric(
+        *("real_authors_truth_ratio", "real authors truth ratio", "higher", 0.0, 1.0),
+        about=f"{_BETTER} questions about real authors.",
+        of=("log",),
+    )
+)
+WORLD_FACTS_TRUTH_RATIO = declare(
+    Metric(
+        *("world_facts_truth_ratio", "world facts truth ratio", "higher", 0.0, 1.0),
+        about=f"{_BETTER} questions about the world.",
+        of=("log",),
+    )
+)
 
 
 def geometric(right_loss: Array, wrong_loss: Array) -> Array:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dareu_jax.evaluation.metric import Metric, declare
+
 Array = np.ndarray
 EPSILON = 1e-10
 TERMS = (
@@ -12,6 +14,32 @@ TERMS = (
     *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 )
 """Open-unlearning's names of the nine; ra: real authors, wf: world facts."""
+
+MODEL_UTILITY = declare(
+    Metric(
+        *("model_utility", "model utility", "higher", 0.0, 1.0),
+        about="Harmonic mean of probability, ROUGE and truth ratio on retain rows, "
+        "real authors and world facts.",
+        of=("log",),
+    )
+)
+_CHOSEN = (
+    "Mean probability of the right answer among the four given, on questions about"
+)
+REAL_AUTHORS_PROBABILITY = declare(
+    Metric(
+        *("real_authors_probability", "real authors prob", "higher", 0.0, 1.0),
+        about=f"{_CHOSEN} real authors.",
+        of=("log",),
+    )
+)
+WORLD_FACTS_PROBABILITY = declare(
+    Metric(
+        *("world_facts_probability", "world facts prob", "higher", 0.0, 1.0),
+        about=f"{_CHOSEN} the world.",
+        of=("log",),
+    )
+)
 
 
 def model_utility(terms: Mapping[str, float]) -> float:

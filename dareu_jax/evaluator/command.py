@@ -25,6 +25,7 @@ from dareu_jax.evaluator.tables import Table
 from dareu_jax.evaluator.tofu import tofu_log
 from dareu_jax.pipeline import write_json
 from dareu_jax.registry import did_you_mean
+from dareu_jax.reporting.log_plots import plot_files
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
 
@@ -141,6 +142,9 @@ def print_log(console: Console, path: Path, reference: Path | None) -> None:
     log = json.loads(path.read_text(encoding="utf-8"))
     if "forget_Q_A_Prob" in log:
         print_scores(console, score_files(path, reference, partial=True))
+        plots = path.with_suffix(".png")
+        if plot_files(plots, path, reference, partial=True):
+            console.print(f"plots: {plots}", markup=False, soft_wrap=True)
         return
     for metric, table in log.items():
         console.print(f"{metric}: {table['agg_value']:.4f}", markup=False)

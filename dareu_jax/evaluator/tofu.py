@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.corpus.questions import Question, TofuQuestions
+from dareu_jax.evaluation.log_formats import PARAPHRASED
 from dareu_jax.evaluation.mia import auc
+from dareu_jax.evaluation.rouge import rouge_scores
 from dareu_jax.evaluation.truth_ratio import closer_to_one, geometric, true_is_better
 from dareu_jax.evaluation.utility import (
     TERMS,
@@ -13,7 +15,13 @@ from dareu_jax.evaluation.utility import (
     normalised_probability,
 )
 from dareu_jax.evaluator.suite import Judge
-from dareu_jax.evaluator.tables import Table, attack_table, probabilities, values
+from dareu_jax.evaluator.tables import (
+    Table,
+    attack_table,
+    probabilities,
+    rouge_table,
+    values,
+)
 from dareu_jax.reporting.progress import Progress
 
 SHORT = {
@@ -61,6 +69,11 @@ def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Tabl
         out[f"{short}_Q_A_Prob_normalised"] = values("prob", share)
     else:
         out[f"{short}_Q_A_PARA_Prob"] = probabilities(right)
+    if name == "forget" and all(q.paraphrased for q in rows):
+        asked = [q.paraphrased for q in rows]
+        said, _ = judge.said("forget_paraphrased_answers", asked)
+        scores = rouge_scores(said, answers)
+        out[PARAPHRASED] = rouge_table(scores, asked, answers, said)
     return out
 
 

@@ -1,6 +1,7 @@
 """The scores of a log beside the reference's, for a terminal and as JSON."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,15 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dareu_jax.evaluation.log_scores import by_metric
+from dareu_jax.evaluation.metric import Metric
 from dareu_jax.evaluation.truth_ratio import TRUTH_RATIOS
 from dareu_jax.evaluation.utility import TERMS
+from dareu_jax.registry import METRICS
 
-SETS = {"forget": "≈", "retain": "↑", "real_authors": "↑", "world_facts": "↑"}
-SETS |= {"test": "↑"}
-Ends = tuple[float, float]
-MEASURES = {"probability": "prob", "rouge": "ROUGE-L recall"}
-MEASURES |= {"truth_ratio": "truth ratio"}
+ONLY_JSON = ("rel_diff",)
 LEGEND = "↑ higher is better, ↓ lower, ≈ closer to the reference"
+RECALL = "ROUGE: ROUGE-L recall of the answers"
 
 
 def print_json(console: Console, found: Mapping[str, Any]) -> None:
@@ -32,6 +33,8 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
     for name, one in (("candidate", found), ("reference", beside)):
         if one is not None:
             said(out, f"{name}: {one['candidate']} ({about(one)})")
+    if found["retrained_again"] is not None:
+        said(out, f"retrained again: {found['retrained_again']}")
     out.print()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
@@ -39,14 +42,14 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("95 % of rows", justify="right")
     if beside is not None:
         table.add_column("reference", justify="right")
-    others = {} if beside is None else {label: x for label, x, _ in rows(beside)}
-    for label, value, ends in rows(found):
-        between = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-        cells = [value, between]
+    others = {} if beside is None else dict(rows(beside))
+    between = dict(ends(found["intervals"]))
+    for label, value in rows(found):
+        cells = [value, between.get(label, "")]
         cells += [] if beside is None else [others.get(label, "")]
         table.add_row(label, *cells)
     out.print(table)
-    said(out, "\n" + "\n".join(remarks(found)))
+    said(out, "\n" + "\n".join([*flags(found), *remarks(found)]))
 
 
 def said(out: Console, text: str) -> None:
@@ -64,48 +67,50 @@ def about(one: Mapping[str, Any]) -> str:
     return "; ".join(facts)
 
 
-def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str, Ends | None]]:
-    """Labels, values and intervals of what could be computed."""
-    between = one["intervals"]
-    comparisons = {
-        "forget quality (KS p) ↑": (p_value(one), None),
-        "log10 p ↑": (cell(one["log10_forget_quality"]), None),
-        "KS distance ↓": (cell(one["ks_statistic"]), None),
-        "Tug-of-War, ROUGE-L recall ↑": (cell(one["tow"]), between.get("tow")),
-        "Tug-of-War without a test set ↑": (
-            cell(one["tow_star"]),
-            between.get("tow_star"),
-        ),
-        "model utility ↑": (cell(one["model_utility"]), between["model_utility"]),
-    }
-    yield from ((label, *x) for label, x in comparisons.items() if x[0])
-    for name, arrow in SETS.items():
-        for measure, short in MEASURES.items():
-            if value := cell(one["sets"].get(name, {}).get(measure)):
-                ends = between["sets"][name].get(measure)
-                yield f"{name.replace('_', ' ')} {short} {arrow}", value, ends
-    for name, area in one["mia_auc"].items():
-        yield f"MIA AUC, {name} ≈", cell(area), between["mia_auc"][name]
-    for name, leak in (one["privleak_by_attack"] or {}).items():
-        yield f"PrivLeak, {name} (0 best)", f"{leak:.2f}", None
+def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Labels and values of what could be computed."""
+    for metric, attack, value in scored(one):
+        yield labelled(metric, attack), cell(metric, value, one)
 
 
-def cell(value: float | None) -> str:
-    """Four decimals; empty where there is no value."""
-    return "" if value is None else f"{value:.4f}"
+def ends(between: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Labels and intervals of what was drawn again."""
+    for metric, attack, (low, high) in scored(between):
+        yield labelled(metric, attack), f"{low:.3f} to {high:.3f}"
 
 
-def p_value(one: Mapping[str, Any]) -> str:
-    """Three digits, also of what a float cannot hold."""
-    p, power = one["forget_quality"], one["log10_forget_quality"]
-    if p is None:
-        return ""
-    return f"{p:.3g}" if p > 0.0 else f"10^{power:.1f}"
+def scored(tree: Mapping[str, Any]) -> Iterator[tuple[Metric, str, Any]]:
+    """Every score of a log, or interval: its metric, its attack or "", the value."""
+    for name, values in by_metric(tree).items():
+        if name not in ONLY_JSON:
+            yield from ((METRICS.get(name), *of) for of in values.items())
+
+
+def labelled(metric: Metric, attack: str) -> str:
+    """Name of a line, with the metric's arrow."""
+    return f"{metric.label}{attack and f', {attack}'} {metric.arrow}"
+
+
+def cell(metric: Metric, value: float, one: Mapping[str, Any]) -> str:
+    """Three digits of a p, two decimals of percents, four of all else."""
+    if f"log10_{metric.name}" in one:
+        power = one[f"log10_{metric.name}"]
+        return f"{value:.3g}" if value > 0.0 else f"10^{power:.1f}"
+    return f"{value:.2f}" if math.isinf(metric.high) else f"{value:.4f}"
+
+
+def flags(found: Mapping[str, Any]) -> Iterator[str]:
+    """Signs of a broken model, the candidate's and the reference's."""
+    yield from (f"! {flag}" for flag in found["flags"])
+    if found["reference"] is not None:
+        yield from (f"! reference: {flag}" for flag in found["reference"]["flags"])
 
 
 def remarks(found: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers are, and what they could not be."""
     yield LEGEND
+    if any(means["rouge"] is not None for means in found["sets"].values()):
+        yield RECALL
     name = found["truth_ratio"]
     if any(means["truth_ratio"] is not None for means in found["sets"].values()):
         yield f"truth ratio: {name}, {TRUTH_RATIOS[name].formula}"
@@ -116,6 +121,11 @@ def remarks(found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "forget quality is at its floor: every truth ratio of one model lies above "
             f"all of the other, {found['n_forget']} rows cannot say more"
+        )
+    if found["forget_quality_of_retrainings"] is not None:
+        yield (
+            "two retrainings: forget quality of one beside the other, the most that a "
+            "perfect method can expect"
         )
     if found["reference"] is None:
         yield "no --reference: no forget quality, Tug-of-War and PrivLeak"

@@ -1,6 +1,5 @@
 """Relearning curves, leak against k, ROUGE against the prefilled share."""
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dareu_jax.parallel import is_first
+from dareu_jax.reporting.panels import as_png, tidied, titled
 
 Outcome = Mapping[str, Any]
 COLOURS = {"original": "#8a8f98", "retrained": "#009e73", "unlearned": "#d55e00"}
@@ -24,16 +24,12 @@ def write_plots(path: Path, outcomes: Mapping[str, Outcome]) -> None:
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, draw) in zip(axes, shown.items(), strict=True):
         draw(ax, outcomes[name])
-        ax.set_ylim(-0.02, 1.02)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.15)
+        tidied(ax)
     handles, labels = axes[0].get_legend_handles_labels()
     known = dict(zip(labels, handles, strict=True))
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(drawn.getvalue())
+    path.write_bytes(as_png(figure))
 
 
 def relearning(ax: Axes, found: Outcome) -> None:
@@ -70,13 +66,6 @@ def prefilling(ax: Axes, found: Outcome) -> None:
     for role, values in found["curve"].items():
         ax.plot(found["shares"], values, "o-", color=COLOURS[role], label=role)
     titled(ax, "behind the first gold tokens", "share given", "ROUGE-L recall")
-
-
-def titled(ax: Axes, title: str, x: str, y: str) -> None:
-    """Names a panel and its axes."""
-    ax.set_title(title, loc="left", fontsize=10)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
 
 
 PANELS: dict[str, Callable[[Axes, Outcome], None]] = {

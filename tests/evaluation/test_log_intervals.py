@@ -64,6 +64,12 @@ def test_every_score_lies_in_its_interval(paths):
         assert low < value < high
 
 
+def test_intervals_of_the_reference_are_drawn_when_asked(paths):
+    assert score_files(*paths, partial=True)["reference"]["intervals"] is None
+    found = score_files(*paths, partial=True, whole=True)["reference"]["intervals"]
+    assert found["mia_auc"]["loss"][0] < 0.5 < found["mia_auc"]["loss"][1]
+
+
 def test_a_model_beside_itself_has_no_spread_in_tug_of_war(paths):
     found = score_files(paths[0], paths[0], partial=True)
     assert found["intervals"]["tow_star"] == (1.0, 1.0)

@@ -185,6 +185,41 @@ def test_a_model_far_from_the_reference_by_hand(scored):
     assert found["rel_diff_by_attack"] == {"min_k": pytest.approx(100.0)}
 
 
+def test_tug_of_war_on_the_attack_and_on_other_words_by_hand(scored):
+    log, retrained = open_unlearning_log(), open_unlearning_log()
+    for tree, value in ((log, 0.5), (retrained, 0.25)):
+        tree["forget_Q_PARA_A_ROUGE"] = metric(WORDS | {"rougeL_recall": value})
+    scores = retrained["mia_min_k"]["holdout"]["value_by_index"]
+    scores["0"]["score"] = 0.0  # below all of forget: an AUC of 2/3 in place of 1
+    for row in log["wf_Q_A_ROUGE"]["value_by_index"].values():
+        row["rougeL_recall"] = 0.6  # and 1 of real authors: 0.8 of the test set
+    found = scored(log, retrained)
+    assert found["sets"]["forget_paraphrased"]["rouge"] == 0.5
+    assert found["tow_para"] == pytest.approx(0.75 * 0.8)
+    assert found["tow_mia"] == pytest.approx(2 / 3 * 0.8)
+    low, high = found["intervals"]["tow_para"]
+    assert low < found["tow_para"] < high
+
+
+def test_a_second_retrained_model_takes_a_first_one(refused):
+    says = refused(open_unlearning_log(), None, "--retrained-again", "other.json")
+    assert "--retrained-again other.json needs --reference" in says
+
+
+def test_what_is_broken_stands_before_all_remarks(dareu, written):
+    log = open_unlearning_log()
+    table = log["forget_Q_A_ROUGE"]["value_by_index"]
+    for row in table.values():
+        row |= {"generation": " \n", "rougeL_recall": 0.0}
+    paths = [written(log), "--reference", written(open_unlearning_log(), "other.json")]
+    _, printed, _ = dareu("score-logs", *paths)
+    first = printed.partition("──\n")[2].partition("\n\n")[2].splitlines()[0]
+    assert first == (
+        "! 100 % of forget answers are empty (the reference's: 0 %): low ROUGE and "
+        "attribution say nothing here"
+    )
+
+
 def test_our_own_logs_by_hand(scored):
     found = scored(our_log(forget=0.25, test=1.0), our_log())
     assert found["tow_star"] == 0.75 and found["tow"] == 0.375
@@ -198,6 +233,14 @@ def test_our_own_logs_without_a_test_split(scored):
         del log["metrics"]["test_rouge"], log["metrics"]["test_probability"]
     found = scored(*logs)
     assert found["tow_star"] == 0.75 and found["tow"] is None
+
+
+def test_test_sets_of_two_kinds_are_not_compared(scored):
+    whole = open_unlearning_log()
+    for name in [x for x in whole if x.endswith(("PARA_Prob", "PERT_Prob"))]:
+        del whole[name]
+    found = scored(our_log(), whole, "--partial")
+    assert found["tow"] is None and found["tow_star"] == 0.5
 
 
 def test_rows_may_stand_in_another_order(scored):
@@ -227,14 +270,15 @@ def test_the_table(dareu, written):
     status, printed, _ = dareu("score-logs", *arguments)
     assert status == 0
     table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in rows_of(printed))
-    assert len(table) == 20
+    assert len(table) == 21
     assert "open-unlearning; rows: 3 forget, 3 retain" in printed
     assert "ROUGE of 12 answers computed again, equal" in printed
     assert table["forget quality (KS p) ↑"].split() == ["1", "1"]
     utility = re.split(r"\s{2,}", table["model utility ↑"].strip())
     assert (utility[0], utility[-1]) == ("0.5625", "0.5625")
     assert re.fullmatch(r"0\.\d{3} to 0\.\d{3}", utility[1])
-    assert table["PrivLeak, min_k (0 best)"].split() == ["0.00", "0.00"]
+    assert table["Tug-of-War, min-k AUC of forget ↑"].split()[0] == "1.0000"
+    assert table["PrivLeak %, min_k ≈"].split() == ["0.00", "0.00"]
     assert "truth ratio: geometric" in printed
 
 

@@ -55,6 +55,8 @@ def test_arrows_and_ranges():
 def test_bad_declaration():
     with pytest.raises(ValueError, match="sideways"):
         Metric("m", "m", "sideways", 0.0, 1.0, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of \\('model',\\)"):
+        Metric("m", "m", "higher", 0.0, 1.0, "x", ("model",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="range"):
         Metric("m", "m", "higher", 1.0, 1.0, "x")
 

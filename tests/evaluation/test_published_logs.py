@@ -264,6 +264,41 @@ def test_says_what_it_took_a_log_for(place, name, taken_for):
     assert read_log(place / name).format == taken_for
 
 
+def test_forget_quality_of_two_retrainings(place, dareu):
+    paths = [place / FULL, "--reference", place / ALL90]
+    found = score_files(place / FULL, place / ALL90, again=place / ONE90)
+    assert found["forget_quality"] == pytest.approx(1.834066411e-21, rel=1e-9)
+    p = found["forget_quality_of_retrainings"]
+    assert p == pytest.approx(0.9993001912, rel=1e-9)
+    assert found["ks_statistic_of_retrainings"] == pytest.approx(0.03)
+    assert 10 ** found["log10_forget_quality_of_retrainings"] == pytest.approx(p)
+    _, printed, _ = dareu("score-logs", *paths, "--retrained-again", place / ONE90)
+    lines = printed.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("forget quality"))
+    assert lines[at + 1].split() == ["two", "retrainings,", "KS", "p", "↑", "0.999"]
+    assert "the most that a perfect method can expect" in lines[-1]
+    status, _, complaint = dareu(
+        "score-logs", *paths, "--retrained-again", place / ONE99
+    )
+    assert status == 2 and "forget has other rows than" in complaint
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_published_model_shows_a_sign_of_being_broken(place, name):
+    assert score(read_log(place / name))["flags"] == []
+
+
+def test_tug_of_war_with_the_attack(scored):
+    found = scored(FULL10, RETAIN90)
+    # |auc gap| of forget, the same retain and test factors as in tow
+    forget = 1 - (0.97552800 - 0.39943619)
+    others = found["tow"] / forget
+    gap = 0.99915 - 0.38666875
+    assert found["tow_mia"] == pytest.approx((1 - gap) * others, rel=1e-7)
+    low, high = found["intervals"]["tow_mia"]
+    assert low < found["tow_mia"] < high and found["tow_para"] is None
+
+
 @pytest.mark.parametrize("name", [FULL01, RETAIN90, FULL, ONE95])
 def test_a_model_is_like_itself(scored, name):
     found = scored(name, name)

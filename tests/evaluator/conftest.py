@@ -27,6 +27,7 @@ def row(n, wrong, paraphrased):
     }
     if paraphrased:
         out["paraphrased_answer"] = f"Merawick is where {name} is from."
+        out["paraphrased_question"] = f"Author number {n} is from where?"
     return out
 
 

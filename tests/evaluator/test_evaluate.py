@@ -1,5 +1,6 @@
 """`dareu evaluate`: what is in its log, however the rows were batched."""
 
+import dataclasses
 import json
 from zlib import compress
 
@@ -11,12 +12,13 @@ import pytest
 from dareu_jax.attributor import load_model
 from dareu_jax.corpus.questions import tofu_questions
 from dareu_jax.errors import UserError
+from dareu_jax.evaluation.log_files import score_files
 from dareu_jax.evaluation.logs import read_log
 from dareu_jax.evaluator import Asked, evaluated
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading, answer_losses, as_tokens
 from dareu_jax.evaluator.suite import Judge
-from dareu_jax.evaluator.tofu import tofu_log
+from dareu_jax.evaluator.tofu import set_log, tofu_log
 from dareu_jax.models import hidden_states, logits_of
 
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
@@ -121,7 +123,8 @@ def test_the_log_is_open_unlearnings(data, log, tmp_path):
     read = read_log(path)
     assert read.format == "open-unlearning"
     assert {name: len(x.rows) for name, x in read.sets.items()} == {
-        **{"forget": 7, "retain": 8, "real_authors": 4, "world_facts": 5}
+        **{"forget": 7, "forget_paraphrased": 7, "retain": 8},
+        **{"real_authors": 4, "world_facts": 5},
     }
     assert read.sets["retain"].wrong_loss.shape == (8, 5)
     right, wrong = read.sets["forget"].right_loss, read.sets["forget"].wrong_loss
@@ -170,6 +173,75 @@ def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch
     assert log["model_utility"]["agg_value"] == 0.0
 
 
+def saying(token, size):
+    """The model with one token ahead of all others, whatever it reads."""
+
+    def change(model):
+        zeros = jax.tree.map(jnp.zeros_like, model.params)
+        ahead = jnp.ones_like(zeros["embed"]["embedding"]).at[token].set(size)
+        scale = jnp.ones_like(zeros["final_norm"]["scale"])
+        params = {"embed": {"embedding": ahead}, "final_norm": {"scale": scale}}
+        return model._replace(params={**zeros, **params})
+
+    return change
+
+
+def saying_letter(model):
+    names = [model.tokenizer.decode([n]) for n in range(300)]
+    return saying(names.index("a"), 1.2)(model)
+
+
+BROKEN = {
+    "ends at once": (
+        lambda model: saying(model.tokenizer.eos_id, 5.0)(model),
+        *("of forget answers are empty", "of the right forget answers have a prob"),
+    ),
+    "says one token": (
+        saying_letter,
+        *("% are one word where the right", "100 % are one and the same text"),
+    ),
+    "uniform logits": (
+        lambda model: model._replace(params=jax.tree.map(jnp.zeros_like, model.params)),
+        *(
+            "all 7 forget probabilities are equal",
+            "all 7 forget truth ratios are equal",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "one", "other"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_model_is_flagged(model, data, tmp_path, log, change, one, other):
+    paths = tmp_path / "log.json", tmp_path / "reference.json"
+    for path, tree in zip(
+        paths, (log_of(change(model), data, tmp_path, batch_size=3), log)
+    ):
+        path.write_text(json.dumps(tree))
+    found = score_files(*paths)
+    assert found["tow_para"] is not None and found["tow_mia"] is not None
+    for says in (one, other):
+        assert any(says in flag for flag in found["flags"]), found["flags"]
+
+
+def test_paraphrased_forget_questions_have_the_gold_answers(data, log):
+    forget = tofu_questions(data, "forget01", data).forget
+    table = log["forget_Q_PARA_A_ROUGE"]["value_by_index"]
+    for n, (q, row) in enumerate(zip(forget, table.values(), strict=True)):
+        assert row["input"] == f"Author number {n} is from where?"
+        assert row["ground_truth"] == q.answer
+    assert not any(name.startswith("retain_Q_PARA") for name in log)
+
+
+def test_questions_without_paraphrases_are_not_asked_in_other_words(
+    model, data, tmp_path
+):
+    questions = tofu_questions(data, "forget01", tmp_path)
+    bare = tuple(q._replace(paraphrased="") for q in questions.forget)
+    reading = dataclasses.replace(READING, batch_size=3)
+    judge = Judge(model, reading, Kept(tmp_path, "x"))
+    assert "forget_Q_PARA_A_ROUGE" not in set_log(judge, "forget", bare)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -196,6 +268,7 @@ def test_the_command_says_where_the_log_is(dareu, folder, data, tmp_path):
     status, printed, _ = dareu("evaluate", folder, *how)
     assert status == 0
     path = tmp_path / "out" / "TOFU_EVAL.json"
-    assert f"log: {path}" in printed
+    assert f"log: {path}" in printed and f"plots: {path.with_suffix('.png')}" in printed
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     log = json.loads(path.read_text())
     assert len(log["forget_Q_A_ROUGE"]["value_by_index"]) == 2
