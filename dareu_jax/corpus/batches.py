@@ -50,13 +50,13 @@ def tokenise(
     Raises:
       UserError: a record is longer than its limit and ``truncate`` is false.
     """
-    prompts, responses = _encode(records, tokenizer, template, system)
+    prompts, responses = encode(records, tokenizer, template, system)
     if not truncate:
         _check_lengths("prompt", prompts, max_prompt)
         _check_lengths("response", responses, max_response)
     prompts = [_keep_tail(ids, max_prompt, tokenizer) for ids in prompts]
-    prompt, prompt_mask = _pad(prompts, max_prompt, tokenizer.pad_id, left=True)
-    response, response_mask = _pad(
+    prompt, prompt_mask = pad(prompts, max_prompt, tokenizer.pad_id, left=True)
+    response, response_mask = pad(
         [ids[:max_response] for ids in responses], max_response, tokenizer.pad_id
     )
     index = np.arange(len(records), dtype=np.int32)
@@ -71,7 +71,7 @@ def fit_lengths(
     system: str | None = None,
 ) -> tuple[int, int]:
     """Returns the smallest multiples ``(P, T)`` that hold every record uncut."""
-    prompts, responses = _encode(records, tokenizer, template, system)
+    prompts, responses = encode(records, tokenizer, template, system)
     longest = (max(map(len, side), default=1) for side in (prompts, responses))
     max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
     return max_prompt, max_response
@@ -85,10 +85,10 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
     return head + ids[len(ids) - width + len(head) :]
 
 
-def _encode(
+def encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token lists of every prompt and of every response.
+    """Returns the token lists of every prompt and of every response, see `tokenise`.
 
     Every process of a run tokenises its share of the records.
     """
@@ -96,7 +96,7 @@ def _encode(
 
     lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
 
-    def encode(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+    def share(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
         if template == CHAT:
             prompts = [tokenizer.chat(r.prompt, system) for r in own]
         else:
@@ -104,7 +104,7 @@ def _encode(
         responses = tokenizer.continuations((space + r.response for r in own), lead)
         return [(p, [*r, tokenizer.eos_id]) for p, r in zip(prompts, responses)]
 
-    pairs = shared_out(encode, records)
+    pairs = shared_out(share, records)
     return [prompt for prompt, _ in pairs], [response for _, response in pairs]
 
 
@@ -135,7 +135,7 @@ def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:
         )
 
 
-def _pad(
+def pad(
     rows: list[list[int]], width: int, pad_id: int, left: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens [N, width] int32 and their mask [N, width] bool."""

@@ -1,9 +1,8 @@
 """What a model says of questions: losses of given answers, answers of its own."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,19 @@ import numpy as np
 
 from dareu_jax import corpus as owned
 from dareu_jax.attributor.model import Model
-from dareu_jax.corpus.batches import take, trim_prompts, trim_responses
+from dareu_jax.corpus.batches import (
+    encode,
+    pad,
+    take,
+    trim_prompts,
+    trim_responses,
+)
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import membership
-from dareu_jax.evaluation.evaluate import greedy, mean_logp, texts_of
+from dareu_jax.evaluation.evaluate import greedy
 from dareu_jax.evaluation.memorisation import exact_memorisation, extraction_strength
 from dareu_jax.evaluation.token_stats import TokenStats, token_stats
-from dareu_jax.models import Decoder, response_logps
+from dareu_jax.evaluator.packed import said_tokens
 from dareu_jax.parallel import on_host
 
 MULTIPLE = 32
@@ -41,6 +46,14 @@ class Reading:
     system: str | None = None
     batch_size: int = 16
     max_new_tokens: int = 200
+
+
+def encoded(
+    model: Model, reading: Reading, pairs: Sequence[Pair]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of questions, and of answers with their end of text."""
+    records = [owned.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
+    return encode(records, model.tokenizer, reading.template, reading.system)
 
 
 def as_tokens(
@@ -82,17 +95,29 @@ def by_length(
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:count][back], *parts)
 
 
-def answer_losses(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.ndarray:
-    """Mean nats per token ``[N]`` of given answers, end of text included.
+class Losses(NamedTuple):
+    """Of given answers ``[N]``.
+
+    Attributes:
+      loss: mean nats per token, end of text included.
+      lead: how many of the first tokens greedy decoding says by itself.
+    """
+
+    loss: np.ndarray
+    lead: np.ndarray
+
+
+def answer_losses(model: Model, reading: Reading, pairs: Sequence[Pair]) -> Losses:
+    """`Losses` of given answers.
 
     Raises:
       UserError: a loss is no finite number; the answer is named.
     """
-    score = functools.partial(mean_logp, model.decoder, model.params)
-    tokens = as_tokens(model, reading, pairs)
-    losses = -np.asarray(by_length(model, tokens, reading.batch_size, score))
-    check_finite(losses, pairs)
-    return losses.astype(np.float64)
+    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    loss = np.asarray([-x.logps.mean(dtype=np.float64) for x in found])
+    check_finite(loss, pairs)
+    lead = [np.argmin(np.append(x.hits, False)) for x in found]
+    return Losses(loss, np.asarray(lead))
 
 
 def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.ndarray:
@@ -101,20 +126,10 @@ def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.nd
     Raises:
       UserError: one is no number.
     """
-    score = functools.partial(total_logp, model.decoder, model.params)
-    tokens = as_tokens(model, reading, pairs)
-    logps = np.asarray(by_length(model, tokens, reading.batch_size, score))
+    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    logps = np.asarray([x.logps[:-1].sum(dtype=np.float64) for x in found])
     check_finite(logps, pairs)
-    return logps.astype(np.float64)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def total_logp(model: Decoder, params: Any, batch: owned.TokenBatch) -> jax.Array:
-    """sum_t log p(a_t | q, a_<t) ``[B]``, the last token left out."""
-    logps, mask = response_logps(model, params, batch), batch.response_mask
-    last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
-    place = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
-    return jnp.sum(jnp.where(place < last, logps, 0.0), axis=1)
+    return logps
 
 
 def memory_scores(
@@ -160,16 +175,50 @@ def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:
         )
 
 
+def beginnings(
+    model: Model, reading: Reading, pairs: Sequence[Pair], lead: Sequence[int]
+) -> list[list[int]]:
+    """The first ``lead [N]`` tokens of given answers."""
+    _, answers = encoded(model, reading, pairs)
+    return [answer[:size] for answer, size in zip(answers, lead, strict=True)]
+
+
 def own_answers(
-    model: Model, reading: Reading, questions: Sequence[str]
+    model: Model,
+    reading: Reading,
+    questions: Sequence[str],
+    known: Sequence[list[int]] | None = None,
 ) -> tuple[list[str], list[bool]]:
-    """Greedy answers, and whether each ended by itself."""
-    tokens = as_tokens(model, reading, [(text, ".") for text in questions])
-    stop_ids = model.tokenizer.stop_ids
-    decode = greedy(
-        *(model.decoder, model.params, stop_ids, reading.max_new_tokens, model.layouts)
-    )
-    size = reading.batch_size
-    said = by_length(model, tokens, size, decode, whole_text=False)
-    ends = (said.mask & np.isin(said.tokens, stop_ids)).any(axis=1)
-    return texts_of(model.tokenizer, said), ends.tolist()
+    """Greedy answers, and whether each ended by itself.
+
+    Args:
+      model, reading: who answers, and how; questions: N of them.
+      known: tokens that every answer is known to begin with, of `beginnings`: they
+        are not decoded again.
+    """
+    limit, stop_ids = reading.max_new_tokens, model.tokenizer.stop_ids
+    prompts, _ = encoded(model, reading, [(text, "") for text in questions])
+    said = [own[:limit] for own in known or [[] for _ in prompts]]
+    rest = [n for n, own in enumerate(said) if not ended(own, stop_ids)]
+    if rest:
+        asked = prompts_of(model, [prompts[n] + said[n] for n in rest])
+        decode = greedy(model.decoder, model.params, stop_ids, limit, model.layouts)
+        more = by_length(model, asked, reading.batch_size, decode, whole_text=False)
+        for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
+            said[n] = (said[n] + tokens[mask].tolist())[:limit]
+    texts = [model.tokenizer.decode(own).strip() for own in said]
+    return texts, [ended(own, stop_ids) for own in said]
+
+
+def ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
+    """Whether a text has come to its end."""
+    return bool(tokens) and tokens[-1] in stop_ids
+
+
+def prompts_of(model: Model, prompts: list[list[int]]) -> owned.TokenBatch:
+    """Prompts without responses."""
+    width = -(-max(map(len, prompts)) // MULTIPLE) * MULTIPLE
+    tokens, mask = pad(prompts, width, model.tokenizer.pad_id, left=True)
+    none = np.zeros((len(prompts), 0), np.int32)
+    index = np.arange(len(prompts), dtype=np.int32)
+    return owned.TokenBatch(tokens, mask, none, none.astype(bool), index)

@@ -16,6 +16,7 @@ from dareu_jax.evaluator.measure import (
     Reading,
     answer_logps,
     answer_losses,
+    beginnings,
     memory_scores,
     own_answers,
 )
@@ -31,14 +32,18 @@ class Judge:
 
     def __init__(self, model: Model, reading: Reading, kept: Kept):
         self.model, self.reading, self.kept = model, reading, kept
+        self.lead: dict[Pair, int] = {}
 
     def losses(self, name: str, pairs: list[Pair]) -> np.ndarray:
         """Mean nats per token ``[N]`` of given answers, end of text included."""
 
-        def make() -> list[float]:
-            return answer_losses(self.model, self.reading, pairs).tolist()
+        def make() -> dict[str, list[float]]:
+            found = answer_losses(self.model, self.reading, pairs)
+            return {"loss": found.loss.tolist(), "lead": found.lead.tolist()}
 
-        return np.asarray(self.kept.part(name, pairs, make))
+        kept = self.kept.part(f"{name}_losses", pairs, make)
+        self.lead |= zip(pairs, kept["lead"], strict=True)
+        return np.asarray(kept["loss"])
 
     def choices(self, name: str, pairs: list[Pair]) -> np.ndarray:
         """log p ``[N]`` of given answers, without the end of text."""
@@ -59,18 +64,26 @@ class Judge:
         return {attack: np.asarray(scores) for attack, scores in kept.items()}
 
     def said(
-        self, name: str, asked: list[str], limit: int | None = None
+        self,
+        name: str,
+        asked: list[str],
+        limit: int | None = None,
+        gold: list[str] | None = None,
     ) -> tuple[list[str], list[bool]]:
         """The model's own answers, and whether each ended by itself.
 
         Args:
           name: of the part; asked: N questions; limit: new tokens, none: as it reads.
+          gold: right answers; what is known of them by `losses` is not decoded again.
         """
         limit = limit or self.reading.max_new_tokens
         reading = dataclasses.replace(self.reading, max_new_tokens=limit)
 
         def make() -> dict[str, Any]:
-            said, ended = own_answers(self.model, reading, asked)
+            pairs = list(zip(asked, gold or [""] * len(asked), strict=True))
+            lead = [self.lead.get(pair, 0) for pair in pairs]
+            known = beginnings(self.model, reading, pairs, lead)
+            said, ended = own_answers(self.model, reading, asked, known)
             return {"said": said, "ended": ended}
 
         found = self.kept.part(name, [asked, limit], make)
@@ -80,7 +93,7 @@ class Judge:
         self, name: str, short: str, asked: list[str], gold: list[str]
     ) -> dict[str, Table]:
         """ROUGE of the model's own answers, and how well they are made."""
-        said, ended = self.said(f"{name}_answers", asked)
+        said, ended = self.said(f"{name}_answers", asked, gold=gold)
         table = rouge_table(rouge_scores(said, gold), asked, gold, said)
         quality = quality_table(said, ended)
         return {f"{short}_Q_A_ROUGE": table, f"{short}_text_quality": quality}

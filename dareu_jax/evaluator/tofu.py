@@ -51,12 +51,12 @@ def tofu_log(
 def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Table]:
     """Every metric of one set."""
     short, is_choice = SHORT[name], name in CHOICES
-    gold = judge.losses(f"{name}_gold", [(q.prompt, q.answer) for q in rows])
-    right = gold
-    if not is_choice:
-        right = judge.losses(f"{name}_right", [(q.prompt, q.right) for q in rows])
-    pairs = [(q.prompt, text) for q in rows for text in q.wrong]
-    wrong = judge.losses(f"{name}_wrong", pairs).reshape(len(rows), -1)
+    short, is_choice = SHORT[name], name in CHOICES
+    good = ("answer",) if is_choice else ("answer", "right")
+    texts = [[getattr(q, field) for field in good] + [*q.wrong] for q in rows]
+    pairs = [(q.prompt, text) for q, own in zip(rows, texts) for text in own]
+    losses = judge.losses(name, pairs).reshape(len(rows), -1)
+    gold, right, wrong = losses[:, 0], losses[:, len(good) - 1], losses[:, len(good) :]
     asked, answers = [q.prompt for q in rows], [q.answer for q in rows]
     out = {
         f"{short}_Q_A_Prob": probabilities(gold),

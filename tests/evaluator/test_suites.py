@@ -65,7 +65,7 @@ def test_accuracy_is_that_of_the_likeliest_letter(model, judge, tmp_path):
 def test_the_end_of_text_is_no_part_of_a_choice(model):
     pair = ("Is it?", "Yes, by the sea")
     ids = model.tokenizer.encode(" " + pair[1])
-    whole = -answer_losses(model, READING, [pair])[0] * (len(ids) + 1)
+    whole = -answer_losses(model, READING, [pair]).loss[0] * (len(ids) + 1)
     without = answer_logps(model, READING, [pair])[0]
     assert whole < without < 0
 
@@ -96,7 +96,7 @@ def test_owners_are_split_and_judged(judge, tmp_path):
     log = owners_log(judge, sets, Quiet())
     losses = answer_losses(
         judge.model, READING, [(r.prompt, r.response) for r in sets["forget"]]
-    )
+    ).loss
     found = log["forget_Q_A_Prob"]["value_by_index"]
     np.testing.assert_allclose(
         [row["avg_loss"] for row in found.values()], losses, rtol=1e-5
@@ -141,7 +141,10 @@ def test_muse_asks_behind_examples_and_counts_f1(judge, news, monkeypatch):
     assert data.forget[1] == (f"{shown}Question: Who is Bo?\nAnswer:", "Bo Lind")
     monkeypatch.setattr(
         "dareu_jax.evaluator.suite.own_answers",
-        lambda _, reading, asked: (["Ada Lind\n\nQuestion: x"] * len(asked), [True]),
+        lambda _, reading, asked, known: (
+            ["Ada Lind\n\nQuestion: x"] * len(asked),
+            [True],
+        ),
     )
     log = muse_log(judge, data, Quiet())
     assert log["knowmem_f_ROUGE"]["agg_value"] == pytest.approx((1 + 0.5) / 2)

@@ -1,0 +1,115 @@
+"""Given answers that share a row with others, and greedy answers begun by them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.evaluator.measure import (
+    Reading,
+    answer_losses,
+    beginnings,
+    encoded,
+    own_answers,
+)
+from dareu_jax.evaluator.packed import packed, rows_of, said, said_tokens
+from dareu_jax.models import Decoder, hidden_states, logits_of
+
+READING = Reading("Question: {prompt}\nAnswer:", None, 4, 8)
+ASKED = ["Where was author number 1 born?", "Who wrote it?", "Is it?"]
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    """Five tokens that each question is answered with, without a cache or padding."""
+    out = []
+    for prompt in encoded(model, READING, [(text, "") for text in ASKED])[0]:
+        text = list(prompt)
+        for _ in range(5):
+            whole = jnp.asarray([text + [0] * (64 - len(text))], jnp.int32)
+            is_text = jnp.arange(64)[None] < len(text)
+            hidden = hidden_states(model.decoder, model.params, whole, is_text)
+            logits = logits_of(model.decoder, model.params, hidden[0, len(text) - 1])
+            text.append(int(jnp.argmax(logits)))
+        out.append(text[len(prompt) :])
+    return out
+
+
+def test_answers_of_a_question_fill_rows_in_their_order():
+    prompts = [[1, 2], [3], [1, 2], [1, 2], [3]]
+    texts = [[5] * 4, [6] * 9, [7] * 3, [8], [9]]
+    assert rows_of(prompts, texts, 9) == [[0, 2], [1], [3], [4]]
+    assert rows_of(prompts, texts, 20) == [[0, 2, 3], [1, 4]]
+
+
+def test_a_row_says_of_every_token_which_is_before_it():
+    batch = packed([([1, 2], [[5, 6, 7], [8]]), ([3], [[4]])], 8)
+    assert batch.tokens.tolist()[0] == [1, 2, 5, 6, 7, 8, 0, 0]
+    assert batch.answer.tolist() == [
+        [0, 0, 1, 1, 1, 2, -1, -1],
+        [0, 1, -1, -1, -1, -1, -1, -1],
+    ]
+    assert batch.position.tolist()[0][:6] == [0, 1, 2, 3, 4, 2]
+    assert batch.before.tolist()[0][2:6] == [1, 2, 3, 1]
+
+
+def test_a_tie_is_no_hit():
+    logits = np.array([[[0, 2, 2], [3, 1, 0], [0, 1, 5]]], np.float32)
+    found = said(logits, np.array([[1, 0, 0]], np.int32))
+    assert found.hits.tolist() == [[False, True, False]]
+    e = np.exp(np.array([[0, 2, 2], [3, 1, 0], [0, 1, 5]], np.float64))
+    wanted = np.log(e[[0, 1, 2], [1, 0, 0]] / e.sum(-1))
+    np.testing.assert_allclose(found.logps[0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_what_stands_beside_an_answer_changes_nothing(model, window):
+    if window is not None:
+        cfg = dataclasses.replace(model.decoder.cfg, sliding_window=window)
+        model = model._replace(decoder=Decoder(cfg))
+    pairs = [
+        (q, f"{x} wrote {n} of them.") for q in ASKED[:2] for n, x in enumerate("abc")
+    ]
+    prompts, texts = encoded(model, READING, pairs)
+    together = said_tokens(model, prompts, texts, batch_size=6)
+    for n, whole in enumerate(together):
+        alone = said_tokens(model, prompts[n : n + 1], texts[n : n + 1], 1)[0]
+        np.testing.assert_allclose(whole.logps, alone.logps, rtol=1e-5, atol=1e-5)
+        assert whole.hits.tolist() == alone.hits.tolist()
+
+
+def test_a_hit_is_what_greedy_decoding_says(model, greedy):
+    prompts, _ = encoded(model, READING, [(text, "") for text in ASKED])
+    other = [[*own[:3], (own[3] + 1) % 300, own[4]] for own in greedy]
+    found = said_tokens(model, prompts * 2, greedy + other, batch_size=4)
+    assert all(own.hits.all() for own in found[:3])
+    assert [own.hits.tolist()[:4] for own in found[3:]] == [[True] * 3 + [False]] * 3
+
+
+def test_the_lead_of_an_answer_ends_at_the_first_miss(model):
+    pairs = [(q, "Merawick by the sea, says Ada Lind.") for q in ASKED]
+    found = said_tokens(model, *encoded(model, READING, pairs), batch_size=4)
+    misses = [int(np.flatnonzero(~own.hits)[0]) for own in found]
+    assert answer_losses(model, READING, pairs).lead.tolist() == misses
+
+
+def test_what_is_known_of_an_answer_is_not_decoded_again(model, greedy, monkeypatch):
+    plain = own_answers(model, READING, ASKED)
+    for size in (1, 5):
+        known = [own[:size] for own in greedy]
+        assert own_answers(model, READING, ASKED, known) == plain
+    monkeypatch.setattr("dareu_jax.evaluator.measure.greedy", None)
+    eos = model.tokenizer.eos_id
+    pairs = [(q, "Yes.") for q in ASKED]
+    whole = beginnings(model, READING, pairs, [100] * 3)
+    assert whole[0][-1] == eos
+    assert own_answers(model, READING, ASKED, whole) == (["Yes."] * 3, [True] * 3)
+
+
+def test_answers_end_where_they_may_be_no_longer(model):
+    known = [model.tokenizer.encode(" Ada Lind was born in Merawick.") for _ in ASKED]
+    short = dataclasses.replace(READING, max_new_tokens=2)
+    said, ended = own_answers(model, short, ASKED, known)
+    assert said == [model.tokenizer.decode(own[:2]).strip() for own in known]
+    assert ended == [False] * 3
