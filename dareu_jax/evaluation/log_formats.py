@@ -104,6 +104,11 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
     """``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
+    metrics = {
+        x.metric for columns in OPEN_UNLEARNING_SETS.values() for x in columns.values()
+    }
+    if not metrics & tree.keys():  # of MUSE, which has attacks
+        sets = {}
     attacks = {
         metric.removeprefix("mia_"): {
             split: rows_of(value.get(split)) for split in ("forget", "holdout")

@@ -13,10 +13,7 @@ from dareu_jax import corpus as owned
 from dareu_jax.attributor.model import Model
 from dareu_jax.corpus.batches import take, trim_prompts, trim_responses
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation import membership
 from dareu_jax.evaluation.evaluate import greedy, mean_logp, texts_of
-from dareu_jax.evaluation.memorisation import exact_memorisation, extraction_strength
-from dareu_jax.evaluation.token_stats import TokenStats, token_stats
 from dareu_jax.models import Decoder, response_logps
 from dareu_jax.parallel import on_host
 
@@ -115,39 +112,6 @@ def total_logp(model: Decoder, params: Any, batch: owned.TokenBatch) -> jax.Arra
     last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
     place = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
     return jnp.sum(jnp.where(place < last, logps, 0.0), axis=1)
-
-
-def memory_scores(
-    model: Model, reading: Reading, pairs: Sequence[Pair]
-) -> dict[str, np.ndarray]:
-    """Membership attacks and memorisation of given answers, ``[N]`` each, by name.
-
-    As in open-unlearning, the end of text counts for ``loss`` and ``zlib`` alone.
-
-    Raises:
-      UserError: a log-probability is no finite number.
-    """
-    tokens = as_tokens(model, reading, pairs)
-    width = tokens.response.shape[1]
-
-    def score(batch: owned.TokenBatch) -> TokenStats:
-        stats = token_stats(model.decoder, model.params, batch)
-        more = width - batch.response.shape[1]
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more))), stats)
-
-    found = by_length(model, tokens, reading.batch_size, score)
-    whole = tokens.response_mask
-    mask = whole & (np.arange(width) < whole.sum(axis=1, keepdims=True) - 1)
-    return {
-        "loss": membership.loss(found.logps, whole),
-        "zlib": membership.zlib(found.logps, whole, [text for _, text in pairs]),
-        "min_k": membership.min_k(found.logps, mask),
-        "min_k_plus_plus": membership.min_k_plus(
-            found.logps, found.mean, found.std, mask
-        ),
-        "exact_memorization": exact_memorisation(found.hits, mask),
-        "extraction_strength": extraction_strength(found.hits, mask),
-    }
 
 
 def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:

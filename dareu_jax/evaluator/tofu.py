@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.corpus.questions import Question, TofuQuestions
-from dareu_jax.evaluation.mia import auc
 from dareu_jax.evaluation.truth_ratio import closer_to_one, geometric, true_is_better
 from dareu_jax.evaluation.utility import (
     TERMS,
     model_utility,
     normalised_probability,
 )
+from dareu_jax.evaluator.attacks import MEMORISED
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table, attack_table, probabilities, values
 from dareu_jax.reporting.progress import Progress
@@ -22,7 +22,6 @@ SHORT = {
     "real_authors": "ra",
     "world_facts": "wf",
 }
-MEMORISED = ("exact_memorization", "extraction_strength")
 CHOICES = ("real_authors", "world_facts")
 
 
@@ -74,8 +73,8 @@ def memory_log(
     )
     out = {name: values("score", seen.pop(name)) for name in MEMORISED}
     for name, scores in seen.items():
-        found = auc(scores, unseen[name])
-        out[f"mia_{name}"] = attack_table(scores, unseen[name], found)
+        sides = {"forget": scores, "holdout": unseen[name]}
+        out[f"mia_{name}"] = attack_table(sides)
     return out
 
 
