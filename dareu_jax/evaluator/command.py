@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -30,6 +30,7 @@ from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
 
+T = TypeVar("T")
 BARE = "{prompt}"
 
 
@@ -81,11 +82,19 @@ class Suite(NamedTuple):
     has_attacks: bool = False
 
 
-def given(asked: Asked) -> Path:
-    """The data, where a suite cannot download it; raises `UserError` without."""
+def from_data(asked: Asked, read: Callable[[Path], T]) -> T:
+    """``read`` of the data, where a suite cannot download it.
+
+    Raises:
+      UserError: there is none, or it is malformed.
+    """
     if asked.data is None:
         raise UserError(f"--suite {asked.suite} needs --data, its files")
-    return asked.data
+    try:
+        return read(asked.data)
+    except UserError as error:
+        text = str(error).replace("corpus.path:", "--data:", 1)
+        raise UserError(text) from None
 
 
 def read_tofu(asked: Asked, subject: Subject) -> TofuQuestions:
@@ -103,13 +112,13 @@ SUITES = {
         owners_log,
     ),
     "muse": Suite(
-        lambda asked, subject: read_muse(given(asked)),
+        lambda asked, subject: from_data(asked, read_muse),
         muse_log,
         is_bare=True,
         has_attacks=True,
     ),
     "choices": Suite(
-        lambda asked, subject: (read_choices(given(asked)), given(asked).stem),
+        lambda asked, subject: from_data(asked, lambda x: (read_choices(x), x.stem)),
         choices_log,
         is_bare=True,
     ),

@@ -179,6 +179,7 @@ def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch
         ({"attacks": "loss", "reference-model": "HF"}, "add it to --attacks"),
         ({"reference-model": "BEGUN"}, "holds a run that is not finished"),
         ({"suite": "choices", "attacks": "loss"}, "has no texts for attacks"),
+        ({"suite": "muse", "data": "nowhere"}, "--data: cannot read 'nowhere/verbmem"),
     ],
 )
 def test_bad_input_is_named(dareu, source, folder, data, tmp_path, change, message):
