@@ -125,7 +125,13 @@ def beyond_reference(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def gradient_norms(model: Model, size: int, given: Given) -> np.ndarray:
-    """`gradnorm` ``[N]``; raises `UserError` where one is not finite."""
+    """`gradnorm` ``[N]``, as in open-unlearning without the end of text.
+
+    Another number of processes sums over devices in another order: same within 1e-6.
+
+    Raises:
+      UserError: one is not finite.
+    """
 
     def score(batch: owned.TokenBatch) -> jax.Array:
         return gradnorm(model.decoder, model.params, batch)

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.corpus import load_tokenizer
+from dareu_jax.corpus import load_tokenizer, trim_prompts
+from dareu_jax.corpus.batches import trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.membership import ATTACKS, gradnorm
 from dareu_jax.evaluator import Asked
@@ -14,7 +15,7 @@ from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading, answer_losses, as_tokens
 from dareu_jax.evaluator.suite import Judge
 
-READING = Reading("Question: {prompt}\nAnswer:", None, 2, 4)
+READING = Reading("Question: {prompt}\nAnswer:", None, 1, 4)
 PAIRS = [
     ("Where was Ada born?", "Ada Lind was born in Merawick by the sea."),
     ("Where was Cy born?", "Cy Dole was never born, says Bo."),
@@ -43,13 +44,12 @@ def test_reference_and_gradnorm_are_those_of_every_text_alone(judge):
     np.testing.assert_allclose(found["loss"], own, rtol=1e-5)
     np.testing.assert_allclose(found["reference"], own - others, rtol=1e-4, atol=1e-6)
     for pair, norm in zip(PAIRS, found["gradnorm"], strict=True):
-        batch = as_tokens(model, READING, [pair])
+        batch = trim_responses(trim_prompts(as_tokens(model, READING, [pair])))
         mask = batch.response_mask.copy()
         mask[0, mask[0].sum() - 1] = False  # the end of text
-        alone = gradnorm(
-            model.decoder, model.params, batch._replace(response_mask=mask)
-        )
-        assert norm == pytest.approx(float(alone[0]), rel=1e-4)
+        alone = batch._replace(response_mask=mask)
+        wanted = gradnorm(model.decoder, model.params, model.place(alone))
+        assert norm == pytest.approx(float(wanted[0]), rel=1e-5)
     assert set(found) == {*ATTACKS, "exact_memorization", "extraction_strength"}
 
 
