@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dareu_jax import options
 from dareu_jax.config import load_config
 from dareu_jax.errors import Preempted, ProcessLost, UserError
 from dareu_jax.prepare import check_disk, prepare_jax, read_steps
@@ -24,16 +25,12 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, over the file.")
-    ] = None,
+    config: options.Config,
+    overrides: options.Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder [default: runs/<config's folder>].")
+        Path | None, typer.Option(help="Run folder (default: runs/<config's folder>).")
     ] = None,
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="One of the processes of a pod.")
-    ] = False,
+    distributed: options.Distributed = False,
     profile: Annotated[
         str | None,
         typer.Option(metavar="A:B", help="Trace steps A to B of every stage."),
@@ -83,17 +80,15 @@ def import_model(
 
 @app.command()
 def export(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run_folder: options.Finished,
     out: Annotated[Path, typer.Option(help="New folder, for transformers or vLLM.")],
-    model: Annotated[
-        str, typer.Option(help="A row of the run's table; unlearned: its first method.")
-    ] = "unlearned",
-    seed: Annotated[int | None, typer.Option(help="[default: the first]")] = None,
+    model: options.Row = "unlearned",
+    seed: options.Seed = None,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
     ] = False,
     step: Annotated[
-        int | None, typer.Option(help="A saved step of a method [default: the last].")
+        int | None, typer.Option(help="A saved step of a method (default: the last).")
     ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder."""
@@ -109,10 +104,8 @@ def export(
 
 @app.command()
 def estimate(
-    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, over the file.")
-    ] = None,
+    config: options.Config,
+    overrides: options.Overrides = None,
     chips: Annotated[
         str, typer.Option(help="v5e-16, v5p-8, v6e-8 ... or cpu.")
     ] = "cpu",
@@ -133,44 +126,62 @@ def estimate(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that dareu import or dareu run wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the log.")],
+    model: Annotated[
+        str | None, typer.Option(help="Of a run: a row of its table (unlearned).")
+    ] = None,
+    seed: options.Seed = None,
     suite: Annotated[str, typer.Option(help="tofu, owners, muse or choices.")] = "tofu",
     data: Annotated[
-        Path | None, typer.Option(help="Its files [tofu: downloaded].")
+        Path | None, typer.Option(help="Its files (tofu: downloaded).")
     ] = None,
     forget: Annotated[
-        str, typer.Option(help="forget01, forget05 ..., or owners: alice,bob.")
-    ] = "forget10",
+        str | None,
+        typer.Option(help="forget01, forget05 ... (forget10), or owners: alice,bob."),
+    ] = None,
     first: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each of TOFU's sets [all].")
+        int | None, typer.Option(min=1, help="Rows of each of TOFU's sets (all).")
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
-    ] = None,
+    template: options.Template = None,
     system: Annotated[str | None, typer.Option(help="Before it, with chat.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 200,
+    batch_size: options.BatchSize = 16,
+    max_new_tokens: options.MaxNewTokens = 200,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="loss,zlib,gradnorm ... (all of one forward pass)."),
+    ] = None,
+    reference_model: Annotated[
+        Path | None, typer.Option(help="Folder of the retrained model, for an attack.")
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Log of the retrained model.")
     ] = None,
+    distributed: options.Distributed = False,
 ) -> None:
     """Judge a model by a benchmark: a log with every row, as open-unlearning has it."""
     check_disk(out)
-    prepare_jax()
+    prepare_jax(distributed)
     from dareu_jax import evaluator
+    from dareu_jax.parallel import is_first, together
     from dareu_jax.reporting.progress import Progress
 
     reading = (template, system, batch_size, max_new_tokens)
-    asked = evaluator.Asked(model, suite, out, data, forget, first, *reading)
-    made = evaluator.evaluated(asked, Progress(Console(stderr=True)))
-    evaluator.print_log(Console(), made, reference)
-    Console(soft_wrap=True).print(f"log: {made}", markup=False)
+    source, compared = (folder, suite, out, data), (attacks, reference_model)
+    asked = evaluator.Asked(*source, forget, first, *reading, model, seed, *compared)
+    progress = Progress(Console(stderr=True, quiet=not is_first()))
+    with together():
+        made = evaluator.evaluated(asked, progress)
+    if is_first():
+        evaluator.print_log(Console(), made, reference)
+        Console(soft_wrap=True).print(f"log: {made}", markup=False)
 
 
 @app.command()
 def attribute(
-    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    model: options.ImportedModel,
     records: Annotated[
         Path, typer.Argument(help="JSONL: owner, prompt, response of training text.")
     ],
@@ -178,7 +189,7 @@ def attribute(
         Path, typer.Argument(help="JSONL: prompt, response; without one it is asked.")
     ],
     kernel: Annotated[
-        str | None, typer.Option(help="Of dareu list kernels [grad_dot].")
+        str | None, typer.Option(help="Of dareu list kernels (grad_dot).")
     ] = None,
     index: Annotated[
         Path | None, typer.Option(help="Folder: read if it is there, else made.")
@@ -186,13 +197,11 @@ def attribute(
     out: Annotated[Path | None, typer.Option(help="scores.csv or scores.json.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Records named per answer.")] = 0,
     owner: Annotated[
-        str | None, typer.Option(help="Name records of this owner alone [--top 5].")
+        str | None, typer.Option(help="Name records of this owner alone (--top 5).")
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    template: options.Template = None,
+    batch_size: options.BatchSize = 8,
+    max_new_tokens: options.MaxNewTokens = 64,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="attribution.damping=0.01, ...")
     ] = None,
@@ -229,13 +238,11 @@ def attribute(
 
 @app.command()
 def fidelity(
-    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, over the file.")
-    ] = None,
+    config: options.Config,
+    overrides: options.Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder [default: runs/<config's folder>_<its name>]."),
+        typer.Option(help="Folder (default: runs/<config's folder>_<its name>)."),
     ] = None,
 ) -> None:
     """Retrain without owners and see which kernel said it beforehand.
@@ -258,15 +265,13 @@ def fidelity(
 
 @app.command()
 def stress(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run_folder: options.Finished,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="stress.key=value, over the run's.")
     ] = None,
-    tests: Annotated[str, typer.Option(help="a,b of dareu list stress [all].")] = "",
-    model: Annotated[
-        str, typer.Option(help="A row of the run's table; unlearned: its first method.")
-    ] = "unlearned",
-    seed: Annotated[int | None, typer.Option(help="[default: the first]")] = None,
+    tests: Annotated[str, typer.Option(help="a,b of dareu list stress (all).")] = "",
+    model: options.Row = "unlearned",
+    seed: options.Seed = None,
 ) -> None:
     """Try to bring unlearned data back, beside the retrained model."""
     prepare_jax()
@@ -283,14 +288,12 @@ def stress(
 
 @app.command()
 def doctor(
-    model: Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")],
+    model: options.ImportedModel,
     records: Annotated[
         Path | None,
         typer.Option(help="JSONL: owner, prompt, response; none: the model's own."),
     ] = None,
-    kernel: Annotated[
-        list[str] | None, typer.Option(help="Of dareu list kernels [grad_dot].")
-    ] = None,
+    kernel: options.Kernels = None,
     rows: Annotated[int, typer.Option(min=2, help="Texts indexed, and asked.")] = 16,
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the report.")

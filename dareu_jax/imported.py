@@ -45,6 +45,11 @@ class Imported:
         """The tokenizer and configuration files, as they were in the source."""
         return self.folder / FILES
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model was made for; None: its files do not say."""
+        return read_json(self.files / "config.json").get("max_position_embeddings")
+
     def load(self, mesh: Mesh) -> Any:
         """Returns the parameters, each part where ``mesh`` wants it.
 

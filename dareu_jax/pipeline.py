@@ -26,6 +26,7 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
+from dareu_jax.inputs import Inputs
 from dareu_jax.parallel import (
     Preemption,
     agreed,
@@ -240,7 +241,7 @@ def suite_of(one: Run) -> Suite:
     )
 
 
-def eval_records(one: Run) -> dict[str, tuple[owned.Record, ...]]:
+def eval_records(one: Inputs) -> dict[str, tuple[owned.Record, ...]]:
     """Records per split that has any; at most ``evaluation.retain_records`` retain."""
     retain, limit = one.split.retain, one.cfg.evaluation.retain_records
     if limit is not None and limit < len(retain):

@@ -14,10 +14,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from dareu_jax import cli, pipeline
+from dareu_jax.attributor import load_model
 from dareu_jax.config import load_config
-from dareu_jax.corpus import load_tokenizer
+from dareu_jax.corpus import load_tokenizer, tokenise
 from dareu_jax.errors import UserError
 from dareu_jax.estimate import estimate, read_chips
+from dareu_jax.evaluation.evaluate import mean_logp
+from dareu_jax.evaluator.subject import reference_of, subject_of
 from dareu_jax.export import export_run
 from dareu_jax.imported import import_folder, open_imported
 from dareu_jax.models import abstract_params, split
@@ -211,6 +214,52 @@ def test_an_earlier_step_is_exported_when_asked_for(finished, tmp_path, dareu):
     status, _, complaint = dareu(*command, "--model", "original")
     assert status == 2 and "'original' is of no method; leave --step out" in complaint
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_evaluated_on_its_own_records(finished, tmp_path, dareu):
+    before = sorted(finished.folder.rglob("*"))
+    how = ["--suite", "owners", "--out", tmp_path / "out", "--max-new-tokens", 4]
+    status, printed, complaint = dareu("evaluate", finished.folder, *how)
+    assert status == 0 and "forget prob" in printed, complaint
+    assert sorted(finished.folder.rglob("*")) == before
+    log = json.loads((tmp_path / "out" / "OWNERS_EVAL.json").read_text())
+    subject = subject_of(finished.folder, quiet(), "npo", 0)
+    records, model = subject.run.split, subject.load()
+    for name, rows in vars(records).items():
+        assert len(log[f"{name}_Q_A_ROUGE"]["value_by_index"]) == len(rows) > 0
+    tokens = tokenise(
+        records.forget,
+        model.tokenizer,
+        subject.run.cfg.corpus.template,
+        max_prompt=96,
+        max_response=96,
+    )
+    probs = np.exp(mean_logp(model.decoder, model.params, tokens))
+    found = log["forget_Q_A_Prob"]["value_by_index"].values()
+    np.testing.assert_allclose([row["prob"] for row in found], probs, rtol=1e-4)
+
+
+def test_adapters_are_merged_before_a_run_is_evaluated(adapted, tmp_path):
+    """Of a run that another model is compared with it is the retrained model."""
+    export_run(adapted, "retrained", tmp_path / "hf", quiet())
+    again = load_model(import_folder(tmp_path / "hf", tmp_path / "model").folder)
+    model = reference_of(adapted, quiet(), None).load()
+    assert model.fingerprint == again.fingerprint
+    assert model.tokenizer.fingerprint == again.tokenizer.fingerprint
+    assert model.context == again.context == 64
+
+
+def test_evaluate_names_what_a_run_has(finished, tmp_path, dareu):
+    cases = {
+        "known: unlearned, original, retrained, npo": ["--model", "x"],
+        "has no seed 7; known: [0]": ["--seed", "7"],
+        "--forget owner_00: owns no record (did you mean": ["--forget", "owner_00"],
+    }
+    for message, options in cases.items():
+        how = ["--suite", "owners", "--out", tmp_path / "out", *options]
+        status, _, complaint = dareu("evaluate", finished.folder, *how)
+        assert status == 2 and message in complaint
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_needs_a_run_with_adapters(finished, tmp_path):

@@ -36,11 +36,12 @@ MAY_IMPORT = {
     "evaluation": COMMON | BASE | MAKING,
     "reporting": COMMON | {"evaluation"},
     "__main__": {"cli"},
+    "options": set(),
     "prepare": {"cache", "errors", "parallel"},
     "cli": COMMON
     | {"pipeline", "config", "reporting", "imported", "export", "estimate", "cache"}
     | {"attributor", "doctor", "evaluation", "evaluator", "fidelity", "parallel"}
-    | {"prepare", "stress"},
+    | {"options", "prepare", "stress"},
 }
 PIPELINE = {
     *("pipeline", "stages", "loop", "inputs", "indexing"),

@@ -72,13 +72,17 @@ class Options:
 
 
 class Model(NamedTuple):
-    """An imported model on its devices, its tokenizer, and what identifies it."""
+    """A model on its devices, its tokenizer, and what identifies its weights.
+
+    ``context`` is how many tokens it was made for; None: it does not say.
+    """
 
     decoder: Decoder
     params: Any
     tokenizer: Tokenizer
     mesh: Mesh
     fingerprint: str
+    context: int | None = None
 
     def rows(self, batch_size: int) -> int:
         """The batch size, rounded up to a multiple of the devices along a batch."""
@@ -116,7 +120,8 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> Model:
     params = imported.load(mesh)
     tokenizer = owned.read_tokenizer(imported.files, "model")
     found = params_fingerprint(params)
-    return Model(Decoder(imported.cfg), params, tokenizer, mesh, found)
+    shape = Decoder(imported.cfg)
+    return Model(shape, params, tokenizer, mesh, found, imported.context)
 
 
 def kernel_for(

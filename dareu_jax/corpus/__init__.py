@@ -10,6 +10,7 @@ from dareu_jax.corpus.batches import (
     sequential,
     take,
     tokenise,
+    tokenise_whole,
     trim_prompts,
 )
 from dareu_jax.corpus.builder import load_corpus
@@ -49,5 +50,6 @@ __all__ = [
     "split_by_owner",
     "take",
     "tokenise",
+    "tokenise_whole",
     "trim_prompts",
 ]

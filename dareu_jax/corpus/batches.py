@@ -63,6 +63,28 @@ def tokenise(
     return TokenBatch(prompt, prompt_mask, response, response_mask, index)
 
 
+def tokenise_whole(
+    texts: Sequence[str], tokenizer: Tokenizer, longest: int, multiple: int
+) -> tuple[TokenBatch, int]:
+    """Returns whole texts as one `TokenBatch`, and how many of them were cut.
+
+    The prompt is the first token, bos where the tokenizer has one: nothing comes
+    before it. The response is the rest, at most ``longest`` tokens, without an end of
+    text; its width is a multiple of ``multiple``.
+    """
+    from dareu_jax.parallel import shared_out
+
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    rows = shared_out(lambda own: [bos + tokenizer.encode(x) for x in own], texts)
+    responses = [ids[1 : longest + 1] for ids in rows]
+    width = -(-max(map(len, responses)) // multiple) * multiple
+    prompt = pad([ids[:1] for ids in rows], 1, tokenizer.pad_id, left=True)
+    response = pad(responses, width, tokenizer.pad_id)
+    index = np.arange(len(rows), dtype=np.int32)
+    cut = sum(len(ids) > longest + 1 for ids in rows)
+    return TokenBatch(*prompt, *response, index), cut
+
+
 def fit_lengths(
     records: Sequence[Record],
     tokenizer: Tokenizer,

@@ -157,7 +157,7 @@ ATTACKS = {
     "loss": Attack(loss, ("logps", "mask")),
     "zlib": Attack(zlib, ("logps", "mask", "texts")),
     "min_k": Attack(min_k, ("logps", "mask")),
-    "min_k_plus": Attack(min_k_plus, ("logps", "mean", "std", "mask")),
+    "min_k_plus_plus": Attack(min_k_plus, ("logps", "mean", "std", "mask")),
     "reference": Attack(reference, ("logps", "reference_logps", "mask")),
     "gradnorm": Attack(gradnorm, ("model", "params", "batch")),
 }

@@ -1,11 +1,8 @@
 """How much of a text a model still knows word for word."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from dareu_jax.evaluation.metric import Metric, declare
-from dareu_jax.evaluation.rouge import rouge_l_f1
 from dareu_jax.evaluation.rows import means_of, tokens_of
 
 Array = np.ndarray
@@ -64,17 +61,3 @@ def extraction_strength(hits: Array, mask: Array) -> Array:
     to_come = np.flip(np.cumsum(np.flip(misses, axis=1), axis=1), axis=1)
     extracted = np.asarray(mask, bool) & (to_come == 0)
     return extracted.sum(axis=1) / count
-
-
-def verbatim(texts: Sequence[str], gold: Sequence[str]) -> list[float]:
-    """VerbMem of MUSE (arXiv 2407.06460): ROUGE-L F1 of each continuation, in [0, 1].
-
-    Words are stemmed, as open-unlearning does and the code of MUSE does not.
-
-    Args:
-      texts: greedy continuations of the beginnings of texts; gold: the true ones.
-
-    Raises:
-      ValueError: there are not as many texts as gold ones.
-    """
-    return rouge_l_f1(texts, gold)

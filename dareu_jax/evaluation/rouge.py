@@ -1,4 +1,4 @@
-"""ROUGE-L recall and F1 of greedy answers against the gold answers."""
+"""ROUGE of greedy answers against the gold answers."""
 
 import functools
 from collections.abc import Sequence
@@ -65,21 +65,14 @@ def rouge_l_recall(
     return [row["rougeL_recall"] for row in rouge_scores(predictions, references)]
 
 
-def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Returns ``2 P R / (P + R)`` per pair, of precision and recall of the LCS.
-
-    Lin 2004, with Porter stemming; 0 where either side has no words.
-
-    Raises:
-      ValueError: when there are not as many predictions as references.
-    """
-    return [row["rougeL_f1"] for row in rouge_scores(predictions, references)]
-
-
 def rouge_scores(
     predictions: Sequence[str], references: Sequence[str]
 ) -> list[dict[str, float]]:
     """Returns ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
+
+    F1 is ``2 P R / (P + R)`` of precision and recall of the LCS, 0 where either side
+    has no words: VerbMem and KnowMem of MUSE (arXiv 2407.06460), whose own code does
+    not stem.
 
     Raises:
       ValueError: when there are not as many predictions as references.

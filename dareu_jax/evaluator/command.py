@@ -4,31 +4,34 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
-from dareu_jax.attributor.model import Model, load_model
+from dareu_jax.attributor.model import Model
 from dareu_jax.cache import user_cache
 from dareu_jax.corpus.batches import CHAT, TEMPLATE
 from dareu_jax.corpus.questions import TofuQuestions, tofu_questions
-from dareu_jax.corpus.shared import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.log_files import score_files
+from dareu_jax.evaluator.attacks import attacks_named
 from dareu_jax.evaluator.choices import choices_log, read_choices
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading
 from dareu_jax.evaluator.muse import muse_log, read_muse
-from dareu_jax.evaluator.owners import owners_log, split
+from dareu_jax.evaluator.owners import owners_log, owners_sets
+from dareu_jax.evaluator.subject import Subject, reference_of, subject_of
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table
 from dareu_jax.evaluator.tofu import tofu_log
+from dareu_jax.parallel import first_then_others
 from dareu_jax.pipeline import write_json
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.log_plots import plot_files
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
 
+T = TypeVar("T")
 BARE = "{prompt}"
 
 
@@ -37,66 +40,86 @@ class Asked:
     """What the command line says; None: not said.
 
     Attributes:
-      model: a folder that ``dareu import`` wrote; suite: a name of `SUITES`.
+      model: a folder that ``dareu import`` wrote, or of a finished run; suite: a name
+        of `SUITES`.
       out: the folder of the log; data: of the suite's files, or its one file.
       forget: which of TOFU's forget sets, or names of owners; first: only so many
         rows of each of TOFU's sets.
       template: around a question; system: before it, with ``chat``.
       batch_size: texts at a time; max_new_tokens: of an answer.
+      row, seed: of a run's models; attacks: ``a,b`` of `membership.ATTACKS`.
+      reference_model: of the attack ``reference``, a folder like ``model``.
     """
 
     model: Path
     suite: str
     out: Path
     data: Path | None = None
-    forget: str = "forget10"
+    forget: str | None = None
     first: int | None = None
     template: str | None = None
     system: str | None = None
     batch_size: int = 16
     max_new_tokens: int = 200
+    row: str | None = None
+    seed: int | None = None
+    attacks: str | None = None
+    reference_model: Path | None = None
 
 
 class Suite(NamedTuple):
     """A suite: what it reads, and what it makes of a model.
 
     Attributes:
-      read: ``asked -> data``, before a model is loaded.
+      read: ``(asked, subject) -> data``, before a model is loaded.
       log: ``(judge, data, progress) -> tables``.
       is_bare: prompts are as they are in the files, without a template.
+      has_attacks: whether it has texts for membership attacks.
     """
 
-    read: Callable[[Asked], Any]
+    read: Callable[[Asked, Subject], Any]
     log: Callable[[Judge, Any, Progress], dict[str, Table]]
     is_bare: bool = False
+    has_attacks: bool = False
 
 
-def given(asked: Asked) -> Path:
-    """The data, where a suite cannot download it; raises `UserError` without."""
+def from_data(asked: Asked, read: Callable[[Path], T]) -> T:
+    """``read`` of the data, where a suite cannot download it.
+
+    Raises:
+      UserError: there is none, or it is malformed.
+    """
     if asked.data is None:
         raise UserError(f"--suite {asked.suite} needs --data, its files")
-    return asked.data
+    try:
+        return read(asked.data)
+    except UserError as error:
+        text = str(error).replace("corpus.path:", "--data:", 1)
+        raise UserError(text) from None
 
 
-def read_tofu(asked: Asked) -> TofuQuestions:
+def read_tofu(asked: Asked, subject: Subject) -> TofuQuestions:
     """TOFU's questions, downloaded where no folder is given."""
-    downloads = user_cache() / "downloads"
-    return tofu_questions(asked.data, asked.forget, downloads, asked.first)
+    downloads, forget = user_cache() / "downloads", asked.forget or "forget10"
+    return first_then_others(
+        lambda: tofu_questions(asked.data, forget, downloads, asked.first)
+    )
 
 
 SUITES = {
-    "tofu": Suite(read_tofu, tofu_log),
+    "tofu": Suite(read_tofu, tofu_log, has_attacks=True),
     "owners": Suite(
-        lambda asked: split(read_owned(given(asked)), asked.forget),
+        lambda asked, subject: owners_sets(subject.run, asked.data, asked.forget),
         owners_log,
     ),
     "muse": Suite(
-        lambda asked: read_muse(given(asked)),
+        lambda asked, subject: from_data(asked, read_muse),
         muse_log,
         is_bare=True,
+        has_attacks=True,
     ),
     "choices": Suite(
-        lambda asked: (read_choices(given(asked)), given(asked).stem),
+        lambda asked, subject: from_data(asked, lambda x: (read_choices(x), x.stem)),
         choices_log,
         is_bare=True,
     ),
@@ -109,22 +132,21 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     Raises:
       UserError: bad input; that of files before the model is loaded.
     """
-    if asked.suite not in SUITES:
-        near, known = did_you_mean(asked.suite, SUITES), ", ".join(SUITES)
-        raise UserError(f"--suite {asked.suite}: unknown{near}; known: {known}")
-    suite = SUITES[asked.suite]
-    data = suite.read(asked)
-    if asked.out.exists() and not asked.out.is_dir():
-        raise UserError(f"--out {asked.out} is no folder; name another place")
-    model = load_model(asked.model)
-    reading = reading_of(asked, model)
+    suite, attacks = checked(asked)
+    subject = subject_of(asked.model, progress, asked.row, asked.seed)
+    data = suite.read(asked, subject)
+    other = asked.reference_model
+    compared = None if other is None else reference_of(other, progress, asked.seed)
+    model = subject.load()
+    reading = reading_of(asked, subject, model)
     settings = {
         "model": model.fingerprint,
         "template": reading.template,
         "system": reading.system,
     }
-    judge = Judge(model, reading, Kept(asked.out / "parts", settings))
-    log = suite.log(judge, data, progress)
+    kept = Kept(asked.out / "parts", settings)
+    reference = None if compared is None else alike(asked, model, compared.load())
+    log = suite.log(Judge(model, reading, kept, attacks, reference), data, progress)
     name = asked.suite.upper()
     short = {metric: table["agg_value"] for metric, table in log.items()}
     path = asked.out / f"{name}_EVAL.json"
@@ -133,30 +155,61 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     return path
 
 
+def checked(asked: Asked) -> tuple[Suite, tuple[str, ...]]:
+    """The suite and its attacks; raises `UserError` where there is no such thing."""
+    if asked.suite not in SUITES:
+        near, known = did_you_mean(asked.suite, SUITES), ", ".join(SUITES)
+        raise UserError(f"--suite {asked.suite}: unknown{near}; known: {known}")
+    if asked.out.exists() and not asked.out.is_dir():
+        raise UserError(f"--out {asked.out} is no folder; name another place")
+    suite, other = SUITES[asked.suite], asked.reference_model
+    if not suite.has_attacks and (asked.attacks or other):
+        raise UserError(
+            f"--suite {asked.suite} has no texts for attacks; leave --attacks and "
+            "--reference-model out"
+        )
+    return suite, attacks_named(asked.attacks, other is not None)
+
+
+def alike(asked: Asked, model: Model, reference: Model) -> Model:
+    """The reference model; raises `UserError` where it reads text as other tokens."""
+    if reference.tokenizer.fingerprint != model.tokenizer.fingerprint:
+        raise UserError(
+            f"--reference-model {asked.reference_model} has another tokenizer than "
+            f"{asked.model}; its loss is of other tokens, give one with the same"
+        )
+    return reference
+
+
 def print_log(console: Console, path: Path, reference: Path | None) -> None:
-    """Prints what a log comes to, beside the reference's where it is of TOFU's kind.
+    """Prints what a log comes to, beside the reference's where both have the rows.
 
     Raises:
       UserError: a reference that cannot be read, or of other rows.
     """
     log = json.loads(path.read_text(encoding="utf-8"))
-    if "forget_Q_A_Prob" in log:
+    attacks = [metric for metric in log if metric.startswith("mia_")]
+    is_scored = "forget_Q_A_Prob" in log
+    for metric, table in log.items():
+        if not (is_scored or metric in attacks):
+            console.print(f"{metric}: {table['agg_value']:.4f}", markup=False)
+    if is_scored or attacks:
         print_scores(console, score_files(path, reference, partial=True))
         plots = path.with_suffix(".png")
         if plot_files(plots, path, reference, partial=True):
             console.print(f"plots: {plots}", markup=False, soft_wrap=True)
-        return
-    for metric, table in log.items():
-        console.print(f"{metric}: {table['agg_value']:.4f}", markup=False)
 
 
-def reading_of(asked: Asked, model: Model) -> Reading:
-    """How the model reads: in its own chat template, where it has one.
+def reading_of(asked: Asked, subject: Subject, model: Model) -> Reading:
+    """How the model reads: as in the run that trained it, or as its tokenizer says.
 
     Raises:
       UserError: a template without a place for the question.
     """
-    own = CHAT if model.tokenizer.has_chat else TEMPLATE
+    own, system = CHAT if model.tokenizer.has_chat else TEMPLATE, asked.system
+    if subject.run is not None:
+        corpus = subject.run.cfg.corpus
+        own, system = corpus.template, corpus.system if system is None else system
     own = BARE if SUITES[asked.suite].is_bare else own
     template = own if asked.template is None else asked.template
     if "{prompt}" not in template and template != CHAT:
@@ -164,4 +217,4 @@ def reading_of(asked: Asked, model: Model) -> Reading:
             f"--template {template!r:.60} lacks {{prompt}}, the place of the question "
             "(chat: the tokenizer's own template)"
         )
-    return Reading(template, asked.system, asked.batch_size, asked.max_new_tokens)
+    return Reading(template, system, asked.batch_size, asked.max_new_tokens)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax import corpus as owned
@@ -18,10 +17,7 @@ from dareu_jax.corpus.batches import (
     trim_responses,
 )
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation import membership
 from dareu_jax.evaluation.evaluate import greedy
-from dareu_jax.evaluation.memorisation import exact_memorisation, extraction_strength
-from dareu_jax.evaluation.token_stats import TokenStats, token_stats
 from dareu_jax.evaluator.packed import said_tokens
 from dareu_jax.parallel import on_host
 
@@ -130,39 +126,6 @@ def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.nd
     logps = np.asarray([x.logps[:-1].sum(dtype=np.float64) for x in found])
     check_finite(logps, pairs)
     return logps
-
-
-def memory_scores(
-    model: Model, reading: Reading, pairs: Sequence[Pair]
-) -> dict[str, np.ndarray]:
-    """Membership attacks and memorisation of given answers, ``[N]`` each, by name.
-
-    As in open-unlearning, the end of text counts for ``loss`` and ``zlib`` alone.
-
-    Raises:
-      UserError: a log-probability is no finite number.
-    """
-    tokens = as_tokens(model, reading, pairs)
-    width = tokens.response.shape[1]
-
-    def score(batch: owned.TokenBatch) -> TokenStats:
-        stats = token_stats(model.decoder, model.params, batch)
-        more = width - batch.response.shape[1]
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more))), stats)
-
-    found = by_length(model, tokens, reading.batch_size, score)
-    whole = tokens.response_mask
-    mask = whole & (np.arange(width) < whole.sum(axis=1, keepdims=True) - 1)
-    return {
-        "loss": membership.loss(found.logps, whole),
-        "zlib": membership.zlib(found.logps, whole, [text for _, text in pairs]),
-        "min_k": membership.min_k(found.logps, mask),
-        "min_k_plus_plus": membership.min_k_plus(
-            found.logps, found.mean, found.std, mask
-        ),
-        "exact_memorization": exact_memorisation(found.hits, mask),
-        "extraction_strength": extraction_strength(found.hits, mask),
-    }
 
 
 def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:

@@ -1,16 +1,22 @@
-"""MUSE (Shi et al. 2024, arXiv 2407.06460): verbatim and knowledge memorisation."""
+"""MUSE (Shi et al. 2024, arXiv 2407.06460): memorisation, and membership of texts."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.corpus.sources.base import json_array, text_field
+from dareu_jax.corpus import tokenise_whole
+from dareu_jax.corpus.sources.base import json_array, json_texts, text_field
 from dareu_jax.evaluation.rouge import rouge_scores
+from dareu_jax.evaluator.attacks import Given
+from dareu_jax.evaluator.measure import MULTIPLE
 from dareu_jax.evaluator.suite import Judge, quality_table
-from dareu_jax.evaluator.tables import Table, by_index
+from dareu_jax.evaluator.tables import Table, attack_table, by_index
 from dareu_jax.reporting.progress import Progress
 
 VERBATIM, KNOWLEDGE = 128, 32
 """New tokens of a continuation and of an answer, as in the original code."""
+LONGEST = 2048
+"""Tokens of a text that count, as in open-unlearning; the original code cuts none, and
+its texts have no more of them in its tokenizer."""
 ENDS = ("\n\n", "\nQuestion", "Question:")
 FILES = {
     "verbmem": "verbmem/forget.json",
@@ -19,14 +25,19 @@ FILES = {
     "retain": "knowmem/retain_qa.json",
     "retain_examples": "knowmem/retain_qa_icl.json",
 }
+SIDES = ("forget", "retain", "holdout")
 
 
 class MuseData(NamedTuple):
-    """Pairs of prompt and gold text: continuations, and questions with examples."""
+    """Pairs of prompt and gold text: continuations, and questions with examples.
+
+    ``private`` are whole texts by side of `SIDES`, or nothing.
+    """
 
     verbatim: list[tuple[str, str]]
     forget: list[tuple[str, str]]
     retain: list[tuple[str, str]]
+    private: dict[str, list[str]]
 
 
 def read_muse(folder: Path) -> MuseData:
@@ -38,11 +49,18 @@ def read_muse(folder: Path) -> MuseData:
     rows = {name: json_array(folder / file) for name, file in FILES.items()}
     return MuseData(
         [_pair(at, row, "prompt", "gt") for at, row in rows["verbmem"]],
-        *(
-            _with_examples(rows[name], rows[f"{name}_examples"])
-            for name in ("forget", "retain")
-        ),
+        _with_examples(rows["forget"], rows["forget_examples"]),
+        _with_examples(rows["retain"], rows["retain_examples"]),
+        _private(folder / "privleak"),
     )
+
+
+def _private(folder: Path) -> dict[str, list[str]]:
+    """Texts of every side; none where there is no file of any."""
+    paths = {side: folder / f"{side}.json" for side in SIDES}
+    if not any(path.exists() for path in paths.values()):
+        return {}
+    return {side: json_texts(path) for side, path in paths.items()}
 
 
 def _pair(where: str, row: dict[str, Any], asked: str, gold: str) -> tuple[str, str]:
@@ -68,7 +86,7 @@ def before(text: str, ends: tuple[str, ...] = ENDS) -> str:
 
 
 def muse_log(judge: Judge, data: MuseData, progress: Progress) -> dict[str, Table]:
-    """ROUGE-L F1 of continuations (VerbMem) and of answers (KnowMem, both sets)."""
+    """ROUGE-L F1 of continuations (VerbMem) and of answers (KnowMem), and attacks."""
     sets = {
         "verbmem": (data.verbatim, VERBATIM, ()),
         "knowmem_f": (data.forget, KNOWLEDGE, ENDS),
@@ -88,4 +106,32 @@ def muse_log(judge: Judge, data: MuseData, progress: Progress) -> dict[str, Tabl
         mean = sum(row["rougeL_f1"] for row in scores) / len(scores)
         out[f"{name}_ROUGE"] = by_index(mean, rows)
         out[f"{name}_text_quality"] = quality_table(said, [True] * len(said))
-    return out
+    if not data.private:
+        progress.say("there is no privleak/*.json, so no membership attacks, PrivLeak")
+        return out
+    return out | attacks_log(judge, data.private, progress)
+
+
+def attacks_log(
+    judge: Judge, texts: dict[str, list[str]], progress: Progress
+) -> dict[str, Table]:
+    """Every attack on whole texts, which no prompt and no end of text goes around.
+
+    PrivLeak compares the AUC with a retrained model's, see `evaluation.mia`.
+    """
+    context = judge.model.context or LONGEST + 1
+    longest = min(LONGEST, context - 1)
+    found = {}
+    for side, rows in texts.items():
+        tokens, cut = tokenise_whole(rows, judge.model.tokenizer, longest, MULTIPLE)
+        if cut:
+            many = f"{cut} of {len(rows)} {side} texts are longer than {longest} tokens"
+            progress.say(f"privleak: {many}, what is beyond does not count")
+        given = Given(tokens, rows, has_end=False)
+        with progress.stage(f"privleak {side}", 1):
+            own = [rows, longest]
+            found[side] = judge.attacked(f"privleak_{side}", own, given)
+    return {
+        f"mia_{name}": attack_table({side: own[name] for side, own in found.items()})
+        for name in judge.attacks
+    }

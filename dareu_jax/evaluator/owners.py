@@ -1,13 +1,54 @@
 """Any owners' records: those of some against those of all others."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from dareu_jax import corpus as owned
+from dareu_jax.corpus.records import OTHERS
+from dareu_jax.corpus.shared import owners_of, read_owned, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.evaluator.suite import Judge
-from dareu_jax.evaluator.tables import Table, probabilities
+from dareu_jax.evaluator.tables import Table, probabilities, values
+from dareu_jax.inputs import Inputs
+from dareu_jax.pipeline import check_corpus, eval_records
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
+
+NAME = re.compile(r"[^\W\d_]+(?:[ .'’-]+[^\W\d_]+)*\.?")
+"""Words and nothing else: "Ann Lee", not "owner_07"."""
+Sets = Mapping[str, Sequence[owned.Record]]
+
+
+def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
+    """Records by set: of ``data``, or those that a run judges its models on.
+
+    Args:
+      run: that trained the model, or None; data: a JSONL file of records.
+      forget: names of owners, ``a,b``; None: those that withdrew from the run.
+
+    Raises:
+      UserError: nothing says which records or owners; see `split`.
+    """
+    if run is not None:
+        if data is None:
+            return run_sets(run, forget)
+        forget = forget or ",".join(run.cfg.corpus.forget)
+    if data is None:
+        raise UserError("--suite owners needs --data, its records; a run has its own")
+    if forget is None:
+        raise UserError("--suite owners needs --forget, owners to forget: alice,bob")
+    return split(read_owned(data), forget)
+
+
+def run_sets(run: Inputs, forget: str | None) -> Sets:
+    """A run's own records, as they are judged there or split at other owners.
+
+    Raises:
+      UserError: they have changed since; see `split`.
+    """
+    check_corpus(run.corpus, run.folder)
+    return eval_records(run) if forget is None else split(run.corpus.train, forget)
 
 
 def split(
@@ -33,15 +74,31 @@ def split(
     return sets
 
 
-def owners_log(
-    judge: Judge, sets: dict[str, list[owned.Record]], progress: Progress
-) -> dict[str, Table]:
-    """Probability, ROUGE and text quality of both sets."""
+def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]:
+    """Probability and perplexity of gold answers, ROUGE and quality of the model's."""
     out: dict[str, Table] = {}
+    names = [name for name in owners_of(sets["retain"]) if is_name(name)]
     for name, rows in sets.items():
         with progress.stage(name, 1):
             asked, gold = [r.prompt for r in rows], [r.response for r in rows]
-            losses = judge.losses(f"{name}_gold", list(zip(asked, gold)))
+            pairs = list(zip(asked, gold))
+            losses = judge.losses(f"{name}_gold", pairs)
+            found = judge.perplexity(pairs, losses)
             out[f"{name}_Q_A_Prob"] = probabilities(losses)
-            out |= judge.answers(name, name, asked, gold)
+            out[f"{name}_Q_A_Perplexity"] = values(
+                "perplexity", found.rows, found.total
+            )
+            others = [others_of(record, names) for record in rows] if names else None
+            out |= judge.answers(name, name, asked, gold, others)
     return out
+
+
+def is_name(owner: str) -> bool:
+    """Whether an answer can mention an owner by name."""
+    return owner != OTHERS and NAME.fullmatch(owner) is not None
+
+
+def others_of(record: owned.Record, names: Sequence[str]) -> list[str]:
+    """The ``names`` of whom a record is not."""
+    own = dict(shares_of(record))
+    return [name for name in names if name not in own]

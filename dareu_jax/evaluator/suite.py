@@ -7,17 +7,27 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.attributor.model import Model
-from dareu_jax.evaluation.refusals import refusals
+from dareu_jax.evaluation.likelihood import Perplexity, perplexity
+from dareu_jax.evaluation.refusals import names_of_others, refusals
 from dareu_jax.evaluation.rouge import rouge_scores
 from dareu_jax.evaluation.text_quality import text_quality
+from dareu_jax.evaluator.attacks import (
+    FORWARD,
+    MEMORISED,
+    Given,
+    beyond_reference,
+    gradient_norms,
+    mean_losses,
+    memory_scores,
+)
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import (
     Pair,
     Reading,
     answer_logps,
     answer_losses,
+    as_tokens,
     beginnings,
-    memory_scores,
     own_answers,
 )
 from dareu_jax.evaluator.tables import Table, by_index, rouge_table
@@ -28,10 +38,19 @@ class Judge:
 
     Args:
       model, reading: who answers, and how text becomes tokens; kept: parts on disk.
+      attacks: of `ATTACKS`; reference: the other model of the attack of that name.
     """
 
-    def __init__(self, model: Model, reading: Reading, kept: Kept):
+    def __init__(
+        self,
+        model: Model,
+        reading: Reading,
+        kept: Kept,
+        attacks: Sequence[str] = FORWARD,
+        reference: Model | None = None,
+    ):
         self.model, self.reading, self.kept = model, reading, kept
+        self.attacks, self.reference = attacks, reference
         self.lead: dict[Pair, int] = {}
 
     def losses(self, name: str, pairs: list[Pair]) -> np.ndarray:
@@ -45,23 +64,51 @@ class Judge:
         self.lead |= zip(pairs, kept["lead"], strict=True)
         return np.asarray(kept["loss"])
 
+    def perplexity(self, pairs: list[Pair], losses: np.ndarray) -> Perplexity:
+        """Of given answers, from `losses`: a mean stands for each of its tokens."""
+        mask = as_tokens(self.model, self.reading, pairs).response_mask
+        return perplexity(np.broadcast_to(-losses[:, None], mask.shape), mask)
+
     def choices(self, name: str, pairs: list[Pair]) -> np.ndarray:
         """log p ``[N]`` of given answers, without the end of text."""
-
-        def make() -> list[float]:
-            return answer_logps(self.model, self.reading, pairs).tolist()
-
-        return np.asarray(self.kept.part(name, pairs, make))
+        return self.kept.numbers(
+            name, pairs, lambda: answer_logps(self.model, self.reading, pairs)
+        )
 
     def memory(self, name: str, pairs: list[Pair]) -> dict[str, np.ndarray]:
-        """Membership attacks and memorisation of given answers, see `measure`."""
+        """`attacked` of given answers."""
+        tokens = as_tokens(self.model, self.reading, pairs)
+        given = Given(tokens, [text for _, text in pairs], has_end=True)
+        return self.attacked(name, pairs, given)
+
+    def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
+        """The judge's attacks and `MEMORISED` ``[N]`` each, by name.
+
+        Args:
+          name: of the texts; own: what they are made of, JSON; given: N texts.
+        """
+        size = self.reading.batch_size
 
         def make() -> dict[str, list[float]]:
-            found = memory_scores(self.model, self.reading, pairs)
+            found = memory_scores(self.model, size, given)
             return {attack: scores.tolist() for attack, scores in found.items()}
 
-        kept = self.kept.part(f"{name}_memory", pairs, make)
-        return {attack: np.asarray(scores) for attack, scores in kept.items()}
+        kept = self.kept.part(f"{name}_memory", own, make)
+        scores = {attack: np.asarray(x) for attack, x in kept.items()}
+        if "gradnorm" in self.attacks:
+            scores["gradnorm"] = self.kept.numbers(
+                f"{name}_gradnorm",
+                own,
+                lambda: gradient_norms(self.model, size, given),
+            )
+        if (other := self.reference) is not None:
+            losses = self.kept.numbers(
+                f"{name}_reference",
+                [own, other.fingerprint],
+                lambda: mean_losses(other, size, given),
+            )
+            scores["reference"] = beyond_reference(scores["loss"], losses)
+        return {attack: scores[attack] for attack in (*self.attacks, *MEMORISED)}
 
     def said(
         self,
@@ -90,21 +137,39 @@ class Judge:
         return found["said"], found["ended"]
 
     def answers(
-        self, name: str, short: str, asked: list[str], gold: list[str]
+        self,
+        name: str,
+        short: str,
+        asked: list[str],
+        gold: list[str],
+        others: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, Table]:
-        """ROUGE of the model's own answers, and how well they are made."""
+        """ROUGE of the model's own answers, and how well they are made.
+
+        Args:
+          name, short: of the set, in parts and in the log; asked, gold: N of each.
+          others: per question names of people whom it is not about.
+        """
         said, ended = self.said(f"{name}_answers", asked, gold=gold)
         table = rouge_table(rouge_scores(said, gold), asked, gold, said)
-        quality = quality_table(said, ended)
+        quality = quality_table(said, ended, others)
         return {f"{short}_Q_A_ROUGE": table, f"{short}_text_quality": quality}
 
 
-def quality_table(said: Sequence[str], ended: Sequence[bool]) -> Table:
+def quality_table(
+    said: Sequence[str],
+    ended: Sequence[bool],
+    others: Sequence[Sequence[str]] | None = None,
+) -> Table:
     """Signs of broken answers, and refusals; the aggregate is the share that is broken.
 
-    To refuse is no sign of a broken model, and none of one that never knew.
+    To refuse is no sign of a broken model, and none of one that never knew; nor is it
+    to name one of ``others``, of which there is a list per answer.
     """
     quality = text_quality(said, ended) | {"refusal": refusals(said)}
+    if others is not None:
+        pairs = zip(said, others, strict=True)
+        quality["names_other"] = [float(bool(names_of_others(*x))) for x in pairs]
     rows = [dict(zip(quality, row)) for row in zip(*quality.values(), strict=True)]
     bad = [max(row["empty"], row["repeated"], row["unfinished"]) for row in rows]
     return by_index(float(np.mean(bad)), rows)

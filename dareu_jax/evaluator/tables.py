@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from dareu_jax.evaluation.mia import auc
+
 Table = dict[str, Any]
 """``{"agg_value": number, "value_by_index": {row: {field: value}}}``."""
 
@@ -44,8 +46,11 @@ def rouge_table(
     return by_index(float(np.mean([row["rougeL_recall"] for row in scores])), rows)
 
 
-def attack_table(forget: np.ndarray, holdout: np.ndarray, auc: float) -> Table:
-    """Scores of a membership attack on both sides, and their AUC."""
-    sides = {"forget": forget, "holdout": holdout}
+def attack_table(sides: Mapping[str, np.ndarray]) -> Table:
+    """Scores of a membership attack by side, ``forget`` against ``holdout``: the AUC.
+
+    Further sides are kept row by row.
+    """
     tables = {name: values("score", numbers) for name, numbers in sides.items()}
-    return {**tables, "auc": auc, "agg_value": auc}
+    found = auc(sides["forget"], sides["holdout"])
+    return {**tables, "auc": found, "agg_value": found}

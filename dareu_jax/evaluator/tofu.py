@@ -6,7 +6,6 @@ import numpy as np
 
 from dareu_jax.corpus.questions import Question, TofuQuestions
 from dareu_jax.evaluation.log_formats import PARAPHRASED
-from dareu_jax.evaluation.mia import auc
 from dareu_jax.evaluation.rouge import rouge_scores
 from dareu_jax.evaluation.truth_ratio import closer_to_one, geometric, true_is_better
 from dareu_jax.evaluation.utility import (
@@ -14,6 +13,7 @@ from dareu_jax.evaluation.utility import (
     model_utility,
     normalised_probability,
 )
+from dareu_jax.evaluator.attacks import MEMORISED
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import (
     Table,
@@ -30,7 +30,6 @@ SHORT = {
     "real_authors": "ra",
     "world_facts": "wf",
 }
-MEMORISED = ("exact_memorization", "extraction_strength")
 CHOICES = ("real_authors", "world_facts")
 
 
@@ -87,8 +86,8 @@ def memory_log(
     )
     out = {name: values("score", seen.pop(name)) for name in MEMORISED}
     for name, scores in seen.items():
-        found = auc(scores, unseen[name])
-        out[f"mia_{name}"] = attack_table(scores, unseen[name], found)
+        sides = {"forget": scores, "holdout": unseen[name]}
+        out[f"mia_{name}"] = attack_table(sides)
     return out
 
 

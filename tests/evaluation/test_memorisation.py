@@ -1,4 +1,4 @@
-"""Exact memorisation, extraction strength and verbatim overlap by hand."""
+"""Exact memorisation and extraction strength by hand."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from dareu_jax.errors import UserError
 from dareu_jax.evaluation.memorisation import (
     exact_memorisation,
     extraction_strength,
-    verbatim,
 )
 from dareu_jax.evaluation.token_stats import token_stats
 
@@ -100,10 +99,3 @@ def test_an_empty_answer_is_an_error(metric):
     mask = np.array([[True, True], [False, False]])
     with pytest.raises(UserError, match="row 1 has no response token"):
         metric(np.zeros((2, 2)), mask)
-
-
-def test_verbatim_is_rouge_l_f1():
-    """LCS "a b": precision 2/4, recall 2/3, F1 = 4/7."""
-    assert verbatim(["a x b y", "a b c"], ["a b c", "a b c"]) == pytest.approx(
-        [4 / 7, 1.0]
-    )

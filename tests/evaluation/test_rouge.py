@@ -2,7 +2,11 @@
 
 import pytest
 
-from dareu_jax.evaluation.rouge import rouge_l_f1, rouge_l_recall
+from dareu_jax.evaluation.rouge import rouge_l_recall, rouge_scores
+
+
+def rouge_l_f1(predictions, references):
+    return [row["rougeL_f1"] for row in rouge_scores(predictions, references)]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,8 @@ def test_by_hand(prediction, reference, recall):
         ("well in truth it is a house", "a house", 4 / 9),
         # Precision 1, recall 1/3: too short is as bad as too long.
         ("house", "a red house", 1 / 2),
+        # LCS "a b": precision 2/4, recall 2/3.
+        ("a x b y", "a b c", 4 / 7),
         ("running houses", "runs house", 1.0),
     ],
 )

@@ -1,13 +1,17 @@
 """A tiny imported model, and questions in the files and fields of TOFU."""
 
+import contextlib
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dareu_jax.attributor import load_model
 from dareu_jax.corpus import load_tokenizer
 from dareu_jax.imported import import_folder
+from dareu_jax.models import hidden_states, logits_of
 from dareu_jax.parallel import make_mesh
 
 NAMES = ("Ada Lind", "Bo Karr", "Cy Dole", "Di Ferro", "Ed Grant", "Fay Hill")
@@ -50,16 +54,39 @@ def data(tmp_path_factory):
     return folder
 
 
+class Quiet:
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+    def stage(self, *_):
+        return contextlib.nullcontext()
+
+
+@pytest.fixture
+def quiet():
+    return Quiet()
+
+
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A folder of dareu import with a model of two layers."""
+def source(tmp_path_factory):
+    """A Hugging Face folder of a model with two layers."""
     import make_golden as hf
 
     source = tmp_path_factory.mktemp("source") / "hf"
     config = {**hf.config_of("qwen3"), "vocab_size": 300, "torch_dtype": "float32"}
     texts = [row(n, 5, True)["answer"] for n in range(12)]
     load_tokenizer(None, texts, 300, source)
-    hf.make_folder(source, config)
+    return hf.make_folder(source, config)
+
+
+@pytest.fixture(scope="session")
+def folder(source, tmp_path_factory):
+    """A folder of dareu import with that model."""
     return import_folder(source, tmp_path_factory.mktemp("imported") / "model").folder
 
 
@@ -67,3 +94,18 @@ def folder(tmp_path_factory):
 def model(folder):
     """The model on one device."""
     return load_model(folder, make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """log p and hits of tokens behind others, alone and without padding, by NumPy."""
+
+    def told(model, prompt, response):
+        whole = jnp.asarray(np.concatenate([prompt, response]))[None]
+        hidden = hidden_states(model.decoder, model.params, whole, whole >= 0)
+        logits = np.asarray(logits_of(model.decoder, model.params, hidden), np.float64)
+        logps = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
+        at = np.arange(len(prompt) - 1, whole.shape[1] - 1)
+        return logps[at, response], logps[at].argmax(-1) == response
+
+    return told

@@ -19,7 +19,6 @@ from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading, answer_losses, as_tokens
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tofu import set_log, tofu_log
-from dareu_jax.models import hidden_states, logits_of
 
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
 
@@ -44,41 +43,36 @@ def log(model, data, tmp_path_factory):
     return log_of(model, data, tmp_path_factory.mktemp("parts"), batch_size=3)
 
 
-def plain_tokens(model, pair):
-    """log p and argmax of one answer's tokens, alone and without padding, by NumPy."""
-    tokens = as_tokens(model, READING, [pair])
-    prompt = tokens.prompt[tokens.prompt_mask]
-    answer = tokens.response[tokens.response_mask]
-    assert answer[-1] == model.tokenizer.eos_id
-    whole = jnp.asarray(np.concatenate([prompt, answer]))[None]
-    hidden = hidden_states(model.decoder, model.params, whole, whole >= 0)
-    logits = np.asarray(logits_of(model.decoder, model.params, hidden), np.float64)[0]
-    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    at = np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
-    return logps[at, answer], logps[at].argmax(-1) == answer
+@pytest.fixture(scope="module")
+def told(model, plain):
+    """log p and hits of an answer's tokens, end of text included."""
+
+    def of(pair):
+        tokens = as_tokens(model, READING, [pair])
+        answer = tokens.response[tokens.response_mask]
+        assert answer[-1] == model.tokenizer.eos_id
+        return plain(model, tokens.prompt[tokens.prompt_mask], answer)
+
+    return of
 
 
-def plain_loss(model, pair):
-    """Mean nats per token of one answer, end of text included."""
-    return -plain_tokens(model, pair)[0].mean()
-
-
-def test_losses_are_those_of_plain_numpy(model, data, log):
+def test_losses_are_those_of_plain_numpy(told, data, log):
     forget = tofu_questions(data, "forget01", data).forget
     for n, q in enumerate(forget):
         found = log["forget_Q_A_Prob"]["value_by_index"][str(n)]
-        wanted = plain_loss(model, (q.prompt, q.answer))
+        wanted = -told((q.prompt, q.answer))[0].mean()
         assert found["avg_loss"] == pytest.approx(wanted, rel=1e-5)
         assert found["prob"] == pytest.approx(np.exp(-wanted), rel=1e-5)
         wrong = log["forget_Q_A_PERT_Prob"]["value_by_index"][str(n)]["avg_loss"]
         for loss, text in zip(wrong, q.wrong, strict=True):
-            assert loss == pytest.approx(plain_loss(model, (q.prompt, text)), rel=1e-5)
+            wanted = -told((q.prompt, text))[0].mean()
+            assert loss == pytest.approx(wanted, rel=1e-5)
 
 
-def test_attacks_and_memorisation_are_those_of_plain_numpy(model, data, log):
+def test_attacks_and_memorisation_are_those_of_plain_numpy(told, data, log):
     forget = tofu_questions(data, "forget01", data).forget
     for n, q in enumerate(forget):
-        logps, hits = plain_tokens(model, (q.prompt, q.answer))
+        logps, hits = told((q.prompt, q.answer))
 
         def found(name, n=n):
             table = log[name].get("forget", log[name])
@@ -156,7 +150,7 @@ def test_what_was_measured_is_not_measured_again(
 
 
 def test_a_broken_model_is_named_and_never_scored(model):
-    params = jax.tree.map(lambda x: x * jnp.nan, model.params)
+    params = jax.tree.map(lambda x: x * np.nan, model.params)
     broken = model._replace(params=params)
     with pytest.raises(UserError, match=r"the loss of 'Yes' to 'Is it\?' is no"):
         answer_losses(broken, READING, [("Is it?", "Yes")])
@@ -249,12 +243,23 @@ def test_questions_without_paraphrases_are_not_asked_in_other_words(
         ({"forget": "forget02"}, "give one of forget01, forget05, forget10"),
         ({"forget": "forget05"}, "no forget05_perturbed.json there"),
         ({"template": "Q:"}, "lacks {prompt}"),
-        ({"model": "nowhere"}, "holds no imported model"),
+        ({"model": "nowhere"}, "holds no imported model and no finished run"),
+        ({"model": "HF"}, "is a Hugging Face folder; run dareu import"),
+        ({"model": "BEGUN"}, "holds a run that is not finished; finish dareu run"),
+        ({"seed": 1}, "is an imported model; --model and --seed choose"),
+        ({"attacks": "min_kk"}, "unknown (did you mean 'min_k'?)"),
+        ({"attacks": "reference"}, "needs --reference-model"),
+        ({"attacks": "loss", "reference-model": "HF"}, "add it to --attacks"),
+        ({"reference-model": "BEGUN"}, "holds a run that is not finished"),
+        ({"suite": "choices", "attacks": "loss"}, "has no texts for attacks"),
+        ({"suite": "muse", "data": "nowhere"}, "--data: cannot read 'nowhere/verbmem"),
     ],
 )
-def test_bad_input_is_named(dareu, folder, data, tmp_path, change, message):
+def test_bad_input_is_named(dareu, source, folder, data, tmp_path, change, message):
+    (tmp_path / "config.resolved.yaml").touch()
+    places = {"HF": source, "BEGUN": tmp_path}
     given = {"model": folder, "forget": "forget01", "data": data, "out": tmp_path / "o"}
-    given |= change
+    given |= {name: places.get(x, x) for name, x in change.items()}
     options = [f"--{name}={x}" for name, x in given.items() if name != "model"]
     status, _, complaint = dareu("evaluate", given["model"], *options)
     assert status == 2 and len(complaint.strip().splitlines()) == 1

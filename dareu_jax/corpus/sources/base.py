@@ -84,12 +84,29 @@ def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
       UserError: no such file, not UTF-8, or no JSON array of objects.
     """
+    return _array(path, dict, "objects")
+
+
+def json_texts(path: Path) -> list[str]:
+    """Returns the texts of one JSON array.
+
+    Raises:
+      UserError: no such file, not UTF-8, no JSON array of texts, or an empty one.
+    """
+    rows = _array(path, str, "texts")
+    if not rows:
+        raise UserError(f"{path}: must be a JSON array of at least one text")
+    return [text_field({"text": text}, "text", where) for where, text in rows]
+
+
+def _array(path: Path, kind: type, contents: str) -> list[tuple[str, Any]]:
+    """Returns ``("file, row n", row)``; rows that are not of ``kind`` are refused."""
     try:
-        rows = json.loads(read_text(path, "a JSON array of objects"))
+        rows = json.loads(read_text(path, f"a JSON array of {contents}"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: must be a JSON array of objects")
+    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
+        raise UserError(f"{path}: must be a JSON array of {contents}")
     return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
 
 

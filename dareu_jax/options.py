@@ -1,0 +1,28 @@
+"""Arguments and options that several commands of `dareu` have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path, typer.Argument(help="YAML configuration of the run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, over the file.")
+]
+Finished = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+ImportedModel = Annotated[Path, typer.Argument(help="Folder that dareu import wrote.")]
+Row = Annotated[
+    str, typer.Option(help="A row of the run's table; unlearned: its first method.")
+]
+Seed = Annotated[int | None, typer.Option(help="(default: the first)")]
+Template = Annotated[
+    str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts at a time.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Of an answer.")]
+Kernels = Annotated[
+    list[str] | None, typer.Option(help="Of dareu list kernels (grad_dot).")
+]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="One of the processes of a pod.")
+]
