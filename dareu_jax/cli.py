@@ -12,26 +12,8 @@ from rich.console import Console
 from dareu_jax.config import load_config
 from dareu_jax.errors import Preempted, ProcessLost, UserError
 from dareu_jax.prepare import check_disk, prepare_jax, read_steps
-from dareu_jax.registry import (
-    FAMILIES,
-    KERNELS,
-    METHODS,
-    METRICS,
-    MODELS,
-    SOURCES,
-    STRESS,
-    did_you_mean,
-)
+from dareu_jax.registry import REGISTRIES, did_you_mean
 
-REGISTRIES = {
-    "families": FAMILIES,
-    "kernels": KERNELS,
-    "methods": METHODS,
-    "metrics": METRICS,
-    "models": MODELS,
-    "sources": SOURCES,
-    "stress": STRESS,
-}
 app = typer.Typer(
     help="De-attribute to forget: LLM unlearning with data attribution as the reward.",
     no_args_is_help=True,
@@ -285,18 +267,30 @@ def stress(
         str, typer.Option(help="A row of the run's table; unlearned: its first method.")
     ] = "unlearned",
     seed: Annotated[int | None, typer.Option(help="[default: the first]")] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of the processes of a pod.")
+    ] = False,
 ) -> None:
-    """Try to bring unlearned data back, beside the retrained model."""
-    prepare_jax()
+    """Try to bring unlearned data back, beside the retrained model.
+
+    The same command again runs what is missing.
+    """
+    prepare_jax(distributed)
     from dareu_jax import stress as attempts
+    from dareu_jax.parallel import Preemption, is_first, together
     from dareu_jax.reporting.progress import Progress
 
-    console, names = Console(), [name for name in tests.split(",") if name]
-    made = attempts.stress(
-        run_folder, Progress(console), names, model, seed, overrides or ()
-    )
+    console = Console(quiet=not is_first())
+    progress, names = Progress(console), [name for name in tests.split(",") if name]
+    with together(), Preemption().listening() as preemption:
+        made = attempts.stress(
+            run_folder, progress, names, model, seed, overrides or (), preemption
+        )
+    if not is_first():
+        return
     attempts.print_stress(console, made)
     console.print(f"kept in: {made.folder}", soft_wrap=True, markup=False)
+    console.print(f"report:  {made.report}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -77,3 +77,13 @@ SOURCES: Registry = Registry("source", "dareu_jax.corpus")
 FAMILIES: Registry = Registry("family", "dareu_jax.models.families")
 MODELS: Registry = Registry("model", "dareu_jax.models")
 STRESS: Registry = Registry("stress test", "dareu_jax.stress")
+REGISTRIES: dict[str, Registry] = {
+    "families": FAMILIES,
+    "kernels": KERNELS,
+    "methods": METHODS,
+    "metrics": METRICS,
+    "models": MODELS,
+    "sources": SOURCES,
+    "stress": STRESS,
+}
+"""Every registry by what `dareu list` calls it."""

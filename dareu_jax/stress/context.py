@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,11 @@ class Context:
             self.given[role] = answer(self.suite, self.models[role], self.forget)
         return self.given[role]
 
+    def said(self, role: str) -> owned.TokenBatch:
+        """The forget prompts with a model's greedy answers as responses."""
+        answers = self.greedy(role)
+        return self.forget._replace(response=answers.tokens, response_mask=answers.mask)
+
     def probability(self, params: Any) -> list[float]:
         """exp(mean log p) of the gold answers to the forget prompts, ``[N]``."""
         score = functools.partial(mean_logp, self.suite.model, params)
@@ -77,6 +83,20 @@ class StressTest:
     def settings(self, cfg: StressConfig) -> dict[str, Any]:
         """The settings that its outcome depends on."""
         return {key: getattr(cfg, key) for key in self.reads}
+
+
+class Stressed(NamedTuple):
+    """What `stress` found: outcomes by test, of which model and run, kept where."""
+
+    outcomes: dict[str, dict[str, Any]]
+    model: str
+    scale: str
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page about every outcome that is kept."""
+        return self.folder / "report.html"
 
 
 def stress_test(name: str, about: str, reads: tuple[str, ...] = ()) -> Callable:

@@ -2,16 +2,24 @@
 
 import json
 import random
+from types import SimpleNamespace
 
-from dareu_jax.corpus import Record
+import pytest
+
+from dareu_jax.config import build_config
+from dareu_jax.corpus import Record, questions
 from dareu_jax.stress import paraphrase
 from dareu_jax.stress.prompts import (
+    affirmative_suffix,
     all_prompts,
+    background_hint,
     in_context,
     multiple_choice,
+    prefix_injection,
     reverse,
     role_play,
     tokens_of,
+    with_hints,
     worst_case,
 )
 
@@ -21,7 +29,9 @@ OTHERS = [Record(f"b/{n}", "bob", f"Question {n}?", f"Answer {n}.") for n in ran
 
 def test_every_way_keeps_the_question():
     rng = random.Random(0)
-    assert role_play(ASKED).endswith(ASKED.prompt)
+    for way in (role_play, prefix_injection):
+        assert way(ASKED).endswith(f" {ASKED.prompt}")
+    assert affirmative_suffix(ASKED).startswith(f"{ASKED.prompt} Sure")
     shown = in_context(ASKED, OTHERS, rng)
     assert shown.endswith(ASKED.prompt) and shown.count("Answer") == 2
     assert ASKED.response not in shown
@@ -35,6 +45,16 @@ def test_the_right_answer_stands_among_three_others_in_any_place():
         assert text.count("Answer") == 3 and text.count("In Merawick.") == 1
         places.add(text[text.index("In Merawick.") - 3])
     assert places == set("ABCD")
+
+
+def test_a_hint_is_another_answer_of_the_same_owner():
+    mate = Record("f/1", "ann", "What did she do?", "She kept bees.")
+    assert background_hint(ASKED, [ASKED, mate], random.Random(0)) == (
+        f"She kept bees. {ASKED.prompt}"
+    )
+    assert background_hint(ASKED, [ASKED, ASKED], random.Random(0)) == ""
+    found = with_hints([ASKED, OTHERS[0], mate], random.Random(0))
+    assert found.rows == [0, 2] and found.gold == [ASKED.response, mate.response]
 
 
 def test_the_worst_case_is_the_best_answer_of_each_record():
@@ -75,16 +95,41 @@ def test_tofu_has_paraphrases_in_its_perturbed_files(tmp_path):
     line = {"question": ASKED.prompt, "paraphrased_question": "Ann's birthplace?"}
     path = tmp_path / "forget10_perturbed.json"
     path.write_text(json.dumps(line) + "\n" + json.dumps({"question": "x"}) + "\n")
-    found = paraphrase.from_tofu([OTHERS[0], ASKED], tmp_path)
+    found = paraphrase.from_tofu([OTHERS[0], ASKED], tmp_path, tmp_path / "cache")
     assert found.rows == [1] and found.prompts == ["Ann's birthplace?"]
 
 
-def test_every_forget10_record_of_tofu_has_a_paraphrase(data_dir):
+@pytest.fixture
+def from_tofu(data_dir, tmp_path, monkeypatch):
+    """A run on TOFU as it is downloaded, whose forget records are forget10's."""
     lines = (data_dir / "tofu" / "forget10.json").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line]
     forget = [Record("", "", row["question"], row["answer"]) for row in rows]
-    found = paraphrase.from_tofu(forget, data_dir / "tofu")
-    assert len(set(found.rows)) == len(forget) == 400
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(questions, "HOME", (data_dir / "tofu").as_uri())
+    return SimpleNamespace(
+        cfg=build_config({"corpus": {"source": "tofu", "forget": ["author_199"]}}),
+        split=SimpleNamespace(forget=forget),
+        corpus=SimpleNamespace(test=()),
+    )
+
+
+def test_every_forget10_record_of_tofu_has_a_paraphrase(from_tofu, tmp_path):
+    found = paraphrase.paraphrases_of(from_tofu)
+    assert not found.missing
+    assert found.rows == list(range(400)) and len(set(found.prompts)) == 400
+    names = sorted(path.name for path in (tmp_path / "dareu_jax").rglob("*.json"))
+    assert names == ["forget10_perturbed.json", "retain_perturbed.json"]
+
+
+def test_a_failed_download_is_said_in_a_line(from_tofu, tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "HOME", (tmp_path / "nowhere").as_uri())
+    found = paraphrase.paraphrases_of(from_tofu)
+    assert found.rows == [] and "\n" not in found.missing
+    assert found.missing.startswith("cannot download")
+    place = tmp_path / "dareu_jax" / "downloads" / "tofu"
+    wanted = f"put forget10_perturbed.json, retain_perturbed.json into {place}"
+    assert wanted in found.missing
 
 
 def test_data_without_paraphrases_says_so(tiny_run, monkeypatch):
