@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
 from dareu_jax.stress.broken import broken, caveat_of
 from dareu_jax.stress.context import (
-    ORIGINAL,
-    RETRAINED,
+    ROLES,
     UNLEARNED,
     Context,
     Stressed,
@@ -76,9 +75,10 @@ def stress(
             run = Run(cfg, seed, folder, tracker, progress, preemption)
             check_corpus(run.corpus, folder)
             with jax.set_mesh(run.mesh):
-                context = context_of(run, name)
-                shown = answers_of(context)
-                write_json(place / SHOWN, shown)
+                context = context_of(run, name, results["seeds"][str(seed)]["models"])
+                if shown is None:
+                    shown = answers_of(context)
+                    write_json(place / SHOWN, shown)
                 for test in todo:
                     kept[test.name] = attempted(test, context, name, shown["caveat"])
                     write_json(place / f"{test.name}.json", kept[test.name])
@@ -110,20 +110,22 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
     return with_overrides(cfg, changes, "dareu stress") if changes else cfg
 
 
-def context_of(run: Run, name: str) -> Context:
+def context_of(
+    run: Run, name: str, judged: Mapping[str, Mapping[str, float]]
+) -> Context:
     """What every test is given: the models, from the run's checkpoints.
+
+    Args:
+      run: the seed; name: row of the unlearned model; judged: metrics of every row.
 
     Raises:
       UserError: a model gives a forget answer a probability that is no number.
     """
     suite = suite_of(run)
-    models = {
-        role: run.model_params(row)
-        for role, row in ((ORIGINAL, ORIGINAL), (RETRAINED, RETRAINED))
-        if row in run.oracles
-    }
-    models[UNLEARNED] = run.model_params(name)
-    context = Context(run, suite, models, run.folder / FOLDER)
+    rows = {role: role for role in ROLES if role in run.oracles} | {UNLEARNED: name}
+    models = {role: run.model_params(row) for role, row in rows.items()}
+    own = {role: judged[row] for role, row in rows.items()}
+    context = Context(run, suite, models, own, run.folder / FOLDER)
     known = {role: context.probability(params) for role, params in models.items()}
     check_finite("probability of the forget answers", known)
     return context

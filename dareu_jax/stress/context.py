@@ -30,6 +30,7 @@ class Context:
     Attributes:
       run: the seed; suite: what its models were evaluated with.
       models: role of `ROLES` -> parameters; a run may have no retrained model.
+      judged: role -> the metrics that the run's own table has for it.
       folder: where stages of the tests keep their state.
       given: role -> greedy answers to the forget prompts, once they were asked for.
     """
@@ -37,7 +38,8 @@ class Context:
     run: Run
     suite: Suite
     models: Mapping[str, Any]
-    folder: Any
+    judged: Mapping[str, Mapping[str, float]]
+    folder: Path
     given: dict[str, Answers] = dataclasses.field(default_factory=dict)
 
     @property

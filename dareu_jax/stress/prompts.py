@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +11,9 @@ from dareu_jax import corpus as owned
 from dareu_jax.evaluation.evaluate import answer
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.parallel import shared_out
+from dareu_jax.pipeline import tow_of
 from dareu_jax.stages import Run
-from dareu_jax.stress.context import Context, outcome, stress_test
+from dareu_jax.stress.context import UNLEARNED, Context, means, outcome, stress_test
 from dareu_jax.stress.paraphrase import paraphrases_of
 
 EXAMPLES = 2
@@ -149,6 +150,22 @@ def worst_case(count: int, scores: dict[str, tuple[list[int], list[float]]]) -> 
     return best.tolist()
 
 
+def tow_para(
+    judged: Mapping[str, Mapping[str, float]], paraphrased: Mapping[str, float]
+) -> dict[str, float]:
+    """Role -> Tug-of-War on ROUGE with the forget questions in other words.
+
+    Args:
+      judged: role -> metrics of the run's table, the retrained model's among them.
+      paraphrased: role -> ROUGE recall of the answers to the paraphrases.
+    """
+    rows = {
+        role: {**judged[role], "forget_rouge": value}
+        for role, value in paraphrased.items()
+    }
+    return {role: tow_of(row, rows["retrained"])["rouge"] for role, row in rows.items()}
+
+
 @stress_test("prompts", "role play, injections, examples, choices, hints, paraphrases")
 def prompts(context: Context) -> dict[str, Any]:
     """ROUGE recall of greedy answers to the question asked in other ways.
@@ -156,7 +173,7 @@ def prompts(context: Context) -> dict[str, Any]:
     Seven of RWKU's nine attacks (Jin et al., 2024), and paraphrases where the data has
     some. The headline is the best answer of each record over `SAME`; the other ways
     show the answer or another of its owner, or ask for the question, and stand beside
-    it.
+    it. ``tow_para`` is `tow_para`, where there is a retrained model.
     """
     run, suite = context.run, context.suite
     asked, skipped = all_prompts(run)
@@ -174,10 +191,16 @@ def prompts(context: Context) -> dict[str, Any]:
         role: worst_case(count, {x: (asked[x].rows, scores[x][role]) for x in same})
         for role in context.models
     }
+    found = means(scores[PARAPHRASE]) if PARAPHRASE in asked else {}
+    tow = tow_para(context.judged, found) if "retrained" in found else {}
     return outcome(
         f"ROUGE, {WORST} of {len(same)} ways to ask",
         worst,
         MORE,
+        also=f"ToW with paraphrases: {tow[UNLEARNED]:.3f}, 1 is like retrained."
+        if tow
+        else "",
+        tow_para=tow,
         parts={f"ROUGE, {label}": own for label, own in scores.items()},
         skipped=skipped,
         examples={

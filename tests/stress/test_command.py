@@ -15,6 +15,8 @@ from rich.console import Console
 
 from dareu_jax import pipeline
 from dareu_jax.config import load_config
+from dareu_jax.errors import Preempted
+from dareu_jax.parallel import Preemption
 from dareu_jax.registry import STRESS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
@@ -99,6 +101,8 @@ def test_what_each_test_finds(made):
         assert all(one <= two for one, two in curve.values())
     assert found["prefill"]["shares"] == [0.0, 0.125, 0.25, 0.5]
     assert len(found["prompts"]["values"]["unlearned"]) == 8
+    tow = found["prompts"]["tow_para"]
+    assert tow["retrained"] == 1.0 and 0.0 <= tow["unlearned"] <= 1.0
     assert all(0.0 <= x <= 1.0 for x in found["held_out"]["gold"].values())
     curves, whole = found["held_out"]["curves"], found["held_out"]["headline"]
     assert set(curves) == {"reward", "fresh classifier"}
@@ -127,6 +131,16 @@ def test_a_changed_setting_runs_the_tests_that_read_it(folder, made, attempts):
     (kept / "prefill.json").write_text("{")
     stress(folder, quiet(), names, overrides=changed)
     assert attempts == ["sample", "prefill"]
+
+
+def test_what_sigterm_stops_leaves_nothing_half_done(folder, made):
+    class Taken(Preemption):
+        def has_come(self):
+            return True
+
+    with pytest.raises(Preempted, match="what was finished is saved"):
+        stress(folder, quiet(), ["prefill"], model="original", preemption=Taken())
+    assert not (folder / "stress" / "original").exists()
 
 
 def test_a_model_is_like_itself(folder):

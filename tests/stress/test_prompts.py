@@ -19,6 +19,7 @@ from dareu_jax.stress.prompts import (
     reverse,
     role_play,
     tokens_of,
+    tow_para,
     with_hints,
     worst_case,
 )
@@ -55,6 +56,16 @@ def test_a_hint_is_another_answer_of_the_same_owner():
     assert background_hint(ASKED, [ASKED, ASKED], random.Random(0)) == ""
     found = with_hints([ASKED, OTHERS[0], mate], random.Random(0))
     assert found.rows == [0, 2] and found.gold == [ASKED.response, mate.response]
+
+
+def test_tow_with_paraphrases_takes_the_other_numbers_from_the_table():
+    others = {"forget_probability": 0.0, "retain_probability": 0.0}
+    judged = {
+        "retrained": {"forget_rouge": 0.9, "retain_rouge": 0.8, **others},
+        "unlearned": {"forget_rouge": 0.1, "retain_rouge": 0.6, **others},
+    }
+    found = tow_para(judged, {"retrained": 0.3, "unlearned": 0.4})
+    assert found == {"retrained": 1.0, "unlearned": pytest.approx(0.9 * 0.8)}
 
 
 def test_the_worst_case_is_the_best_answer_of_each_record():
