@@ -10,13 +10,16 @@ from dareu_jax.config import build_config
 from dareu_jax.corpus import Record, questions
 from dareu_jax.stress import paraphrase
 from dareu_jax.stress.prompts import (
+    Asked,
     affirmative_suffix,
     all_prompts,
     background_hint,
     in_context,
     multiple_choice,
+    options_of,
     prefix_injection,
     reverse,
+    right_choices,
     role_play,
     tokens_of,
     tow_para,
@@ -42,10 +45,27 @@ def test_every_way_keeps_the_question():
 def test_the_right_answer_stands_among_three_others_in_any_place():
     places = set()
     for seed in range(40):
-        text = multiple_choice(ASKED, OTHERS, random.Random(seed))
+        options = options_of(ASKED, OTHERS, random.Random(seed))
+        text = multiple_choice(ASKED, options)
         assert text.count("Answer") == 3 and text.count("In Merawick.") == 1
         places.add(text[text.index("In Merawick.") - 3])
     assert places == set("ABCD")
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("It was in Merawick", 1.0),
+        ("B) Answer 3", 0.0),
+        ("In Merawick. Answer 3. Answer 4.", 0.0),  # all of them is no choice
+        ("Nobody knows", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_right_choice_is_the_option_that_an_answer_is_most_like(said, right):
+    options = ["Answer 3.", ASKED.response, "Answer 4."]
+    how = Asked([0], [""], [ASKED.response], [options])
+    assert right_choices([said], how) == [right]
 
 
 def test_a_hint_is_another_answer_of_the_same_owner():
@@ -77,7 +97,7 @@ def test_fictitious_owners_have_paraphrases(tiny_run):
     asked, skipped = all_prompts(tiny_run)
     found = asked["paraphrase"]
     assert not skipped and found.rows == list(range(8))
-    for row, prompt, gold in zip(*found, strict=True):
+    for row, prompt, gold in zip(*found[:3], strict=True):
         record = tiny_run.split.forget[row]
         assert prompt != record.prompt and gold == record.response
     assert asked["reverse"].gold == asked["as trained"].prompts
