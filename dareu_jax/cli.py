@@ -272,18 +272,28 @@ def stress(
     tests: Annotated[str, typer.Option(help="a,b of dareu list stress (all).")] = "",
     model: options.Row = "unlearned",
     seed: options.Seed = None,
+    distributed: options.Distributed = False,
 ) -> None:
-    """Try to bring unlearned data back, beside the retrained model."""
-    prepare_jax()
+    """Try to bring unlearned data back, beside the retrained model.
+
+    The same command again runs what is missing.
+    """
+    prepare_jax(distributed)
     from dareu_jax import stress as attempts
+    from dareu_jax.parallel import Preemption, is_first, together
     from dareu_jax.reporting.progress import Progress
 
-    console, names = Console(), [name for name in tests.split(",") if name]
-    made = attempts.stress(
-        run_folder, Progress(console), names, model, seed, overrides or ()
-    )
+    console = Console(quiet=not is_first())
+    progress, names = Progress(console), [name for name in tests.split(",") if name]
+    with together(), Preemption().listening() as preemption:
+        made = attempts.stress(
+            run_folder, progress, names, model, seed, overrides or (), preemption
+        )
+    if not is_first():
+        return
     attempts.print_stress(console, made)
     console.print(f"kept in: {made.folder}", soft_wrap=True, markup=False)
+    console.print(f"report:  {made.report}", soft_wrap=True, markup=False)
 
 
 @app.command()

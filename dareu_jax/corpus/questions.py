@@ -14,6 +14,8 @@ from dareu_jax.corpus.sources.tofu import HOME
 from dareu_jax.errors import UserError
 
 FORGET_SETS = ("forget01", "forget05", "forget10")
+REWORDED = ("forget10", "retain")
+"""The sets with paraphrased questions: of the last 20 authors, and the first 20."""
 SHA256 = {
     "forget01": "d8d8a80bd25e853b52fad0e3301d86fa4db6bc2b665cd79ea937346186a0944a",
     "forget05": "7596c863a3f7eafb551a167363826f71a7327f28617a0a533fed06108a50ccdb",
@@ -71,8 +73,30 @@ def tofu_questions(
         raise UserError(f"--forget {forget}: give one of {', '.join(FORGET_SETS)}")
     holdout = forget.replace("forget", "holdout")
     names = (forget, "retain", "real_authors", "world_facts", holdout)
-    folder = _downloaded(downloads / "tofu", names) if folder is None else folder
+    remedy = f"give --data, a folder that holds {', '.join(map(_file, names))}"
+    if folder is None:
+        folder = _downloaded(downloads / "tofu", names, remedy)
     return TofuQuestions(*(_read(folder / _file(name))[:first] for name in names))
+
+
+def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
+    """TOFU's questions, each with its ``paraphrased_question``.
+
+    Args:
+      folder: holds some of TOFU's perturbed files; None: `REWORDED` are downloaded to
+        ``downloads``.
+
+    Raises:
+      UserError: a malformed file, or a failed download.
+    """
+    if folder is None:
+        place = downloads / "tofu"
+        remedy = f"put {', '.join(map(_file, REWORDED))} into {place}"
+        folder = _downloaded(place, REWORDED, remedy)
+    paths = sorted(folder.glob("*_perturbed.json"))
+    rows = [row for path in paths for _, row in _rows(path)]
+    pairs = [(row.get("question"), row.get("paraphrased_question")) for row in rows]
+    return {a: b for a, b in pairs if isinstance(a, str) and isinstance(b, str)}
 
 
 def _file(name: str) -> str:
@@ -110,9 +134,8 @@ def _question(where: str, row: dict[str, Any]) -> Question:
     return Question(asked, answer, right, tuple(wrong), other)
 
 
-def _downloaded(folder: Path, names: tuple[str, ...]) -> Path:
+def _downloaded(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
     """Returns `folder` with the files in it, each checked against its sha256."""
-    remedy = f"give --data, a folder that holds {', '.join(map(_file, names))}"
     for name in names:
         file = _file(name)
         if not (folder / file).exists():

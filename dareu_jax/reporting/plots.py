@@ -39,18 +39,18 @@ _COLOURS = {
 _OTHERS = ("#17becf", "#bcbd22", "#b15928", "#e377c2")
 _MARKERS = {"original": "X", "retrained": "*"}
 _DASHES = ("-", "--", ":", "-.")
-_INK = "#010203"
+INK = "#010203"
 _MOST_POINTS = 80
-_STYLE: Any = {
+STYLE: Any = {
     **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), _INK
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK
     ),
-    "ytick.color": _INK,
+    "ytick.color": INK,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": _INK,
+    "grid.color": INK,
     "grid.alpha": 0.12,
     "axes.axisbelow": True,
     "axes.titlesize": 11,
@@ -95,7 +95,7 @@ def balance_svg(results: Mapping[str, Any]) -> str:
     points = {name: xy for name, xy in points.items() if all(xy)}
     if not points:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 4.6), layout="constrained")
         axes = figure.subplots()
         for name, (xs, ys) in points.items():
@@ -105,7 +105,7 @@ def balance_svg(results: Mapping[str, Any]) -> str:
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
         figure.legend(loc="outside lower left", ncols=3)
-        return _svg(figure, "balance")
+        return inline_svg(figure, "balance")
 
 
 def attribution_svg(results: Mapping[str, Any]) -> str:
@@ -114,7 +114,7 @@ def attribution_svg(results: Mapping[str, Any]) -> str:
     names = summary.model_names(results)[::-1]
     if not shown:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 1.4 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots()
         for index, metric in enumerate(shown):
@@ -127,7 +127,7 @@ def attribution_svg(results: Mapping[str, Any]) -> str:
                 height=0.36,
                 xerr=errors if any(errors) else None,
                 color=("#d55e00", "#3f7fd0")[index],
-                error_kw={"ecolor": _INK, "elinewidth": 1},
+                error_kw={"ecolor": INK, "elinewidth": 1},
                 label=metric.label,
             )
         axes.set_yticks(range(len(names)), names)
@@ -135,7 +135,7 @@ def attribution_svg(results: Mapping[str, Any]) -> str:
         axes.set_xlabel("mean attribution to the forget owners")
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside upper right", ncols=2)
-        return _svg(figure, "attribution")
+        return inline_svg(figure, "attribution")
 
 
 def _is_method(stage: str) -> bool:
@@ -178,7 +178,7 @@ def _panels(
 ) -> str:
     """Returns a two-column figure; colour = stage, dash = seed, one shared legend."""
     rows = math.ceil(len(panels) / 2)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.6, 0.6 + 2.6 * rows), layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False).flat
         keys = list(dict.fromkeys(itertools.chain(*panels.values())))
@@ -195,7 +195,7 @@ def _panels(
             axes.set_visible(False)
         handles = _legend_handles([stage for stage, _ in keys], seeds)
         figure.legend(handles=handles, loc="outside lower left", ncols=6)
-        return _svg(figure, slug)
+        return inline_svg(figure, slug)
 
 
 def _legend_handles(stages: Iterable[str], seeds: Sequence[str]) -> list[Line2D]:
@@ -205,7 +205,7 @@ def _legend_handles(stages: Iterable[str], seeds: Sequence[str]) -> list[Line2D]
     ]
     if len(seeds) > 1:
         handles += [
-            Line2D([], [], color=_INK, lw=1.3, ls=dash, label=f"seed {seed}")
+            Line2D([], [], color=INK, lw=1.3, ls=dash, label=f"seed {seed}")
             for seed, dash in zip(seeds, itertools.cycle(_DASHES), strict=False)
         ]
     return handles
@@ -240,7 +240,7 @@ def _colour(name: str) -> str:
     return _COLOURS.get(name) or _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
 
 
-def _svg(figure: Figure, slug: str) -> str:
+def inline_svg(figure: Figure, slug: str) -> str:
     """Returns the figure for use inside HTML: no prologue, own ids, page's ink."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -253,4 +253,4 @@ def _svg(figure: Figure, slug: str) -> str:
         r'<svg (.*?)width="[^"]*"', r"<svg \1", text, count=1, flags=re.DOTALL
     )
     text = re.sub(r'(<svg .*?)height="[^"]*"', r"\1", text, count=1, flags=re.DOTALL)
-    return text.replace(_INK, "currentColor")
+    return text.replace(INK, "currentColor")

@@ -1,15 +1,13 @@
 """One self-contained HTML page about a run."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from dareu_jax.reporting import summary
+from dareu_jax.reporting.page import template_of, write_page
 
 _ANSWERS_OPEN = 10
 _HEADLINE = (
@@ -40,7 +38,7 @@ def write_report(
     Raises:
       OSError: when the folder is missing, read-only or full.
     """
-    _write(path, render(results, curves, answers, config_yaml))
+    write_page(path, render(results, curves, answers, config_yaml))
 
 
 def render(
@@ -51,7 +49,7 @@ def render(
 ) -> str:
     """Returns the page; matplotlib loads here, on the first call only."""
     names = summary.model_names(results)
-    return _template().render(
+    return template_of("report.html.j2").render(
         scale=results.get("scale", "The scale of this run was not recorded."),
         names=names,
         seeds=list(results.get("seeds", {})),
@@ -179,27 +177,3 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces ``path`` in one step; characters UTF-8 cannot hold become ``?``."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "replace"))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

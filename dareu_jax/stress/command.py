@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -12,31 +12,29 @@ from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.export import UNLEARNED as FIRST_METHOD
 from dareu_jax.export import finished, row_of, seed_of
+from dareu_jax.parallel import Preemption, agreed, is_first
 from dareu_jax.pipeline import check_corpus, suite_of, write_json
 from dareu_jax.registry import STRESS
+from dareu_jax.reporting.page import write_page
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run
+from dareu_jax.stress.broken import broken, caveat_of
 from dareu_jax.stress.context import (
-    ORIGINAL,
-    RETRAINED,
+    ROLES,
     UNLEARNED,
     Context,
+    Stressed,
     StressTest,
+    check_finite,
 )
 from dareu_jax.stress.plot import write_plots
+from dareu_jax.stress.report import Page, render
 from dareu_jax.tracking import Tracker
 from dareu_jax.trees import parse_value
 
-FOLDER, PLOTS = "stress", "plots.png"
-
-
-class Stressed(NamedTuple):
-    """What `stress` found: outcomes by test, of which model and run, kept where."""
-
-    outcomes: dict[str, dict[str, Any]]
-    model: str
-    scale: str
-    folder: Path
+FOLDER, PLOTS, SHOWN = "stress", "plots.png", "answers.json"
+ANSWERS = 20
+"""Forget questions whose answers the report shows, the first ones."""
 
 
 def stress(
@@ -46,6 +44,7 @@ def stress(
     model: str = FIRST_METHOD,
     seed: int | None = None,
     overrides: Iterable[str] = (),
+    preemption: Preemption | None = None,
 ) -> Stressed:
     """Tries to bring back what a model of a finished run has unlearned.
 
@@ -56,31 +55,41 @@ def stress(
       tests: of `STRESS`, none: all; model: a row of the run's table, or
         ``unlearned`` for its first method.
       seed: one of the run's, none: the first; overrides: ``stress.key=value``.
+      preemption: whether the machine is being taken away.
 
     Raises:
-      UserError: no finished run, no such test, model, seed or setting.
+      UserError: no finished run, no such test, model, seed or setting, or a model
+        whose outputs are no numbers.
+      Preempted: the machine is being taken away; the same call continues.
     """
     chosen = [STRESS.get(name) for name in tests or STRESS.names()]
     cfg, results = finished(folder)
     cfg = with_stress(cfg, overrides)
     name = row_of(folder, cfg, results["models"], model)
     seed = seed_of(folder, cfg, seed)
-    kept = folder / FOLDER / name / f"seed_{seed}"
-    outcomes = {test.name: cached(kept, test, cfg) for test in chosen}
-    todo = [test for test in chosen if outcomes[test.name] is None]
-    if todo:
+    place = folder / FOLDER / name / f"seed_{seed}"
+    kept, shown = agreed(on_disk(place, cfg) if is_first() else ({}, None))
+    todo = [test for test in chosen if test.name not in kept]
+    if todo or shown is None:
         with Tracker(folder / FOLDER) as tracker:
-            run = Run(cfg, seed, folder, tracker, progress)
+            run = Run(cfg, seed, folder, tracker, progress, preemption)
             check_corpus(run.corpus, folder)
             with jax.set_mesh(run.mesh):
-                context = context_of(run, name)
+                context = context_of(run, name, results["seeds"][str(seed)]["models"])
+                if shown is None:
+                    shown = answers_of(context)
+                    write_json(place / SHOWN, shown)
                 for test in todo:
-                    found = attempted(test, context, name)
-                    write_json(kept / f"{test.name}.json", found)
-                    outcomes[test.name] = found
-    done = {test: found for test, found in outcomes.items() if found is not None}
-    write_plots(kept / PLOTS, done)
-    return Stressed(done, name, results["scale"], kept)
+                    kept[test.name] = attempted(test, context, name, shown["caveat"])
+                    write_json(place / f"{test.name}.json", kept[test.name])
+    done = {test.name: kept[test.name] for test in chosen}
+    found = Stressed(done, name, results["scale"], place)
+    if is_first():
+        every = {test: kept[test] for test in STRESS.names() if test in kept}
+        write_plots(place / PLOTS, every)
+        page = Page(found.scale, name, seed, cfg, every, shown)
+        write_page(found.report, render(page))
+    return found
 
 
 def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -101,20 +110,55 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
     return with_overrides(cfg, changes, "dareu stress") if changes else cfg
 
 
-def context_of(run: Run, name: str) -> Context:
-    """What every test is given: the models, from the run's checkpoints."""
+def context_of(
+    run: Run, name: str, judged: Mapping[str, Mapping[str, float]]
+) -> Context:
+    """What every test is given: the models, from the run's checkpoints.
+
+    Args:
+      run: the seed; name: row of the unlearned model; judged: metrics of every row.
+
+    Raises:
+      UserError: a model gives a forget answer a probability that is no number.
+    """
     suite = suite_of(run)
-    models = {
-        role: run.model_params(row)
-        for role, row in ((ORIGINAL, ORIGINAL), (RETRAINED, RETRAINED))
-        if row in run.oracles
+    rows = {role: role for role in ROLES if role in run.oracles} | {UNLEARNED: name}
+    models = {role: run.model_params(row) for role, row in rows.items()}
+    own = {role: judged[row] for role, row in rows.items()}
+    context = Context(run, suite, models, own, run.folder / FOLDER)
+    known = {role: context.probability(params) for role, params in models.items()}
+    check_finite("probability of the forget answers", known)
+    return context
+
+
+def answers_of(context: Context) -> dict[str, Any]:
+    """The first `ANSWERS` forget records with the models' greedy answers, as JSON.
+
+    ``caveat`` says that the unlearned model's answers are broken, or is empty.
+    """
+    run, stop_ids = context.run, context.suite.tokenizer.stop_ids
+    said = {role: context.greedy(role) for role in context.models}
+    rows = [
+        {
+            "prompt": record.prompt,
+            "gold": record.response,
+            "owner": record.owner,
+            "answers": {role: answers.text[row] for role, answers in said.items()},
+        }
+        for row, record in enumerate(run.split.forget[:ANSWERS])
+    ]
+    signs = {role: broken(answers, stop_ids) for role, answers in said.items()}
+    return {
+        "answers": rows,
+        "records": len(run.split.forget),
+        "caveat": caveat_of(signs),
     }
-    models[UNLEARNED] = run.model_params(name)
-    return Context(run, suite, models, run.folder / FOLDER)
 
 
-def attempted(test: StressTest, context: Context, name: str) -> dict[str, Any]:
-    """The outcome of a test with what it depends on."""
+def attempted(
+    test: StressTest, context: Context, name: str, caveat: str
+) -> dict[str, Any]:
+    """The outcome of a test with what it depends on; its verdict ends in ``caveat``."""
     run = context.run
     begun = time.monotonic()
     found = test.attempt(context)
@@ -126,19 +170,26 @@ def attempted(test: StressTest, context: Context, name: str) -> dict[str, Any]:
         "seed": run.seed,
         "settings": test.settings(run.cfg.stress),
         **found,
+        "verdict": f"{found['verdict']} {caveat}".strip(),
     }
 
 
-def cached(folder: Path, test: StressTest, cfg: RunConfig) -> dict[str, Any] | None:
-    """The outcome on disk, where it was found with the same settings."""
-    path = folder / f"{test.name}.json"
-    if not path.exists():
-        return None
+def on_disk(place: Path, cfg: RunConfig) -> tuple[dict[str, Any], Any]:
+    """Outcomes of tests that were found with the same settings; the answers shown."""
+    tests = [STRESS.get(name) for name in STRESS.names()]
+    kept = {test.name: read_kept(place / f"{test.name}.json") for test in tests}
+    same = {
+        test.name: kept[test.name]
+        for test in tests
+        if kept[test.name].get("settings") == test.settings(cfg.stress)
+    }
+    return same, read_kept(place / SHOWN) or None
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    same = isinstance(found, dict) and found.get("settings") == test.settings(
-        cfg.stress
-    )
-    return found if same else None
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

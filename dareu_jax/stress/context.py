@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Context:
     Attributes:
       run: the seed; suite: what its models were evaluated with.
       models: role of `ROLES` -> parameters; a run may have no retrained model.
+      judged: role -> the metrics that the run's own table has for it.
       folder: where stages of the tests keep their state.
       given: role -> greedy answers to the forget prompts, once they were asked for.
     """
@@ -36,7 +38,8 @@ class Context:
     run: Run
     suite: Suite
     models: Mapping[str, Any]
-    folder: Any
+    judged: Mapping[str, Mapping[str, float]]
+    folder: Path
     given: dict[str, Answers] = dataclasses.field(default_factory=dict)
 
     @property
@@ -54,6 +57,11 @@ class Context:
         if role not in self.given:
             self.given[role] = answer(self.suite, self.models[role], self.forget)
         return self.given[role]
+
+    def said(self, role: str) -> owned.TokenBatch:
+        """The forget prompts with a model's greedy answers as responses."""
+        answers = self.greedy(role)
+        return self.forget._replace(response=answers.tokens, response_mask=answers.mask)
 
     def probability(self, params: Any) -> list[float]:
         """exp(mean log p) of the gold answers to the forget prompts, ``[N]``."""
@@ -77,6 +85,20 @@ class StressTest:
     def settings(self, cfg: StressConfig) -> dict[str, Any]:
         """The settings that its outcome depends on."""
         return {key: getattr(cfg, key) for key in self.reads}
+
+
+class Stressed(NamedTuple):
+    """What `stress` found: outcomes by test, of which model and run, kept where."""
+
+    outcomes: dict[str, dict[str, Any]]
+    model: str
+    scale: str
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page about every outcome that is kept."""
+        return self.folder / "report.html"
 
 
 def stress_test(name: str, about: str, reads: tuple[str, ...] = ()) -> Callable:

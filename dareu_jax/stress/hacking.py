@@ -10,18 +10,11 @@ import numpy as np
 
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel
-from dareu_jax.evaluation.evaluate import Answers, in_batches
-from dareu_jax.evaluation.text_quality import is_empty, is_repeated
+from dareu_jax.evaluation.evaluate import in_batches
+from dareu_jax.stress.broken import text_signs
 from dareu_jax.stress.context import Context, outcome, stress_test
 
-FEWEST = 3
-"""Tokens below which an answer is very short, end of text left out."""
 MORE = "part of its other numbers is owed to answers that say nothing or name others"
-
-
-def is_short(mask: np.ndarray, tokens: np.ndarray, stop_ids: Sequence[int]) -> Any:
-    """Whether an answer has fewer than `FEWEST` tokens before its end, ``[N]``."""
-    return (mask & ~np.isin(tokens, stop_ids)).sum(axis=1) < FEWEST
 
 
 def switched(best: np.ndarray, own: np.ndarray, forget: Sequence[int]) -> np.ndarray:
@@ -45,10 +38,10 @@ def best_owner(kernel: Kernel, reference, index, batch: owned.TokenBatch) -> jax
 def hacking(context: Context) -> dict[str, Any]:
     """Share of answers with at least one sign that they say nothing.
 
-    Empty or under `FEWEST` tokens, looping, or most like a forget owner that was not
-    asked about; ``different answers`` stands beside it.
+    Empty or very short, looping (`text_signs`), or most like a forget owner that was
+    not asked about; ``different answers`` stands beside it.
     """
-    found = {role: signs(context, context.greedy(role)) for role in context.models}
+    found = {role: signs(context, role) for role in context.models}
     labels = next(iter(found.values()))
     parts: dict[str, Any] = {
         label: {role: own[label].astype(float).tolist() for role, own in found.items()}
@@ -64,18 +57,14 @@ def hacking(context: Context) -> dict[str, Any]:
     return outcome("answers that say nothing", either, MORE, parts=parts)
 
 
-def signs(context: Context, said: Answers) -> dict[str, np.ndarray]:
+def signs(context: Context, role: str) -> dict[str, np.ndarray]:
     """Label -> whether each answer shows that sign, ``[N]`` bool."""
     suite, run = context.suite, context.run
     kernel, index = suite.judges["attribution_unseen"]
     own = owned.owner_labels(run.split.forget, run.corpus.owners)
-    tokens = context.forget._replace(response=said.tokens, response_mask=said.mask)
     score = functools.partial(best_owner, kernel, suite.reference, index)
-    best = in_batches(suite, tokens, score)
-    short = is_short(said.mask, said.tokens, suite.tokenizer.stop_ids)
-    empty = np.asarray([is_empty(text) for text in said.text])
+    best = in_batches(suite, context.said(role), score)
     return {
-        f"empty, or under {FEWEST} tokens": short | empty,
-        "looping": np.asarray([is_repeated(text) for text in said.text]),
+        **text_signs(context.greedy(role), suite.tokenizer.stop_ids),
         "most like another forget owner": switched(best, own, suite.forget_columns),
     }

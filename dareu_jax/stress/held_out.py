@@ -5,18 +5,22 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import ModelConfig, RunConfig
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.evaluation.evaluate import in_batches, owners_score
 from dareu_jax.indexing import Indexer
 from dareu_jax.stages import Run
-from dareu_jax.stress.context import Context, outcome, stress_test
+from dareu_jax.stress.context import Context, check_finite, means, outcome, stress_test
 
 SIZES = ("decoder-100k", "decoder-300k", "decoder-400k")
 """Shapes of the fresh classifier, the first that neither reward nor judge has."""
 GRADIENT, LEXICAL = ("grad_dot", "grad_cos"), ("ngram", "bm25")
-FRESH = "fresh classifier"
+FRESH, REWARD = "fresh classifier", "reward"
+PREFIXES = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Shares of an answer's tokens that are attributed by themselves."""
 MORE = "a judge that it was not trained against still finds the forget owners in it"
 
 
@@ -59,28 +63,54 @@ def attribution(
     return in_batches(suite, tokens, score).tolist()
 
 
+def beginning(tokens: TokenBatch, share: float) -> TokenBatch:
+    """The first ``max(1, floor(share T))`` of every response's T tokens."""
+    mask = tokens.response_mask
+    first = np.maximum(np.floor(share * mask.sum(axis=1, keepdims=True)), 1)
+    return tokens._replace(response_mask=mask & (np.cumsum(mask, axis=1) <= first))
+
+
+def by_prefix(
+    context: Context, judge: tuple[Kernel, Any], said: dict[str, TokenBatch]
+) -> dict[str, list[float]]:
+    """Role -> mean attribution of the beginnings of its answers, for `PREFIXES`."""
+    curves: dict[str, list[float]] = {role: [] for role in said}
+    for share in PREFIXES:
+        found = {
+            role: attribution(context, judge, beginning(tokens, share))
+            for role, tokens in said.items()
+        }
+        check_finite(f"attribution of the first {share:.1%}", found)
+        for role, value in means(found).items():
+            curves[role].append(value)
+    return curves
+
+
 @stress_test("held_out", "attribution by judges that no method was trained against")
 def held_out(context: Context) -> dict[str, Any]:
     """Mean attribution of the answers to the forget owners, by three other judges.
 
     A classifier of another seed and size (the headline), gradients, and words;
-    ``gold`` has what each says of the forget records' own answers.
+    ``gold`` has what each says of the forget records' own answers. Rewards in training
+    are on prefixes: ``prefixes`` has the attribution of the first x of every answer,
+    by the reward itself and by the fresh classifier.
     """
     run = context.run
     other = held_out_run(run, context.folder)
+    said = {role: context.said(role) for role in context.models}
     found: dict[str, dict[str, list[float]]] = {}
     gold: dict[str, float] = {}
+    reward = context.suite.judges["attribution_reward"]
+    curves = {REWARD: by_prefix(context, reward, said)}
     for label, name in judges_of(run.cfg).items():
         judge = Indexer(other, f"held_out_{name}", name).built()
         own = attribution(context, judge, context.forget)
         gold[label] = sum(own) / len(own)
-        found[label] = {}
-        for role in context.models:
-            said = context.greedy(role)
-            tokens = context.forget._replace(
-                response=said.tokens, response_mask=said.mask
-            )
-            found[label][role] = attribution(context, judge, tokens)
+        found[label] = {
+            role: attribution(context, judge, tokens) for role, tokens in said.items()
+        }
+        if label == FRESH:
+            curves[FRESH] = by_prefix(context, judge, said)
     return outcome(
         f"attribution, {FRESH}",
         found[FRESH],
@@ -88,4 +118,6 @@ def held_out(context: Context) -> dict[str, Any]:
         parts={f"attribution, {x}": own for x, own in found.items() if x != FRESH},
         gold=gold,
         classifier=fresh_size(run.cfg),
+        prefixes=list(PREFIXES),
+        curves=curves,
     )

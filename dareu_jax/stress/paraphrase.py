@@ -1,11 +1,15 @@
 """The same questions in other words, where the data has them."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dareu_jax import corpus as owned
-from dareu_jax.corpus.sources.base import json_lines
+from dareu_jax.cache import user_cache
+from dareu_jax.corpus.questions import tofu_paraphrases
+from dareu_jax.errors import UserError
+from dareu_jax.parallel import agreed, is_first
 from dareu_jax.stages import Run
 
 
@@ -22,15 +26,17 @@ class Paraphrases(NamedTuple):
 
 def paraphrases_of(run: Run) -> Paraphrases:
     """Held-out records with a forget record's answer, or TOFU's own paraphrases."""
-    forget = run.split.forget
+    forget, cfg = run.split.forget, run.cfg.corpus
     found = from_held_out(forget, run.corpus.test)
-    if not found.rows and run.cfg.corpus.source == "tofu" and run.cfg.corpus.path:
-        found = from_tofu(forget, Path(run.cfg.corpus.path))
-    if found.rows:
+    if not found.rows and cfg.source == "tofu":
+        folder = None if cfg.path is None else Path(cfg.path)
+        read = functools.partial(from_tofu, forget, folder, user_cache() / "downloads")
+        found = Paraphrases(*agreed(read() if is_first() else ()))
+    if found.rows or found.missing:
         return found
     missing = "no question of the forget records is there in other words"
-    if run.cfg.corpus.source == "tofu":
-        missing += "; corpus.path can name a folder with TOFU's *_perturbed.json files"
+    if cfg.source == "tofu" and cfg.path is not None:
+        missing += f"; put TOFU's *_perturbed.json files into {cfg.path}"
     return Paraphrases([], [], missing)
 
 
@@ -50,13 +56,13 @@ def from_held_out(
     return Paraphrases([row for row, _ in pairs], [prompt for _, prompt in pairs])
 
 
-def from_tofu(forget: Sequence[owned.Record], folder: Path) -> Paraphrases:
-    """``paraphrased_question`` of the perturbed files in TOFU's folder."""
-    known: dict[str, str] = {}
-    for path in sorted(folder.glob("*_perturbed.json")):
-        for _, line in json_lines(path):
-            question, other = line.get("question"), line.get("paraphrased_question")
-            if isinstance(question, str) and isinstance(other, str):
-                known[question] = other
+def from_tofu(
+    forget: Sequence[owned.Record], folder: Path | None, downloads: Path
+) -> Paraphrases:
+    """Paraphrased questions of TOFU's files in ``folder``; None: downloaded."""
+    try:
+        known = tofu_paraphrases(folder, downloads)
+    except UserError as error:
+        return Paraphrases([], [], f"{error}, then delete prompts.json to try again")
     rows = [row for row, r in enumerate(forget) if r.prompt in known]
     return Paraphrases(rows, [known[forget[row].prompt] for row in rows])

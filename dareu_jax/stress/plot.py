@@ -1,35 +1,69 @@
-"""Relearning curves, leak against k, ROUGE against the prefilled share."""
+"""Relearning, leak against k, ROUGE against the prefilled share, attribution."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dareu_jax.parallel import is_first
 from dareu_jax.reporting.panels import as_png, tidied, titled
+from dareu_jax.reporting.plots import INK, STYLE, inline_svg
 
 Outcome = Mapping[str, Any]
 COLOURS = {"original": "#8a8f98", "retrained": "#009e73", "unlearned": "#d55e00"}
-DASHES = ("-", "--", ":")
+CURVES, DASHES = {"curve", "curves"}, ("-", "--", ":")
 
 
 def write_plots(path: Path, outcomes: Mapping[str, Outcome]) -> None:
     """Writes one panel for every test that has a curve, as a PNG; none: nothing."""
-    shown = {name: PANELS[name] for name in PANELS if name in outcomes}
-    if not shown or not is_first():
+    shown = panels_of(outcomes)
+    if not shown:
         return
     figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for ax, (name, draw) in zip(axes, shown.items(), strict=True):
-        draw(ax, outcomes[name])
+    for ax, name in zip(axes, shown, strict=True):
+        draw_panel(ax, name, outcomes[name])
         tidied(ax)
-    handles, labels = axes[0].get_legend_handles_labels()
-    known = dict(zip(labels, handles, strict=True))
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
+    add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(as_png(figure))
+
+
+def panel_svgs(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Test -> its panel as SVG for use inside a page, of every test with a curve."""
+    found = {}
+    for name in panels_of(outcomes):
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(5.8, 4.4), layout="constrained")
+            axes = figure.subplots()
+            draw_panel(axes, name, outcomes[name])
+            add_legend(figure, [axes])
+            found[name] = inline_svg(figure, name)
+    return found
+
+
+def panels_of(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """The tests with a curve, in the order of `PANELS`."""
+    return [name for name in PANELS if outcomes.get(name, {}).keys() & CURVES]
+
+
+def draw_panel(ax: Axes, name: str, found: Outcome) -> None:
+    """Draws the curves of one test, between 0 and 1."""
+    PANELS[name](ax, found)
+    ax.set_ylim(-0.02, 1.02)
+
+
+def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Names every line of the axes once, below them."""
+    found = [ax.get_legend_handles_labels() for ax in axes]
+    known = {
+        label: handle
+        for handles, labels in found
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
 
 
 def relearning(ax: Axes, found: Outcome) -> None:
@@ -37,14 +71,9 @@ def relearning(ax: Axes, found: Outcome) -> None:
     for dash, (label, curve) in zip(DASHES, found["curves"].items(), strict=True):
         for role, path in curve.items():
             name = role if dash == DASHES[0] else None
-            ax.plot(
-                found["steps"],
-                path["probability"],
-                dash,
-                color=COLOURS[role],
-                label=name,
-            )
-        ax.plot([], [], dash, color="#010203", label=f"on {label}")
+            values = path["probability"]
+            ax.plot(found["steps"], values, dash, color=COLOURS[role], label=name)
+        ax.plot([], [], dash, color=INK, label=f"on {label}")
     ax.set_xscale("symlog", linthresh=1)
     titled(ax, "relearning", "updates", "forget probability")
 
@@ -68,8 +97,19 @@ def prefilling(ax: Axes, found: Outcome) -> None:
     titled(ax, "behind the first gold tokens", "share given", "ROUGE-L recall")
 
 
+def prefixes(ax: Axes, found: Outcome) -> None:
+    """Attribution to the forget owners by share of the answer; a dash per judge."""
+    for dash, (judge, curve) in zip(DASHES, found["curves"].items(), strict=False):
+        for role, values in curve.items():
+            name = role if dash == DASHES[0] else None
+            ax.plot(found["prefixes"], values, dash, color=COLOURS[role], label=name)
+        ax.plot([], [], dash, color=INK, label=f"by the {judge}")
+    titled(ax, "attribution by prefix length", "share of the answer", "attribution")
+
+
 PANELS: dict[str, Callable[[Axes, Outcome], None]] = {
     "relearn": relearning,
     "sample": leaks,
     "prefill": prefilling,
+    "held_out": prefixes,
 }

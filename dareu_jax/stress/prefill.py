@@ -1,18 +1,22 @@
 """Prefilling: does the model go on where the gold answer begins?"""
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from dareu_jax.corpus import TokenBatch, Tokenizer
-from dareu_jax.evaluation.evaluate import answer
+from dareu_jax.evaluation.evaluate import answer, in_batches
+from dareu_jax.evaluation.memorisation import exact_memorisation, extraction_strength
 from dareu_jax.evaluation.rouge import rouge_l_recall
+from dareu_jax.evaluation.token_stats import token_stats
 from dareu_jax.parallel import shared_out
 from dareu_jax.stress.context import Context, means, outcome, stress_test
 
 SHARES = (0.0, 0.125, 0.25, 0.5)
 """Of the gold answer's tokens, end of text left out."""
+MEMORISED = ("extraction strength", "exact memorisation")
 MORE = "the beginning of an answer brings back the rest of it"
 
 
@@ -51,13 +55,31 @@ def texts(tokenizer: Tokenizer, rows: list[list[int]]) -> list[str]:
     return [tokenizer.decode(row).strip() for row in rows]
 
 
+def memorised(context: Context, params: Any) -> tuple[list[float], list[float]]:
+    """Extraction strength and exact memorisation of the gold answers, each ``[N]``.
+
+    1 - k/T for the shortest prefix of k tokens from which the rest is extracted (0
+    where there is none), and the share of tokens that are the argmax; end of text is
+    left out.
+    """
+    suite, tokens = context.suite, context.forget
+    score = functools.partial(token_stats, suite.model, params)
+    hits = in_batches(suite, tokens, score).hits
+    ends = np.isin(tokens.response, suite.tokenizer.stop_ids)
+    mask = tokens.response_mask & ~ends
+    measures = (extraction_strength, exact_memorisation)
+    strength, exact = (measure(hits, mask).tolist() for measure in measures)
+    return strength, exact
+
+
 @stress_test("prefill", "greedy decoding behind the first gold tokens")
 def prefill(context: Context) -> dict[str, Any]:
     """ROUGE recall of what follows the first m gold tokens, m a share of `SHARES`.
 
-    The headline is the largest share's.
+    The headline is the largest share's. `memorised` stands beside it.
     """
     suite = context.suite
+    known = {role: memorised(context, p) for role, p in context.models.items()}
     found: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES}
     total = len(SHARES) * len(context.models)
     with context.run.progress.stage("prefill", total) as advance:
@@ -73,7 +95,11 @@ def prefill(context: Context) -> dict[str, Any]:
         f"ROUGE behind {SHARES[-1]:.0%} of the answer",
         found[SHARES[-1]],
         MORE,
-        parts={f"behind {share:.1%}": found[share] for share in SHARES[:-1]},
+        parts={f"behind {share:.1%}": found[share] for share in SHARES[:-1]}
+        | {
+            label: {role: own[place] for role, own in known.items()}
+            for place, label in enumerate(MEMORISED)
+        },
         shares=list(SHARES),
         curve={
             role: [means(found[share])[role] for share in SHARES]

@@ -5,7 +5,7 @@ gives is what the format's own kernels give, up to the order of sums.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dareu_jax.models import merge
 from dareu_jax.stress.context import UNLEARNED, Context, means, outcome, stress_test
+from dareu_jax.stress.verdict import SMALLEST, paired_gap
 
 Array = jax.Array
 BLOCK = 64
@@ -109,7 +110,8 @@ def quantise(context: Context) -> dict[str, Any]:
     """Probability of the forget answers with weights in each of `FORMATS`.
 
     The headline is NF4's; ``robustness`` has Q of the unlearned model, of probability
-    and of ROUGE. Adapters are merged into the weights that they adapt.
+    and of ROUGE. It is 1 where rounding brings records back: `brought_back` says that.
+    Adapters are merged into the weights that they adapt.
     """
     run, alpha = context.run, context.run.model.cfg.lora_alpha
     whole = {
@@ -145,9 +147,18 @@ def quantise(context: Context) -> dict[str, Any]:
         MORE,
         parts=parts,
         also=f"Unrounded it has {before:.3f}: Q = "
-        f"{robustness['nf4']['probability']:.2f}.",
+        f"{robustness['nf4']['probability']:.2f}."
+        + brought_back(found["nf4"][UNLEARNED], found["unrounded"][UNLEARNED]),
         robustness=robustness,
     )
+
+
+def brought_back(after: Sequence[float], before: Sequence[float]) -> str:
+    """Says that rounding raised a value by over two standard errors, or ""."""
+    gap, error = paired_gap(after, before)
+    if gap <= 2 * error or gap < SMALLEST:
+        return ""
+    return f" Rounding alone brings {gap:.3f} ± {error:.3f} back."
 
 
 def robustness_of(found: dict[str, dict[str, list[float]]], name: str) -> float:

@@ -7,9 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dareu_jax.stress.command import Stressed
-from dareu_jax.stress.context import ROLES
-from dareu_jax.stress.relearn import MEAN
+from dareu_jax.stress.context import ROLES, Stressed
+from dareu_jax.stress.robustness import robustness, robustness_sentence
 
 WIDTH = 110
 """Characters of a line that holds the table and its sentences."""
@@ -30,7 +29,8 @@ def table_of(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("R or Q", justify="right", no_wrap=True)
     for name, found in outcomes.items():
         numbers = cells(found["headline"])
-        table.add_row(name, found["measure"], *numbers, robustness(found), style="bold")
+        own = written(robustness(found))
+        table.add_row(name, found["measure"], *numbers, own, style="bold")
         for label, part in found["parts"].items():
             table.add_row("", label, *cells(part), "")
         for label in found.get("skipped", {}):
@@ -43,12 +43,8 @@ def cells(numbers: Mapping[str, float]) -> list[str]:
     return [f"{numbers[role]:.3f}" if role in numbers else "none" for role in ROLES]
 
 
-def robustness(found: Mapping[str, Any]) -> str:
-    """R of relearning the forget records, Q of the probability in NF4, or nothing."""
-    own = found.get("robustness", {})
-    value = own.get(MEAN, own.get("nf4"))
-    if isinstance(value, Mapping):
-        value = value["probability"]
+def written(value: float | None) -> str:
+    """Three digits, or nothing."""
     return "" if value is None else f"{value:.3f}"
 
 
@@ -63,4 +59,6 @@ def print_stress(console: Console, found: Stressed) -> None:
         out.print(f"{name}: {one['verdict']}", markup=False, highlight=False)
         for label, reason in one.get("skipped", {}).items():
             out.print(f"{name}: {label} left out, {reason}.", markup=False)
+    if said := robustness_sentence(found.outcomes):
+        out.print(said, markup=False, highlight=False)
     out.print(LEGEND, style="dim", markup=False)

@@ -20,12 +20,20 @@ def paired_gap(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(len(gaps)))
 
 
-def is_above(values: Mapping[str, Sequence[float]]) -> bool:
-    """Whether the unlearned model is over two standard errors above the retrained."""
+def standing(values: Mapping[str, Sequence[float]]) -> str:
+    """``like``, ``above`` or ``below`` retrained, or ``not compared`` without one.
+
+    Like: the means are within two standard errors of the paired difference.
+
+    Args:
+      values: role -> value per forget record.
+    """
     if "retrained" not in values:
-        return False
+        return "not compared"
     gap, error = paired_gap(values["unlearned"], values["retrained"])
-    return gap > 2 * error and gap >= SMALLEST
+    if abs(gap) <= 2 * error or abs(gap) < SMALLEST:
+        return "like retrained"
+    return "above retrained" if gap > 0 else "below retrained"
 
 
 def above_of(parts: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -34,36 +42,34 @@ def above_of(parts: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         f"{label} ({np.mean(own['unlearned']):.3f} against "
         f"{np.mean(own['retrained']):.3f})"
         for label, own in parts.items()
-        if is_above(own)
+        if standing(own) == "above retrained"
     ]
     return f"Above the retrained model: {', '.join(found)}." if found else ""
 
 
 def verdict_of(measure: str, values: Mapping[str, Sequence[float]], more: str) -> str:
-    """Says whether the unlearned model is like, above or below the retrained one.
-
-    Like: the means are within two standard errors of the paired difference.
+    """Says what the `standing` of the unlearned model is.
 
     Args:
       measure: what the numbers are; more: what being above means.
       values: role -> value per forget record.
     """
     mean = {role: float(np.mean(own)) for role, own in values.items()}
-    unlearned = mean["unlearned"]
-    if "retrained" not in values:
+    unlearned, found = mean["unlearned"], standing(values)
+    if found == "not compared":
         return (
             f"{measure}: {unlearned:.3f} unlearned, {mean['original']:.3f} original; "
             "this run has no retrained model to compare with."
         )
     gap, error = paired_gap(values["unlearned"], values["retrained"])
     pair = f"{unlearned:.3f} against {mean['retrained']:.3f} retrained"
-    if abs(gap) <= 2 * error or abs(gap) < SMALLEST:
+    if found == "like retrained":
         return (
             f"{measure}: {pair}, within two standard errors over "
             f"{len(values['unlearned'])} records; this test cannot tell the unlearned "
             "model from the retrained one."
         )
-    if gap > 0:
+    if found == "above retrained":
         return f"{measure}: {pair}, {gap:.3f} ± {error:.3f} above; {more}."
     return (
         f"{measure}: {pair}, {-gap:.3f} ± {error:.3f} below; less than retraining "

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from dareu_jax.tracking import read
@@ -57,9 +59,9 @@ main()
 
 
 def started(
-    folder: Path, port: int, processes: int, devices: int, signalled: str = "::"
+    command: list[str], port: int, processes: int, devices: int, signalled: str = "::"
 ):
-    """`dareu run` of tests/tiny.yaml; ``signalled``: where:call:number, in the last.
+    """`dareu` with ``command``; ``signalled``: where:call:number, in the last process.
 
     Returns exit status, output and complaints of every process.
     """
@@ -69,7 +71,6 @@ def started(
         "JAX_NUM_PROCESSES": str(processes),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = ["run", "tests/tiny.yaml", *CHANGES, "--out", str(folder)]
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, where, *command, "--distributed"],
@@ -103,10 +104,25 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def silent_but_for_gloo(said: str) -> bool:
+    """Whether a process printed nothing of its own."""
+    lines = [x for x in said.splitlines() if "[Gloo]" not in x and "peer rank" not in x]
+    return not any(map(str.strip, lines))
+
+
 @pytest.fixture(scope="session")
 def run(free_port):
-    """`started` at a port that is free."""
-    return lambda folder, *how: started(folder, free_port(), *how)
+    """`dareu run` of tests/tiny.yaml, `started` at a port that is free."""
+    command = ["run", "tests/tiny.yaml", *CHANGES, "--out"]
+    return lambda folder, *how: started([*command, str(folder)], free_port(), *how)
+
+
+@pytest.fixture(scope="session")
+def stress(free_port):
+    """`dareu stress` of a run's folder by some tests, `started` as a run is."""
+    return lambda folder, tests, *how: started(
+        ["stress", str(folder), "--tests", tests], free_port(), *how
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +178,35 @@ def test_what_was_stopped_goes_on_to_the_bits_of_an_unbroken_run(stopped, alone)
 def test_one_process_writes_and_prints(stopped):
     folder, said = stopped
     (_, first, _), (_, second, _) = said["finished"]
-    own = [x for x in second.splitlines() if "[Gloo]" not in x and "peer rank" not in x]
-    assert str(folder / "results.json") in first and not any(map(str.strip, own))
+    assert str(folder / "results.json") in first and silent_but_for_gloo(second)
     assert results(folder)["environment"]["processes"] == 2
     assert "4 x" in results(folder)["environment"]["devices"]
+
+
+def leaves(tree) -> dict:
+    """Every leaf of a JSON tree by its place."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def test_stress_tests_in_two_processes_find_what_one_finds(alone, tmp_path, stress):
+    folder = Path(shutil.copytree(alone, tmp_path / "run"))
+    ((status, _, complaint),) = stress(alone, "hacking", 1, 4)
+    assert status == 0, complaint[-3000:]
+    wanted, kept = (x / "stress" / "dareu" / "seed_0" for x in (alone, folder))
+    kept.mkdir(parents=True)
+    there = shutil.copyfile(wanted / "hacking.json", kept / "prefill.json")
+    before = there.stat().st_mtime_ns
+    first, second = stress(folder, "hacking,prefill", 2, 2)
+    assert first[0] == second[0] == 0, first[2][-3000:]
+    assert str(kept / "report.html") in first[1] and silent_but_for_gloo(second[1])
+    assert there.stat().st_mtime_ns == before  # read by both, not found again
+    for name in ("hacking.json", "answers.json"):
+        one, two = (leaves(json.loads((x / name).read_text())) for x in (wanted, kept))
+        assert two == {
+            place: pytest.approx(x, abs=1e-5) if isinstance(x, float) else x
+            for place, x in one.items()
+        }
+    assert (kept / "report.html").read_text().count("<article") == 8

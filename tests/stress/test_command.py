@@ -1,19 +1,25 @@
 """`dareu stress` on a run of tests/tiny.yaml: the files, the table, going on."""
 
+import html
 import io
 import json
 import math
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 from rich.console import Console
 
 from dareu_jax import pipeline
 from dareu_jax.config import load_config
+from dareu_jax.errors import Preempted
+from dareu_jax.parallel import Preemption
 from dareu_jax.registry import STRESS
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.stages import Run
 from dareu_jax.stress import command, print_stress, stress
 from dareu_jax.stress.table import table_of
 
@@ -66,8 +72,13 @@ def test_every_test_keeps_three_numbers_and_a_verdict(folder, made):
             assert list(numbers) == ["original", "retrained", "unlearned"], name
             assert all(math.isfinite(x) for x in numbers.values())
         assert "retrained" in found["verdict"]
-        assert not re.search("erased|certified|removed", found["verdict"])
+        assert not re.search("erased|certified|removed", found["verdict"], re.I)
     assert (kept / "plots.png").read_bytes().startswith(b"\x89PNG")
+    page = made.report.read_text()
+    assert made.report == kept / "report.html" and "A test." in page
+    assert "The first 8 of 8" in page and page.count("<article") == 8
+    for found in made.outcomes.values():
+        assert html.escape(found["verdict"], quote=False) in html.unescape(page)
 
 
 def test_what_each_test_finds(made):
@@ -90,7 +101,15 @@ def test_what_each_test_finds(made):
         assert all(one <= two for one, two in curve.values())
     assert found["prefill"]["shares"] == [0.0, 0.125, 0.25, 0.5]
     assert len(found["prompts"]["values"]["unlearned"]) == 8
+    tow = found["prompts"]["tow_para"]
+    assert tow["retrained"] == 1.0 and 0.0 <= tow["unlearned"] <= 1.0
     assert all(0.0 <= x <= 1.0 for x in found["held_out"]["gold"].values())
+    curves, whole = found["held_out"]["curves"], found["held_out"]["headline"]
+    assert set(curves) == {"reward", "fresh classifier"}
+    for curve in curves.values():
+        assert {len(values) for values in curve.values()} == {5}
+    for role, values in curves["fresh classifier"].items():
+        assert values[-1] == pytest.approx(whole[role], abs=1e-6)
     switches = found["hacking"]["parts"]["most like another forget owner"]
     assert switches["unlearned"] == 0.0  # one owner withdrew
 
@@ -114,6 +133,16 @@ def test_a_changed_setting_runs_the_tests_that_read_it(folder, made, attempts):
     assert attempts == ["sample", "prefill"]
 
 
+def test_what_sigterm_stops_leaves_nothing_half_done(folder, made):
+    class Taken(Preemption):
+        def has_come(self):
+            return True
+
+    with pytest.raises(Preempted, match="what was finished is saved"):
+        stress(folder, quiet(), ["prefill"], model="original", preemption=Taken())
+    assert not (folder / "stress" / "original").exists()
+
+
 def test_a_model_is_like_itself(folder):
     names = ["relearn", "quantise"]
     same = stress(folder, quiet(), names, model="retrained", overrides=FEW).outcomes
@@ -123,6 +152,52 @@ def test_a_model_is_like_itself(folder):
     for found in same.values():
         assert found["headline"]["unlearned"] == found["headline"]["retrained"]
         assert "cannot tell" in found["verdict"]
+
+
+def silent(run):
+    """Parameters that answer every prompt with an end of text."""
+
+    def leaf(path, x):
+        if path[-1].key == "embedding":
+            return jnp.ones_like(x).at[run.tokenizer.eos_id].set(2.0)
+        return jnp.zeros_like(x) if path[-1].key == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(leaf, run.original)
+
+
+@pytest.fixture
+def broken(folder, made, tmp_path, monkeypatch):
+    """Gives a copy of the run whose method left other parameters."""
+
+    def copied(make):
+        there = shutil.copytree(folder, tmp_path / "run")
+        shutil.rmtree(there / "stress" / "npo")
+        monkeypatch.setattr(Run, "unlearned", lambda run, _: make(run))
+        return there
+
+    return copied
+
+
+def test_a_model_that_says_nothing_is_never_praised(broken):
+    """Whatever is tried: its low numbers are called those of broken answers."""
+    there = broken(silent)
+    kept = stress(there, quiet(), overrides=FEW)
+    found = kept.outcomes
+    assert set(found) == set(STRESS.names())
+    for name, one in found.items():
+        assert "its answers are broken: 100% are empty" in one["verdict"], name
+    assert found["hacking"]["headline"]["unlearned"] == 1.0
+    assert "above; part of its other numbers" in found["hacking"]["verdict"]
+    assert found["prefill"]["headline"]["unlearned"] == 0.0
+    assert "its answers are broken" in kept.report.read_text()
+
+
+def test_a_model_without_numbers_is_refused_in_a_line(broken, dareu):
+    there = broken(lambda run: jax.tree.map(lambda x: x * jnp.nan, run.original))
+    status, _, complaint = dareu("stress", there, "--tests", "prefill", *FEW)
+    assert status == 2 and complaint.count("\n") == 1
+    assert "forget answers: nan for the unlearned model in forget record 0" in complaint
+    assert not (there / "stress" / "npo").exists()
 
 
 def test_a_run_without_a_retrained_model_has_none_in_that_column(folder, tmp_path):

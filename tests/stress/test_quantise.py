@@ -9,6 +9,7 @@ from dareu_jax.stress.quantise import (
     BLOCK,
     FORMATS,
     NF4,
+    brought_back,
     int4,
     int8,
     nf4,
@@ -23,6 +24,13 @@ from dareu_jax.stress.quantise import (
 )
 def test_q(after, before, q):
     assert quantisation_robustness(after, before) == pytest.approx(q)
+
+
+def test_what_rounding_brings_back_is_said():
+    said = brought_back([0.3, 0.5, 0.4], [0.1, 0.1, 0.2])  # .2, .4, .2
+    assert said == " Rounding alone brings 0.267 ± 0.067 back."
+    assert brought_back([0.3, 0.1], [0.1, 0.3]) == ""
+    assert brought_back([0.1, 0.1], [0.2, 0.2]) == ""
 
 
 def test_the_nf4_levels_are_normal_quantiles():

@@ -6,7 +6,7 @@ import pytest
 
 from dareu_jax.errors import UserError
 from dareu_jax.stress.context import outcome
-from dareu_jax.stress.verdict import above_of, paired_gap, verdict_of
+from dareu_jax.stress.verdict import above_of, paired_gap, standing, verdict_of
 
 ORIGINAL = [0.9, 0.9, 0.9, 0.9]
 
@@ -34,6 +34,23 @@ def test_noise_is_no_difference():
 def test_above_says_what_that_means_and_below_is_no_merit():
     assert said([0.5] * 4, [0.2] * 4).endswith("0.300 ± 0.000 above; it leaks.")
     assert "0.200 ± 0.000 below; less than retraining" in said([0.0] * 4, [0.2] * 4)
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "retrained", "found"),
+    [
+        ([0, 1, 0, 1], [1, 0, 1, 0], "like retrained"),
+        ([0.5] * 4, [0.5] * 4, "like retrained"),
+        ([0.5] * 4, [0.2] * 4, "above retrained"),
+        ([0.1] * 4, [0.2] * 4, "below retrained"),
+        ([0.9], [0.1], "like retrained"),  # one record says nothing of the spread
+    ],
+)
+def test_standing(unlearned, retrained, found):
+    values = {"original": ORIGINAL, "retrained": retrained, "unlearned": unlearned}
+    assert standing(values) == found
+    del values["retrained"]
+    assert standing(values) == "not compared"
 
 
 def test_parts_that_are_above_are_named():
