@@ -87,9 +87,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
     ] = False,
-    step: Annotated[
-        int | None, typer.Option(help="A saved step of a method (default: the last).")
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Of a method (the last).")] = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder."""
     check_disk(out)

@@ -38,7 +38,7 @@ def judge(model, tmp_path):
 def test_reference_and_gradnorm_are_those_of_every_text_alone(judge):
     found, model = judge.memory("forget", PAIRS), judge.model
     own, others = (
-        np.concatenate([answer_losses(one, READING, [pair]) for pair in PAIRS])
+        np.concatenate([answer_losses(one, READING, [pair]).loss for pair in PAIRS])
         for one in (model, judge.reference)
     )
     np.testing.assert_allclose(found["loss"], own, rtol=1e-5)

@@ -126,7 +126,10 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
     """alice forgot, bob and carol stay; names that are no words cannot be mentioned."""
     monkeypatch.setattr(
         "dareu_jax.evaluator.suite.own_answers",
-        lambda _, reading, asked: (["Bob's, says Alice."] * len(asked), [True] * 2),
+        lambda _, reading, asked, known: (
+            ["Bob's, says Alice."] * len(asked),
+            [True] * 2,
+        ),
     )
     rows = [r | {"owner": rename.get(r["owner"], r["owner"])} for r in RECORDS]
     sets = split(read_owned(lines(tmp_path / "a.jsonl", rows)), "alice")
@@ -247,7 +250,7 @@ def test_privleak_is_printed_from_two_logs_of_muse(dareu, folder, leaky, tmp_pat
         leak = privleak(area, 1 - area)
         for out in (printed, scored):
             assert re.search(rf"MIA AUC, {name} ≈ +{area:.4f}", out)
-            assert re.search(rf"PrivLeak, {name} \(0 best\) +{leak:.2f}", out)
+            assert re.search(rf"PrivLeak %, {name} ≈ +{leak:.2f}", out)
 
 
 @pytest.mark.parametrize(
