@@ -195,13 +195,13 @@ class OnDevice:
         )
 
     def rollout(self, batch: int, prompt: int, response: int) -> Footprint:
-        """Sampling a response: the cache with its first zeros, one layer's beside."""
+        """Sampling a response: the cache, and one layer's beside."""
         cfg, slots, (one, table) = self.local, prompt + response, self.gathered()
         size = jnp.dtype(cfg.compute_dtype).itemsize
         heads = cfg.kv_heads * cfg.head_dim
         layer = 2 * self.rows(batch) * slots * heads * size
         return Footprint(
-            cache=(3 * cfg.layers // 2 + 1) * layer,
+            cache=(cfg.layers + 1) * layer,
             layer=self.forward(batch, prompt),
             logits=4 * self.logits(batch, 1),
             gathered=one + 2 * table,

@@ -25,6 +25,8 @@ MULTIPLE = 32
 """Of the tokens of prompts and of responses: few lengths, few compilations."""
 NARROW = 16
 """Of those in one batch of like lengths."""
+ROUND = 32
+"""Tokens that answers get before those that have not ended are batched anew."""
 Pair = tuple[str, str]
 
 
@@ -69,22 +71,22 @@ def by_length(
     tokens: owned.TokenBatch,
     batch_size: int,
     score: Callable[[owned.TokenBatch], Any],
-    whole_text: bool = True,
+    multiple: int = NARROW,
 ) -> Any:
     """``score`` of batches of like length, trimmed to fit; rows in their own order.
 
     Args:
       model: places a batch; tokens: N rows; batch_size: rounded up to the devices.
-      score: ``batch -> arrays [B, ...]``; whole_text: it reads responses too.
+      score: ``batch -> arrays [B, ...]``; multiple: of the tokens of a batch's prompts.
     """
     size, count = model.rows(batch_size), len(tokens.index)
     prompt, response = tokens.prompt_mask.sum(1), tokens.response_mask.sum(1)
-    order = np.lexsort((whole_text * response, -(-prompt // NARROW)))
+    order = np.lexsort((response, -(-prompt // multiple)))
     parts = []
     with jax.set_mesh(model.mesh):
         for start in range(0, count, size):
             rows = order[np.arange(start, start + size) % count]
-            batch = trim_prompts(take(tokens, rows), NARROW)
+            batch = trim_prompts(take(tokens, rows), multiple)
             batch = trim_responses(batch, NARROW)
             parts.append(on_host(score(model.place(batch))))
     back = np.argsort(order)
@@ -138,50 +140,69 @@ def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:
         )
 
 
-def beginnings(
+class Guess(NamedTuple):
+    """An answer that a model may give: of its ``tokens`` it says the first ``lead``."""
+
+    tokens: list[int]
+    lead: int
+
+
+def guesses(
     model: Model, reading: Reading, pairs: Sequence[Pair], lead: Sequence[int]
-) -> list[list[int]]:
-    """The first ``lead [N]`` tokens of given answers."""
+) -> list[Guess]:
+    """Given answers, of which the model says so many tokens ``[N]``, see `Losses`."""
     _, answers = encoded(model, reading, pairs)
-    return [answer[:size] for answer, size in zip(answers, lead, strict=True)]
+    return [Guess(*one) for one in zip(answers, lead, strict=True)]
 
 
 def own_answers(
     model: Model,
     reading: Reading,
     questions: Sequence[str],
-    known: Sequence[list[int]] | None = None,
+    guessed: Sequence[Guess] | None = None,
 ) -> tuple[list[str], list[bool]]:
     """Greedy answers, and whether each ended by itself.
 
     Args:
       model, reading: who answers, and how; questions: N of them.
-      known: tokens that every answer is known to begin with, of `beginnings`: they
-        are not decoded again.
+      guessed: an answer to each. What is known of it is not decoded again, and
+        answers of which as much is to come are decoded together.
     """
     limit, stop_ids = reading.max_new_tokens, model.tokenizer.stop_ids
     prompts, _ = encoded(model, reading, [(text, "") for text in questions])
-    said = [own[:limit] for own in known or [[] for _ in prompts]]
-    rest = [n for n, own in enumerate(said) if not ended(own, stop_ids)]
-    if rest:
-        asked = prompts_of(model, [prompts[n] + said[n] for n in rest])
-        decode = greedy(model.decoder, model.params, stop_ids, limit, model.layouts)
-        more = by_length(model, asked, reading.batch_size, decode, whole_text=False)
+    guessed = guessed or [Guess([], 0) for _ in prompts]
+    said = [guess.tokens[: guess.lead][:limit] for guess in guessed]
+    decode = greedy(
+        *(model.decoder, model.params, stop_ids, min(limit, ROUND), model.layouts)
+    )
+    while rest := [
+        n
+        for n, own in enumerate(said)
+        if len(own) < limit and not has_ended(own, stop_ids)
+    ]:
+        asked = prompts_of(
+            model,
+            [prompts[n] + said[n] for n in rest],
+            [max(1, len(guessed[n].tokens) - len(said[n])) for n in rest],
+        )
+        more = by_length(model, asked, reading.batch_size, decode, MULTIPLE)
         for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
             said[n] = (said[n] + tokens[mask].tolist())[:limit]
     texts = [model.tokenizer.decode(own).strip() for own in said]
-    return texts, [ended(own, stop_ids) for own in said]
+    return texts, [has_ended(own, stop_ids) for own in said]
 
 
-def ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
-    """Whether a text has come to its end."""
+def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
+    """Whether an answer has come to its end by itself."""
     return bool(tokens) and tokens[-1] in stop_ids
 
 
-def prompts_of(model: Model, prompts: list[list[int]]) -> owned.TokenBatch:
-    """Prompts without responses."""
+def prompts_of(
+    model: Model, prompts: list[list[int]], to_come: Sequence[int]
+) -> owned.TokenBatch:
+    """Prompts, behind which so many tokens ``[N]`` of any text are expected."""
     width = -(-max(map(len, prompts)) // MULTIPLE) * MULTIPLE
     tokens, mask = pad(prompts, width, model.tokenizer.pad_id, left=True)
-    none = np.zeros((len(prompts), 0), np.int32)
+    response, expected = pad([[0] * size for size in to_come], max(to_come), 0)
     index = np.arange(len(prompts), dtype=np.int32)
-    return owned.TokenBatch(tokens, mask, none, none.astype(bool), index)
+    return owned.TokenBatch(tokens, mask, response, expected, index)

@@ -18,6 +18,8 @@ MOST = 192
 MULTIPLE = 32
 """Of the tokens of a batch's rows: few lengths, few compilations."""
 Tokens = Sequence[int]
+NEAR = 1e-5
+"""Nats: logits that are closer may change places with the order of sums."""
 PROMPT, PADDING = 0, -1
 """In the place of an answer's number."""
 Array = jax.Array
@@ -93,15 +95,17 @@ def say(model: Decoder, params: dict, batch: Packed) -> Said:
 
 
 def said(logits: Array, tokens: Array) -> Said:
-    """log p ``[B, T]``; a hit is a token with the one largest of ``logits [B, T, V]``.
+    """log p ``[B, T]``; a hit is a token clearly above all others of ``[B, T, V]``.
 
-    Where several are as large greedy decoding may say another: no hit.
+    Where another is all but as high (by `NEAR`) decoding may say that one: no hit.
     """
-    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     largest = jnp.max(logits, axis=-1, keepdims=True)
-    alone = jnp.sum((logits == largest).astype(jnp.int32), axis=-1) == 1
-    logps = own[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-    return Said(logps, alone & (own == largest)[..., 0])
+    as_high = jnp.sum(jnp.exp((logits - largest) / NEAR), axis=-1)
+    return Said(
+        logps=own - jax.nn.logsumexp(logits, axis=-1),
+        hits=(own == largest[..., 0]) & (as_high < 1.1),
+    )
 
 
 def said_tokens(

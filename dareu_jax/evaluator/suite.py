@@ -27,7 +27,7 @@ from dareu_jax.evaluator.measure import (
     answer_logps,
     answer_losses,
     as_tokens,
-    beginnings,
+    guesses,
     own_answers,
 )
 from dareu_jax.evaluator.tables import Table, by_index, rouge_table
@@ -129,8 +129,8 @@ class Judge:
         def make() -> dict[str, Any]:
             pairs = list(zip(asked, gold or [""] * len(asked), strict=True))
             lead = [self.lead.get(pair, 0) for pair in pairs]
-            known = beginnings(self.model, reading, pairs, lead)
-            said, ended = own_answers(self.model, reading, asked, known)
+            guessed = guesses(self.model, reading, pairs, lead)
+            said, ended = own_answers(self.model, reading, asked, guessed)
             return {"said": said, "ended": ended}
 
         found = self.kept.part(name, [asked, limit], make)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.models import Decoder, KVCache, logits_of, positions_of
+from dareu_jax.models.scoring import causal
 
 Array = jax.Array
 
@@ -93,7 +94,7 @@ def generate(
     t = max_new_tokens
     cache = KVCache.empty(model.cfg, b, p + t)
     slots = jnp.concatenate([prompt_mask, jnp.zeros((b, t), bool)], axis=1)
-    last, cache = _prefill(model, params, prompt, prompt_mask, slots, cache)
+    last, cache = _prefill(model, params, prompt, prompt_mask, cache)
     length = jnp.sum(prompt_mask.astype(jnp.int32), axis=1)
     out = Rollout(
         tokens=jnp.full((b, t), stop_ids[0], jnp.int32),
@@ -121,13 +122,10 @@ def generate(
     return jax.lax.while_loop(more, body, start)[-1]
 
 
-def _prefill(model, params, prompt, prompt_mask, slots, cache):
+def _prefill(model, params, prompt, prompt_mask, cache):
     """Fills the cache with the prompt; returns logits ``[B, V]`` of its last token."""
-    p, s = prompt.shape[1], slots.shape[1]
-    visible = jnp.tril(jnp.ones((p, s), bool))[None] & slots[:, None, :]
-    hidden, cache = model.apply(
-        {"params": params}, prompt, positions_of(prompt_mask), visible, cache, 0
-    )
+    positions, visible = positions_of(prompt_mask), causal(prompt_mask)
+    hidden, cache = model.apply({"params": params}, prompt, positions, visible, cache)
     return logits_of(model, params, hidden[:, -1]), cache
 
 

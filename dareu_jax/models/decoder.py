@@ -199,7 +199,8 @@ class Attention(nn.Module):
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             cache = cache.put(k, v, layer, slot)
-            k, v = cache.of_layer(layer)
+            if visible.shape[-1] > x.shape[1]:
+                k, v = cache.of_layer(layer)
         mixed = attend(q, k, v, visible).reshape(*x.shape[:2], -1)
         out = linear(cfg.embed, scale=0.5 / cfg.layers, name="o")
         return out(mixed), cache
@@ -265,7 +266,8 @@ class Decoder(nn.Module):
 
         Args:
           tokens: ``[B, T]`` int32; positions: ``[B, T]`` int32.
-          visible: ``[B, T, S]`` bool, which slots each token may look at.
+          visible: ``[B, T, S]`` bool, which slots each token may look at; S = T: the
+            tokens look at each other alone.
           cache: `KVCache` or None; slot: where this call's keys are written.
 
         Returns:

@@ -1,10 +1,11 @@
 r"""Seconds of TOFU's evaluation here and in transformers, same weights, same rows.
 
     python experiments/evaluation_speed/benchmark.py TOFU_FOLDER \
-        --torch PYTHON --out results.json
+        --torch PYTHON --out results.json [--model FOLDER]
 
-PYTHON is an interpreter with torch and transformers. A decoder of TOFU-small's shape
-with random weights, float32: it ends no answer, so that every answer has 64 tokens.
+PYTHON is an interpreter with torch and transformers, FOLDER a Hugging Face folder.
+Without one: a decoder of TOFU-small's shape with random weights, float32, which ends no
+answer, so that every answer has 64 tokens.
 """
 
 import argparse
@@ -39,17 +40,17 @@ TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
 def work_of(folder):
-    """Pairs whose losses are wanted, and questions to answer: TOFU's four sets."""
+    """Pairs whose losses are wanted, those with gold answers: TOFU's four sets."""
     from dareu_jax.corpus.questions import tofu_questions
 
     sets = tofu_questions(folder, "forget10", folder)
-    asked, pairs = [], []
+    gold, pairs = [], []
     for rows in sets[:4]:
-        asked += [q.prompt for q in rows]
+        gold += [(q.prompt, q.answer) for q in rows]
         pairs += [(q.prompt, q.answer) for q in rows]
         pairs += [(q.prompt, q.right) for q in rows if q.right != q.answer]
         pairs += [(q.prompt, text) for q in rows for text in q.wrong]
-    return pairs, asked
+    return pairs, gold
 
 
 def make_model(folder, texts):
@@ -79,10 +80,15 @@ def make_model(folder, texts):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def ours(folder, pairs, asked):
-    """Losses, answers and seconds here; compiled before."""
+def ours(folder, pairs, gold):
+    """Losses, answers and seconds here, twice: with and without compilation."""
     from dareu_jax.attributor import load_model
-    from dareu_jax.evaluator.measure import Reading, answer_losses, own_answers
+    from dareu_jax.evaluator.measure import (
+        Reading,
+        answer_losses,
+        guesses,
+        own_answers,
+    )
     from dareu_jax.imported import import_folder
     from dareu_jax.prepare import prepare_jax
 
@@ -93,22 +99,27 @@ def ours(folder, pairs, asked):
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
-        losses = answer_losses(model, reading, pairs)
+        found = answer_losses(model, reading, pairs)
         between = time.perf_counter()
-        said, _ = own_answers(model, reading, asked)
+        lead = dict(zip(pairs, found.lead, strict=True))
+        size = [lead[pair] for pair in gold]
+        guessed = guesses(model, reading, gold, size)
+        said, _ = own_answers(model, reading, [text for text, _ in gold], guessed)
         seconds.append((between - begun, time.perf_counter() - between))
-    return losses.tolist(), said, seconds
+    return found.loss.tolist(), said, seconds, int(sum(size))
 
 
-def compared(python, data):
+def compared(python, data, model):
     """Both, one after the other, and how far apart their losses are."""
-    pairs, asked = work_of(data)
+    pairs, gold = work_of(data)
+    asked = [question for question, _ in gold]
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch) / "hf"
-        make_model(place, [text for pair in pairs for text in pair])
+        place = Path(scratch) / "hf" if model is None else model
+        if model is None:
+            make_model(place, [text for pair in pairs for text in pair])
         work = Path(scratch) / "work.json"
         work.write_text(json.dumps({"pairs": pairs, "asked": asked}))
-        losses, said, seconds = ours(place, pairs, asked)
+        losses, said, seconds, known = ours(place, pairs, gold)
         script = Path(__file__).with_name("in_transformers.py")
         command = [python, script, place, work, Path(scratch) / "theirs.json"]
         subprocess.run(command, check=True)
@@ -119,7 +130,8 @@ def compared(python, data):
         "rows": len(asked),
         "losses": len(pairs),
         "scored_tokens": theirs["scored_tokens"],
-        "answer_tokens": NEW_TOKENS * len(asked),
+        "answer_tokens": theirs["answer_tokens"],
+        "answer_tokens_known_from_losses": known,
         "largest_gap_of_losses": gap,
         "answers_equal": same,
         "here_first_time_s": seconds[0],
@@ -134,7 +146,8 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("--torch", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
     args = parser.parse_args()
-    found = compared(args.torch, args.data)
+    found = compared(args.torch, args.data, args.model)
     print(json.dumps(found, indent=1))
     args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -47,8 +47,8 @@ def losses_of(model, prompts, answers, by_length):
 
 @torch.inference_mode()
 def answers_of(model, prompts, tokenizer, by_length):
-    """Greedy answers of 64 tokens."""
-    out = [""] * len(prompts)
+    """Greedy answers of at most 64 tokens, and how many tokens they have."""
+    out, count = [""] * len(prompts), 0
     for rows in batches(prompts, by_length):
         ids, mask = padded([prompts[n] for n in rows], left=True)
         said = model.generate(
@@ -60,7 +60,8 @@ def answers_of(model, prompts, tokenizer, by_length):
         )
         for n, row in zip(rows, said[:, ids.shape[1] :]):
             out[n] = tokenizer.decode(row, skip_special_tokens=True).strip()
-    return out
+            count += int((row != tokenizer.pad_token_id).sum())
+    return out, count
 
 
 def main(folder, work, out):
@@ -84,7 +85,9 @@ def main(folder, work, out):
         begun = time.perf_counter()
         found["losses"] = losses_of(model, prompts, answers, by_length)
         between = time.perf_counter()
-        found["said"] = answers_of(model, queries, tokenizer, by_length)
+        found["said"], found["answer_tokens"] = answers_of(
+            model, queries, tokenizer, by_length
+        )
         found[name] = (between - begun, time.perf_counter() - between)
     Path(out).write_text(json.dumps(found))
 

@@ -159,7 +159,7 @@ def test_a_broken_model_is_named_and_never_scored(model):
 def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dareu_jax.evaluator.suite.own_answers",
-        lambda _, reading, rows, known: ([""] * len(rows), [True] * len(rows)),
+        lambda _, reading, rows, guessed: ([""] * len(rows), [True] * len(rows)),
     )
     log = log_of(model, data, tmp_path)
     assert log["forget_text_quality"]["agg_value"] == 1.0

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dareu_jax.evaluator.measure import (
+    Guess,
     Reading,
     answer_losses,
-    beginnings,
     encoded,
+    guesses,
     own_answers,
 )
 from dareu_jax.evaluator.packed import packed, rows_of, said, said_tokens
@@ -55,11 +56,12 @@ def test_a_row_says_of_every_token_which_is_before_it():
 
 
 def test_a_tie_is_no_hit():
-    logits = np.array([[[0, 2, 2], [3, 1, 0], [0, 1, 5]]], np.float32)
-    found = said(logits, np.array([[1, 0, 0]], np.int32))
-    assert found.hits.tolist() == [[False, True, False]]
-    e = np.exp(np.array([[0, 2, 2], [3, 1, 0], [0, 1, 5]], np.float64))
-    wanted = np.log(e[[0, 1, 2], [1, 0, 0]] / e.sum(-1))
+    rows = [[0, 2, 2], [3, 1, 0], [0, 1, 5], [2, 1.99999, 0], [2, 1.999, 0]]
+    logits, tokens = np.array([rows], np.float32), np.array([[1, 0, 0, 0, 0]], np.int32)
+    found = said(logits, tokens)
+    assert found.hits.tolist() == [[False, True, False, False, True]]
+    e = np.exp(np.array(rows, np.float64))
+    wanted = np.log(e[np.arange(5), tokens[0]] / e.sum(-1))
     np.testing.assert_allclose(found.logps[0], wanted, rtol=1e-5)
 
 
@@ -96,20 +98,26 @@ def test_the_lead_of_an_answer_ends_at_the_first_miss(model):
 
 def test_what_is_known_of_an_answer_is_not_decoded_again(model, greedy, monkeypatch):
     plain = own_answers(model, READING, ASKED)
-    for size in (1, 5):
-        known = [own[:size] for own in greedy]
-        assert own_answers(model, READING, ASKED, known) == plain
-    monkeypatch.setattr("dareu_jax.evaluator.measure.greedy", None)
-    eos = model.tokenizer.eos_id
-    pairs = [(q, "Yes.") for q in ASKED]
-    whole = beginnings(model, READING, pairs, [100] * 3)
-    assert whole[0][-1] == eos
+    for size in (0, 1, 5):
+        guessed = [Guess(own, size) for own in greedy]
+        assert own_answers(model, READING, ASKED, guessed) == plain
+    monkeypatch.setattr("dareu_jax.evaluator.measure.by_length", None)
+    whole = guesses(model, READING, [(q, "Yes.") for q in ASKED], [100] * 3)
+    assert whole[0].tokens[-1] == model.tokenizer.eos_id
     assert own_answers(model, READING, ASKED, whole) == (["Yes."] * 3, [True] * 3)
+
+
+def test_rounds_change_no_answer(model, monkeypatch):
+    long = dataclasses.replace(READING, max_new_tokens=13)
+    whole = own_answers(model, long, ASKED)
+    monkeypatch.setattr("dareu_jax.evaluator.measure.ROUND", 5)
+    assert own_answers(model, long, ASKED) == whole
 
 
 def test_answers_end_where_they_may_be_no_longer(model):
     known = [model.tokenizer.encode(" Ada Lind was born in Merawick.") for _ in ASKED]
     short = dataclasses.replace(READING, max_new_tokens=2)
-    said, ended = own_answers(model, short, ASKED, known)
+    guessed = [Guess(own, len(own)) for own in known]
+    said, ended = own_answers(model, short, ASKED, guessed)
     assert said == [model.tokenizer.decode(own[:2]).strip() for own in known]
     assert ended == [False] * 3

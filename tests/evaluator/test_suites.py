@@ -126,7 +126,7 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
     """alice forgot, bob and carol stay; names that are no words cannot be mentioned."""
     monkeypatch.setattr(
         "dareu_jax.evaluator.suite.own_answers",
-        lambda _, reading, asked, known: (
+        lambda _, reading, asked, guessed: (
             ["Bob's, says Alice."] * len(asked),
             [True] * 2,
         ),
@@ -172,7 +172,7 @@ def test_muse_asks_behind_examples_and_counts_f1(judge, news, monkeypatch, quiet
     assert data.forget[1] == (f"{shown}Question: Who is Bo?\nAnswer:", "Bo Lind")
     monkeypatch.setattr(
         "dareu_jax.evaluator.suite.own_answers",
-        lambda _, reading, asked, known: (
+        lambda _, reading, asked, guessed: (
             ["Ada Lind\n\nQuestion: x"] * len(asked),
             [True],
         ),
