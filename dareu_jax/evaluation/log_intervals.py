@@ -8,7 +8,7 @@ from dareu_jax.evaluation.bootstrap import interval, interval_of
 from dareu_jax.evaluation.log_rows import ratios, sides, tug_rows, tug_scores
 from dareu_jax.evaluation.log_scores import SETS, TERM_SETS
 from dareu_jax.evaluation.logs import Attack, EvalLog, SetLog
-from dareu_jax.evaluation.mia import auc
+from dareu_jax.evaluation.mia import auc, privleak
 from dareu_jax.evaluation.tow import TUGS, tow
 from dareu_jax.evaluation.truth_ratio import TruthRatio
 
@@ -36,6 +36,11 @@ def intervals(
     }
     if reference is not None:
         out |= {name: tow_interval(log, reference, name) for name in TUGS}
+        out["privleak_by_attack"] = {
+            name: leak_interval(one, reference.attacks[name])
+            for name, one in log.attacks.items()
+            if name in reference.attacks
+        }
     return out
 
 
@@ -53,6 +58,18 @@ def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
 def attack_interval(one: Attack) -> Ends:
     """Of an attack's AUC; forget and holdout rows are drawn apart."""
     return interval_of(auc, *sides(one))
+
+
+def leak_interval(one: Attack, other: Attack) -> Ends:
+    """Of PrivLeak beside the retrained model's scores of the same texts."""
+    forget, holdout = (
+        np.stack(both, axis=1) for both in zip(sides(one), sides(other), strict=True)
+    )
+
+    def leak(forget: Array, holdout: Array) -> float:
+        return privleak(*(auc(forget[:, k], holdout[:, k]) for k in (0, 1)))
+
+    return interval_of(leak, forget, holdout)
 
 
 def extraction_interval(log: EvalLog) -> Ends | None:

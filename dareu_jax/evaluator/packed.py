@@ -1,4 +1,4 @@
-"""Given answers token by token; those of one question share a row, it is read once."""
+"""Given answers token by token; what texts that begin alike share is read once."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,31 +14,42 @@ from dareu_jax.models.scoring import Trunk
 from dareu_jax.parallel import on_host
 
 MOST = 192
-"""Tokens of a row with several answers; attention grows with its square."""
+"""Tokens of a row with several texts; attention grows with its square."""
 MULTIPLE = 32
 """Of the tokens of a batch's rows: few lengths, few compilations."""
-Tokens = Sequence[int]
 NEAR = 1e-5
 """Nats: logits that are closer may change places with the order of sums."""
-PROMPT, PADDING = 0, -1
-"""In the place of an answer's number."""
 Array = jax.Array
+Tokens = Sequence[int]
 
 
 class Packed(NamedTuple):
-    """B rows of a prompt with answers behind it, ``[B, S]`` int32.
+    """B rows, each the prefix tree of some texts, depth first, ``[B, S]`` int32.
+
+    A token sees those before it whose ``end`` is behind it: its own text's.
 
     Attributes:
-      tokens: prompt, first answer, second answer ..., padding.
-      answer: the number of a token's answer from 1, `PROMPT` or `PADDING`.
-      position: in its own text, that is of the prompt and one answer.
-      before: the place of the token before it in that text.
+      tokens: of the tree, padding behind.
+      position: in the text; before: the place of the token before it there.
+      end: the place behind all texts that go on from this token, 0 for padding.
     """
 
     tokens: Any
-    answer: Any
     position: Any
     before: Any
+    end: Any
+
+
+class Tree(NamedTuple):
+    """The prefix tree of a row's texts: columns of `Packed`, and where each text is.
+
+    Attributes:
+      columns: ``[4, S]``; texts: which ones; paths: their tokens' places, of each.
+    """
+
+    columns: np.ndarray
+    texts: list[int]
+    paths: list[list[int]]
 
 
 class Said(NamedTuple):
@@ -48,47 +59,63 @@ class Said(NamedTuple):
     hits: Any
 
 
-def rows_of(
-    prompts: Sequence[Tokens], answers: Sequence[Tokens], most: int
-) -> list[list[int]]:
-    """The pairs of every row: all of one prompt, so many tokens or a single answer."""
-    rows: list[list[int]] = []
-    filled: list[int] = []
-    last: dict[tuple[int, ...], int] = {}
-    for pair, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        at = last.get(tuple(prompt))
-        if at is None or filled[at] + len(answer) > most:
-            at = last[tuple(prompt)] = len(rows)
-            rows.append([])
-            filled.append(len(prompt))
-        rows[at].append(pair)
-        filled[at] += len(answer)
-    return rows
+def in_common(one: Tokens, other: Tokens) -> int:
+    """How many first tokens two texts share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def packed(rows: Sequence[tuple[Tokens, Sequence[Tokens]]], width: int) -> Packed:
-    """Rows of a prompt and its answers, as arrays."""
-    shape = len(rows), width
-    out = Packed(*(np.zeros(shape, np.int32) for _ in Packed._fields))
-    out.answer[:] = PADDING
-    for row, (prompt, answers) in enumerate(rows):
-        at, start = 0, len(prompt)
-        for number, text in enumerate([prompt, *answers]):
-            end, first = at + len(text), start if number else 0
-            out.tokens[row, at:end] = text
-            out.answer[row, at:end] = number
-            out.position[row, at:end] = first + np.arange(len(text))
-            out.before[row, at:end] = np.arange(at, end) - 1
-            out.before[row, at] = max(first - 1, 0)
-            at = end
-    return out
+def rows_of(texts: Sequence[list[int]], most: int) -> Iterator[list[int]]:
+    """Texts in alphabetical order, so many that their tree has at most ``most`` tokens.
+
+    A longer text has a row of its own.
+    """
+    row: list[int] = []
+    filled = 0
+    for n in sorted(range(len(texts)), key=lambda n: texts[n]):
+        more = len(texts[n]) - (in_common(texts[row[-1]], texts[n]) if row else 0)
+        if row and filled + more > most:
+            yield row
+            row, filled, more = [], 0, len(texts[n])
+        row.append(n)
+        filled += more
+    if row:
+        yield row
+
+
+def tree_of(texts: Sequence[list[int]], row: list[int]) -> Tree:
+    """The prefix tree of a row of `rows_of`."""
+    columns: list[list[int]] = []
+    paths: list[list[int]] = []
+    last: Tokens = []
+    for n in row:
+        text, shared = texts[n], in_common(last, texts[n])
+        path = paths[-1][:shared] if paths else []
+        for place in path:
+            columns[place][3] += len(text) - shared
+        for depth in range(shared, len(text)):
+            place = len(columns)
+            before = path[-1] if path else 0
+            columns.append([text[depth], depth, before, place + len(text) - depth])
+            path.append(place)
+        paths.append(path)
+        last = text
+    return Tree(np.asarray(columns, np.int32).T, row, paths)
+
+
+def packed(trees: Sequence[Tree], width: int) -> Packed:
+    """Trees as rows of ``width`` tokens."""
+    out = np.zeros((4, len(trees), width), np.int32)
+    for row, tree in enumerate(trees):
+        out[:, row, : tree.columns.shape[1]] = tree.columns
+    return Packed(*out)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def say(model: Decoder, params: dict, batch: Packed) -> Said:
-    """`Said` ``[B, S]`` of every token of the answers; where no answer is, anything."""
-    key, query = batch.answer[:, None, :], batch.answer[:, :, None]
-    visible = jnp.tril((key == query) | (key == PROMPT))
+    """`Said` ``[B, S]`` of every token but a text's first; of that, anything."""
+    place = jnp.arange(batch.end.shape[1], dtype=jnp.int32)
+    visible = jnp.tril(place[None, :, None] < batch.end[:, None, :])
     hidden, _ = model.apply({"params": params}, batch.tokens, batch.position, visible)
     hidden = jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
     return over_logits(said, [Trunk(model, params, hidden)], batch.tokens)
@@ -116,30 +143,20 @@ def said_tokens(
     Args:
       prompts, answers: N lists of tokens; batch_size: answers at a time.
     """
-    window = model.decoder.cfg.sliding_window
-    rows = rows_of(prompts, answers, min(MOST, window or MOST))
-    texts = [(prompts[row[0]], [answers[n] for n in row]) for row in rows]
-    length = [len(prompt) + sum(map(len, own)) for prompt, own in texts]
-    size = model.rows(max(1, batch_size // max(map(len, rows))))
-    order = np.argsort(length, kind="stable")
+    texts = [[*pair[0], *pair[1]] for pair in zip(prompts, answers, strict=True)]
+    most = min(MOST, model.decoder.cfg.sliding_window or MOST)
+    trees = [tree_of(texts, row) for row in rows_of(texts, most)]
+    trees.sort(key=lambda tree: tree.columns.shape[1])
+    size = model.rows(max(1, batch_size * len(trees) // len(texts)))
     out: dict[int, Said] = {}
     with jax.set_mesh(model.mesh):
-        for start in range(0, len(rows), size):
-            own = order[np.arange(start, start + size) % len(rows)]
-            width = -(-max(length[n] for n in own) // MULTIPLE) * MULTIPLE
-            batch = model.place(packed([texts[n] for n in own], width))
+        for start in range(0, len(trees), size):
+            own = [trees[n % len(trees)] for n in range(start, start + size)]
+            width = -(-max(x.columns.shape[1] for x in own) // MULTIPLE) * MULTIPLE
+            batch = model.place(packed(own, width))
             found = on_host(say(model.decoder, model.params, batch))
-            for row, n in enumerate(own):
-                out |= zip(rows[n], taken_apart(found, row, *texts[n]))
+            for row, tree in enumerate(own):
+                for n, path in zip(tree.texts, tree.paths, strict=True):
+                    places = path[len(prompts[n]) :]
+                    out[n] = Said(found.logps[row, places], found.hits[row, places])
     return [out[pair] for pair in range(len(answers))]
-
-
-def taken_apart(
-    found: Said, row: int, prompt: Tokens, answers: Sequence[Tokens]
-) -> Iterator[Said]:
-    """A row's answers, one after the other."""
-    at = len(prompt)
-    for answer in answers:
-        end = at + len(answer)
-        yield Said(found.logps[row, at:end], found.hits[row, at:end])
-        at = end

@@ -56,10 +56,11 @@ def test_every_score_lies_in_its_interval(paths):
     found = score_files(*paths, partial=True)
     between = found["intervals"]
     pairs = [(found["tow_star"], between["tow_star"])]
-    pairs += [(found["mia_auc"]["loss"], between["mia_auc"]["loss"])]
+    for name in ("mia_auc", "privleak_by_attack"):
+        pairs += [(found[name]["loss"], between[name]["loss"])]
     for name, measures in between["sets"].items():
         pairs += [(found["sets"][name][k], ends) for k, ends in measures.items()]
-    assert len(pairs) == 8
+    assert len(pairs) == 9
     for value, (low, high) in pairs:
         assert low < value < high
 
@@ -74,3 +75,4 @@ def test_a_model_beside_itself_has_no_spread_in_tug_of_war(paths):
     found = score_files(paths[0], paths[0], partial=True)
     assert found["intervals"]["tow_star"] == (1.0, 1.0)
     assert found["intervals"]["tow"] is None
+    assert found["intervals"]["privleak_by_attack"] == {"loss": (0.0, 0.0)}

@@ -14,7 +14,7 @@ from dareu_jax.evaluator.measure import (
     guesses,
     own_answers,
 )
-from dareu_jax.evaluator.packed import packed, rows_of, said, said_tokens
+from dareu_jax.evaluator.packed import packed, rows_of, said, said_tokens, tree_of
 from dareu_jax.models import Decoder, hidden_states, logits_of
 
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 8)
@@ -37,22 +37,32 @@ def greedy(model):
     return out
 
 
-def test_answers_of_a_question_fill_rows_in_their_order():
-    prompts = [[1, 2], [3], [1, 2], [1, 2], [3]]
-    texts = [[5] * 4, [6] * 9, [7] * 3, [8], [9]]
-    assert rows_of(prompts, texts, 9) == [[0, 2], [1], [3], [4]]
-    assert rows_of(prompts, texts, 20) == [[0, 2, 3], [1, 4]]
+TEXTS = [[1, 2, 5, 6], [3, 4], [1, 2, 5, 7, 8], [1, 2, 9], [3, 4]]
 
 
-def test_a_row_says_of_every_token_which_is_before_it():
-    batch = packed([([1, 2], [[5, 6, 7], [8]]), ([3], [[4]])], 8)
-    assert batch.tokens.tolist()[0] == [1, 2, 5, 6, 7, 8, 0, 0]
-    assert batch.answer.tolist() == [
-        [0, 0, 1, 1, 1, 2, -1, -1],
-        [0, 1, -1, -1, -1, -1, -1, -1],
-    ]
-    assert batch.position.tolist()[0][:6] == [0, 1, 2, 3, 4, 2]
-    assert batch.before.tolist()[0][2:6] == [1, 2, 3, 1]
+def test_texts_that_begin_alike_fill_rows():
+    assert list(rows_of(TEXTS, 100)) == [[0, 2, 3, 1, 4]]
+    assert list(rows_of(TEXTS, 7)) == [[0, 2, 3], [1, 4]]
+    assert list(rows_of(TEXTS, 4)) == [[0], [2], [3], [1, 4]]
+
+
+def test_a_tree_says_of_every_token_which_it_follows():
+    tree = tree_of(TEXTS, [0, 2, 3])
+    assert tree.paths == [[0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 6]]
+    batch = packed([tree, tree_of(TEXTS, [1, 4])], 8)
+    assert batch.tokens.tolist() == [[1, 2, 5, 6, 7, 8, 9, 0], [3, 4, 0, 0, 0, 0, 0, 0]]
+    assert batch.position.tolist()[0] == [0, 1, 2, 3, 3, 4, 2, 0]
+    assert batch.before.tolist()[0] == [0, 0, 1, 2, 2, 4, 1, 0]
+    assert batch.end.tolist() == [[7, 7, 6, 4, 6, 6, 7, 0], [2, 2, 0, 0, 0, 0, 0, 0]]
+
+
+def test_a_token_of_a_tree_sees_its_own_text():
+    tree = tree_of(TEXTS, [0, 2, 3])
+    (end,), size = packed([tree], 8).end, 8
+    for path in tree.paths:
+        for depth, q in enumerate(path):
+            seen = [k for k in range(size) if k <= q < end[k]]
+            assert seen == path[: depth + 1]
 
 
 def test_a_tie_is_no_hit():
