@@ -104,6 +104,8 @@ PARAPHRASED_SET = {
     "generation": Source(PARAPHRASED, "generation"),
     "gold": Source(PARAPHRASED, "ground_truth"),
 }
+OWN_SETS = {"forget_paraphrased": PARAPHRASED_SET, "test": trained_set("test")}
+"""Those that open-unlearning has not, and a log can be without."""
 OPEN_UNLEARNING_SETS = {
     "forget": trained_set("forget")
     | {"extraction": Source("extraction_strength", "score")},
@@ -117,7 +119,8 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
     """``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
-    sets["forget_paraphrased"] = Part(tables, PARAPHRASED_SET, tuple(PARAPHRASED_SET))
+    for name, columns in OWN_SETS.items():
+        sets[name] = Part(tables, columns, tuple(columns))
     metrics = {x.metric for part in sets.values() for x in part.columns.values()}
     if not metrics & tree.keys():  # of MUSE, which has attacks
         sets = {}

@@ -76,3 +76,20 @@ def test_a_model_beside_itself_has_no_spread_in_tug_of_war(paths):
     assert found["intervals"]["tow_star"] == (1.0, 1.0)
     assert found["intervals"]["tow"] is None
     assert found["intervals"]["privleak_by_attack"] == {"loss": (0.0, 0.0)}
+
+
+def test_an_owners_log_has_a_test_set_of_its_own(tmp_path):
+    """(1 - .4)(1 - .1)(1 - .2), and without the test set (1 - .4)(1 - .1)."""
+    recall = {"forget": (0.9, 0.5), "retain": (0.9, 1.0), "test": (0.3, 0.5)}
+    made = []
+    for place in (0, 1):
+        tree = {
+            f"{split}_Q_A_ROUGE": table(rougeL_recall=[both[place]] * N)
+            for split, both in recall.items()
+        }
+        made.append(tmp_path / f"{place}.json")
+        made[-1].write_text(json.dumps(tree))
+    found = score_files(*made, partial=True)
+    assert found["sets"]["test"]["n"] == N
+    assert found["tow"] == pytest.approx(0.6 * 0.9 * 0.8)
+    assert found["tow_star"] == pytest.approx(0.6 * 0.9)
