@@ -87,7 +87,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
     ] = False,
-    step: Annotated[int | None, typer.Option(help="Of a method (the last).")] = None,
+    step: options.Step = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder."""
     check_disk(out)
@@ -336,7 +336,7 @@ def score_logs(
     truth_ratio: Annotated[
         str | None, typer.Option(help="geometric (the default), arithmetic, share.")
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="What is there.")] = False,
+    partial: options.Partial = False,
     check_rouge: Annotated[
         bool, typer.Option("--check-rouge", help="From the answers, row by row.")
     ] = False,

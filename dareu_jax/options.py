@@ -1,4 +1,4 @@
-"""Arguments and options that several commands of `dareu` have."""
+"""Arguments and options of `dareu`, those that several commands have first."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,4 +25,10 @@ Kernels = Annotated[
 ]
 Distributed = Annotated[
     bool, typer.Option("--distributed", help="One of the processes of a pod.")
+]
+Step = Annotated[
+    int | None, typer.Option(help="A saved step of a method (default: the last).")
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Score what is there of a log.")
 ]

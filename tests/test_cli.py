@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 from dareu_jax import cli, prepare
-from dareu_jax.registry import FAMILIES, KERNELS, METHODS, METRICS, MODELS, SOURCES
+from dareu_jax.registry import REGISTRIES
 
 REPO = Path(__file__).resolve().parent.parent
 
 TESTS = Path(__file__).resolve().parent
 TINY = TESTS / "tiny.yaml"
-REGISTRIES = {
-    "families": FAMILIES,
-    "kernels": KERNELS,
-    "methods": METHODS,
-    "metrics": METRICS,
-    "models": MODELS,
-    "sources": SOURCES,
-}
 
 
 @pytest.fixture

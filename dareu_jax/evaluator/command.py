@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -31,7 +31,6 @@ from dareu_jax.reporting.log_plots import plot_files
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
 
-T = TypeVar("T")
 BARE = "{prompt}"
 
 
@@ -83,17 +82,20 @@ class Suite(NamedTuple):
     has_attacks: bool = False
 
 
-def from_data(asked: Asked, read: Callable[[Path], T]) -> T:
-    """``read`` of the data, where a suite cannot download it.
-
-    Raises:
-      UserError: there is none, or it is malformed.
-    """
+def given(asked: Asked) -> Path:
+    """The data, where a suite cannot download it; raises `UserError` without."""
     if asked.data is None:
         raise UserError(f"--suite {asked.suite} needs --data, its files")
+    return asked.data
+
+
+def data_of(suite: Suite, asked: Asked, subject: Subject) -> Any:
+    """What a suite reads; raises `UserError` where it is malformed or not there."""
     try:
-        return read(asked.data)
+        return suite.read(asked, subject)
     except UserError as error:
+        if asked.data is None:
+            raise
         text = str(error).replace("corpus.path:", "--data:", 1)
         raise UserError(text) from None
 
@@ -113,13 +115,13 @@ SUITES = {
         owners_log,
     ),
     "muse": Suite(
-        lambda asked, subject: from_data(asked, read_muse),
+        lambda asked, subject: read_muse(given(asked)),
         muse_log,
         is_bare=True,
         has_attacks=True,
     ),
     "choices": Suite(
-        lambda asked, subject: from_data(asked, lambda x: (read_choices(x), x.stem)),
+        lambda asked, subject: (read_choices(given(asked)), given(asked).stem),
         choices_log,
         is_bare=True,
     ),
@@ -134,7 +136,7 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     """
     suite, attacks = checked(asked)
     subject = subject_of(asked.model, progress, asked.row, asked.seed)
-    data = suite.read(asked, subject)
+    data = data_of(suite, asked, subject)
     other = asked.reference_model
     compared = None if other is None else reference_of(other, progress, asked.seed)
     model = subject.load()

@@ -58,12 +58,19 @@ def as_tokens(
     model: Model, reading: Reading, pairs: Sequence[Pair]
 ) -> owned.TokenBatch:
     """Questions and answers as tokens, every one whole."""
-    records = [owned.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
-    how = (model.tokenizer, reading.template)
-    p, t = owned.fit_lengths(records, *how, MULTIPLE, system=reading.system)
-    return owned.tokenise(
-        records, *how, max_prompt=p, max_response=t, system=reading.system
+    return padded(model, *encoded(model, reading, pairs))
+
+
+def padded(
+    model: Model, prompts: list[list[int]], responses: list[list[int]]
+) -> owned.TokenBatch:
+    """Texts as long as the longest, rounded up to `MULTIPLE`."""
+    width, size = (
+        -(-max(map(len, side)) // MULTIPLE) * MULTIPLE for side in (prompts, responses)
     )
+    pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
+    left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
+    return owned.TokenBatch(*left, *right, index)
 
 
 def by_length(
@@ -180,10 +187,10 @@ def own_answers(
         for n, own in enumerate(said)
         if len(own) < limit and not has_ended(own, stop_ids)
     ]:
-        asked = prompts_of(
+        asked = padded(
             model,
             [prompts[n] + said[n] for n in rest],
-            [max(1, len(guessed[n].tokens) - len(said[n])) for n in rest],
+            [guessed[n].tokens[len(said[n]) :] for n in rest],
         )
         more = by_length(model, asked, reading.batch_size, decode, MULTIPLE)
         for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
@@ -195,14 +202,3 @@ def own_answers(
 def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
     """Whether an answer has come to its end by itself."""
     return bool(tokens) and tokens[-1] in stop_ids
-
-
-def prompts_of(
-    model: Model, prompts: list[list[int]], to_come: Sequence[int]
-) -> owned.TokenBatch:
-    """Prompts, behind which so many tokens ``[N]`` of any text are expected."""
-    width = -(-max(map(len, prompts)) // MULTIPLE) * MULTIPLE
-    tokens, mask = pad(prompts, width, model.tokenizer.pad_id, left=True)
-    response, expected = pad([[0] * size for size in to_come], max(to_come), 0)
-    index = np.arange(len(prompts), dtype=np.int32)
-    return owned.TokenBatch(tokens, mask, response, expected, index)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax.attributor.model import Model
-from dareu_jax.models import Decoder, over_logits
-from dareu_jax.models.scoring import Trunk
+from dareu_jax.models import Decoder, Trunk, over_logits, token_logps
 from dareu_jax.parallel import on_host
 
 MOST = 192
@@ -130,7 +129,7 @@ def said(logits: Array, tokens: Array) -> Said:
     largest = jnp.max(logits, axis=-1, keepdims=True)
     as_high = jnp.sum(jnp.exp((logits - largest) / NEAR), axis=-1)
     return Said(
-        logps=own - jax.nn.logsumexp(logits, axis=-1),
+        logps=token_logps(logits, tokens),
         hits=(own == largest[..., 0]) & (as_high < 1.1),
     )
 

@@ -22,6 +22,7 @@ from dareu_jax.evaluator.attacks import (
 )
 from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import (
+    Guess,
     Pair,
     Reading,
     answer_logps,
@@ -127,14 +128,18 @@ class Judge:
         reading = dataclasses.replace(self.reading, max_new_tokens=limit)
 
         def make() -> dict[str, Any]:
-            pairs = list(zip(asked, gold or [""] * len(asked), strict=True))
-            lead = [self.lead.get(pair, 0) for pair in pairs]
-            guessed = guesses(self.model, reading, pairs, lead)
+            guessed = None if gold is None else self.guessed(asked, gold)
             said, ended = own_answers(self.model, reading, asked, guessed)
             return {"said": said, "ended": ended}
 
         found = self.kept.part(name, [asked, limit], make)
         return found["said"], found["ended"]
+
+    def guessed(self, asked: list[str], gold: list[str]) -> list[Guess]:
+        """Right answers, and what `losses` found the model to say of them."""
+        pairs = list(zip(asked, gold, strict=True))
+        lead = [self.lead.get(pair, 0) for pair in pairs]
+        return guesses(self.model, self.reading, pairs, lead)
 
     def answers(
         self,

@@ -50,7 +50,6 @@ def tofu_log(
 def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Table]:
     """Every metric of one set."""
     short, is_choice = SHORT[name], name in CHOICES
-    short, is_choice = SHORT[name], name in CHOICES
     good = ("answer",) if is_choice else ("answer", "right")
     texts = [[getattr(q, field) for field in good] + [*q.wrong] for q in rows]
     pairs = [(q.prompt, text) for q, own in zip(rows, texts) for text in own]
