@@ -3,16 +3,24 @@
 Defaults are the DareU paper's (Lu et al., ICML 2026), place named, or say "ours".
 """
 
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from dareu_jax.errors import UserError
-from dareu_jax.registry import did_you_mean
+from dareu_jax.registry import KERNELS, METHODS, Registry, did_you_mean, load_plugin
 from dareu_jax.trees import merge, parse_value, read_yaml, set_key
 
 
@@ -292,6 +300,7 @@ class RetrainedConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on."""
 
+    plugins: tuple[str, ...] = ()  # Python files or modules that register entries
     scale: str = ""  # one sentence that opens the report
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     methods: tuple[str, ...] = METHODS_IN_TABLE
@@ -304,9 +313,6 @@ class RunConfig(Section):
     classifier: ClassifierConfig = ClassifierConfig()
     prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig()
-    dareu: DareuConfig = DareuConfig()
-    grad_diff: LossMethodConfig = LossMethodConfig()
-    npo: NpoConfig = NpoConfig()
     guards: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     fidelity: FidelityConfig = FidelityConfig()
@@ -322,6 +328,48 @@ class RunConfig(Section):
             raise ValueError("names one of them twice")
         return given
 
+    def options(self, method: str) -> Any:
+        """Return the section of a method that has one."""
+        return getattr(self, method)
+
+
+def run_config() -> type[RunConfig]:
+    """Return the class of a configuration with the sections of registered entries.
+
+    A method with options has the section of its name, such as ``npo``; a kernel has
+    ``attribution.<name>``.
+    """
+    return _with_sections(METHODS.options(), KERNELS.options())
+
+
+@functools.cache
+def _with_sections(
+    methods: tuple[tuple[str, type], ...], kernels: tuple[tuple[str, type], ...]
+) -> type[RunConfig]:
+    attribution: Any = _extended(AttributionConfig, KERNELS, kernels)
+    own: Any = {"attribution": (attribution, attribution())}
+    return create_model(
+        "RunConfig", __base__=_extended(RunConfig, METHODS, methods), **own
+    )
+
+
+def _extended(
+    base: type[Section], registry: Registry, sections: tuple[tuple[str, type], ...]
+) -> Any:
+    """Return ``base`` with one more section for each of the registry's entries.
+
+    Raises:
+      UserError: an entry has the name of a section that ``base`` has already.
+    """
+    for name, _ in sections:
+        if name in base.model_fields or hasattr(base, name):
+            raise UserError(
+                f"{registry.kind} {name!r}: the configuration has a key of that name; "
+                "register it under another one"
+            )
+    fields: Any = {name: (options, options()) for name, options in sections}
+    return create_model(base.__name__, __base__=base, **fields)
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML file and applies ``key=value`` overrides.
@@ -334,6 +382,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
       UserError: missing file, bad YAML, unknown key, wrong type, out of range.
     """
     tree = read_yaml(Path(path))
+    if "plugins" in tree:
+        tree["plugins"] = plugins_from(tree["plugins"], Path(path).parent)
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign:
@@ -342,11 +392,26 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return build_config(tree, str(path))
 
 
+def plugins_from(plugins: Any, folder: Path) -> Any:
+    """Return plug-ins with the paths of files taken from ``folder``, made absolute."""
+    if not isinstance(plugins, list | tuple):
+        return plugins
+    return [
+        str((folder / plugin).resolve()) if str(plugin).endswith(".py") else plugin
+        for plugin in plugins
+    ]
+
+
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
+    if plugins := tree.get("plugins"):
+        tree = {**tree, "plugins": plugins_from(plugins, Path())}
+        for plugin in tree["plugins"] if isinstance(plugins, list | tuple) else ():
+            load_plugin(str(plugin))
     try:
-        defaults = RunConfig().model_dump(mode="json")
-        cfg = RunConfig.model_validate(merge(defaults, tree))
+        whole = run_config()
+        defaults = whole().model_dump(mode="json")
+        cfg = whole.model_validate(merge(defaults, tree))
     except ValidationError as error:
         raise UserError(_explain(error, where)) from None
     for method, changes in cfg.overrides.items():
@@ -369,10 +434,10 @@ def dump_config(cfg: RunConfig) -> str:
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 
-def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Returns every dotted key that a configuration may set."""
+def all_keys(section: type[BaseModel] | None = None, prefix: str = "") -> list[str]:
+    """Return every dotted key that a section, by default a run's, may set."""
     keys = []
-    for name, field in section.model_fields.items():
+    for name, field in (section or run_config()).model_fields.items():
         keys.append(prefix + name)
         kinds = typing.get_args(field.annotation) or (field.annotation,)
         for kind in kinds:

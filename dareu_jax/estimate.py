@@ -268,7 +268,7 @@ class Sizes:
 
     def dareu(self, cfg: RunConfig) -> Iterator[Row]:
         """Rollout, judging, PPO and distillation."""
-        hp, one, p = cfg.dareu, self.sides["model"], self.prompt
+        hp, one, p = cfg.options("dareu"), self.sides["model"], self.prompt
         t, held = hp.max_new_tokens or self.response, sum(self.held.values())
         size = hp.batch_size * hp.samples_per_prompt
         others = 1 + uses_prior(cfg) + (hp.kl_anchor == "behaviour")

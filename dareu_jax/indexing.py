@@ -188,7 +188,7 @@ class Indexer:
         """The kernel, or its margin, with a score for any prefix."""
         cfg = self.run.cfg
         kernel = margin(self.kernel, self.margin) if self.margin else self.kernel
-        longest = cfg.dareu.max_new_tokens or self.run.lengths[1]
+        longest = cfg.options("dareu").max_new_tokens or self.run.lengths[1]
         return sliced(kernel, segment_length(longest, cfg.reward.slices))
 
     @functools.cached_property

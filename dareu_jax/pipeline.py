@@ -22,7 +22,7 @@ import dareu_jax
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, attribution_accuracy
 from dareu_jax.checks import check
-from dareu_jax.config import RunConfig, dump_config
+from dareu_jax.config import RunConfig, dump_config, run_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
@@ -110,7 +110,7 @@ def claimed(cfg: RunConfig, folder: Path) -> bool:
     if not path.exists():
         return False
     there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    there = merge(RunConfig().model_dump(mode="json"), there)
+    there = merge(run_config()().model_dump(mode="json"), there)
     key, was, now = first_difference(there, yaml.safe_load(dump_config(cfg)))
     if key:
         raise UserError(

@@ -1,9 +1,13 @@
-"""Name -> entry, one registry per kind; an unknown name lists the known ones."""
+"""Registries: name -> entry, one registry per kind, and the user's own plug-ins."""
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from dareu_jax.errors import UserError
 
@@ -23,12 +27,21 @@ class Registry(Generic[T]):
         self._package = package
         self._entries: dict[str, T] = {}
         self._about: dict[str, str] = {}
+        self._options: dict[str, type] = {}
 
-    def register(self, name: str, about: str) -> Callable[[T], T]:
-        """Returns a decorator that stores its argument under ``name``.
+    def register(
+        self, name: str, about: str, *, options: type | None = None
+    ) -> Callable[[T], T]:
+        """Return a decorator that stores its argument under ``name``.
+
+        Args:
+          name: what a configuration calls the entry.
+          about: one line for ``dareu list``.
+          options: class of the entry's own configuration section, a
+            `dareu_jax.config.Section` in which every field has a default.
 
         Raises:
-          ValueError: when the name is taken.
+          ValueError: the name is taken.
         """
 
         def add(entry: T) -> T:
@@ -36,6 +49,8 @@ class Registry(Generic[T]):
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._entries[name] = entry
             self._about[name] = about
+            if options is not None:
+                self._options[name] = options
             return entry
 
         return add
@@ -57,8 +72,13 @@ class Registry(Generic[T]):
         yield from sorted(self._about.items())
 
     def names(self) -> tuple[str, ...]:
-        """Returns every registered name in alphabetical order."""
+        """Return every registered name in alphabetical order."""
         return tuple(name for name, _ in self.items())
+
+    def options(self) -> tuple[tuple[str, type], ...]:
+        """Return ``(name, options class)`` of the entries that have options."""
+        self._load()
+        return tuple(sorted(self._options.items()))
 
     def _load(self) -> None:
         importlib.import_module(self._package)
@@ -68,6 +88,42 @@ def did_you_mean(name: str, known: Iterator[str] | dict | tuple | list) -> str:
     """Returns ``" (did you mean 'x'?)"`` or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def load_plugin(plugin: str) -> None:
+    """Import a plug-in, so that it registers its entries; a second call does nothing.
+
+    Args:
+      plugin: the path of a Python file (``my/rmu.py``), or the name of a module.
+
+    Raises:
+      UserError: there is no such file or module, or its import fails.
+    """
+    try:
+        if not plugin.endswith(".py"):
+            importlib.import_module(plugin)
+            return
+        path = Path(plugin).resolve()
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        name = f"dareu_plugin_{path.stem}_{digest}"
+        if name not in sys.modules:
+            _import_file(name, path)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"plug-in {plugin} cannot be imported ({reason}); plugins takes paths of "
+            "Python files and names of installed modules"
+        ) from error
+
+
+def _import_file(name: str, path: Path) -> None:
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 KERNELS: Registry = Registry("kernel", "dareu_jax.attribution")

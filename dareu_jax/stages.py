@@ -229,7 +229,7 @@ class Run(Inputs):
             index=None,
             forget_columns=self.forget_columns,
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
-            max_new_tokens=cfg.dareu.max_new_tokens or self.lengths[1],
+            max_new_tokens=cfg.options("dareu").max_new_tokens or self.lengths[1],
             stop_ids=self.tokenizer.stop_ids,
             gold_length=self.gold_length,
         )

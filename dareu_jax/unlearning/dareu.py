@@ -41,7 +41,7 @@ def uses_prior(cfg: RunConfig) -> bool:
     return (
         reward.prior != "none"
         or reward.combine == "product"
-        or cfg.dareu.kl_anchor == "prior"
+        or cfg.options("dareu").kl_anchor == "prior"
     )
 
 
@@ -66,10 +66,14 @@ def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformati
     )
 
 
-@METHODS.register("dareu", "PPO on de-attribution, anchored, with retain distillation")
+@METHODS.register(
+    "dareu",
+    "PPO on de-attribution, anchored, with retain distillation",
+    options=DareuConfig,
+)
 def make_dareu(cfg: RunConfig, world: World) -> Method:
     """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
-    hp = cfg.dareu
+    hp = cfg.options("dareu")
     per_epoch = -(-world.forget_owner.shape[0] // hp.batch_size)
     per_behaviour = per_epoch if hp.old_policy == "per_data_epoch" else 1
     optimiser = optimiser_of(hp, hp.data_epochs * per_epoch)

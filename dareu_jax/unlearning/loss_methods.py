@@ -113,16 +113,26 @@ def make_loss_method(
     )
 
 
-@METHODS.register("grad_diff", "gradient ascent on forget, descent on retain")
+@METHODS.register(
+    "grad_diff",
+    "gradient ascent on forget, descent on retain",
+    options=LossMethodConfig,
+)
 def make_grad_diff(cfg: RunConfig, world: World) -> Method:
     """GradDiff: -nll_F + alpha nll_R."""
-    return make_loss_method("grad_diff", cfg.grad_diff, world, grad_diff_loss)
+    return make_loss_method(
+        "grad_diff", cfg.options("grad_diff"), world, grad_diff_loss
+    )
 
 
-@METHODS.register("npo", "negative preference optimisation plus a retain term")
+@METHODS.register(
+    "npo",
+    "negative preference optimisation plus a retain term",
+    options=NpoConfig,
+)
 def make_npo(cfg: RunConfig, world: World) -> Method:
     """NPO + alpha nll_R."""
-    npo: NpoConfig = cfg.npo
+    npo: NpoConfig = cfg.options("npo")
 
     def loss(logps, ref_logps, mask):
         return npo_loss(logps, ref_logps, mask, npo.beta)

@@ -108,7 +108,12 @@ class Phases:
     def __init__(
         self, cfg: RunConfig, world: World, optimiser: optax.GradientTransformation
     ):
-        self.cfg, self.hp, self.world, self.optimiser = cfg, cfg.dareu, world, optimiser
+        self.cfg, self.hp, self.world, self.optimiser = (
+            cfg,
+            cfg.options("dareu"),
+            world,
+            optimiser,
+        )
         no_prior = self.hp.kl_anchor == "prior" and world.prior_model is None
         self.anchored_to = "reference" if no_prior else self.hp.kl_anchor
         prior = world.prior_model if self.anchored_to == "prior" else None

@@ -71,7 +71,7 @@ class OnMesh:
     def answers(self):
         """Answers to the forget prompts, sampled in the layout of a rollout."""
         run, gold = self.run, self.run.tokens(self.run.split.forget)
-        size = run.cfg.dareu.batch_size
+        size = run.cfg.options("dareu").batch_size
         batch = run.place(jax.tree.map(lambda rows: rows[:size], gold))
         layouts = run.layouts
         with layouts.sampling():
