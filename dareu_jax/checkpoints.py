@@ -14,14 +14,14 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dareu_jax.errors import TrainingError, UserError, first_line
 from dareu_jax.integrity import (
@@ -29,11 +29,19 @@ from dareu_jax.integrity import (
     check_leaves,
     describe,
     problem,
-    read_leaves,
+    read_manifest,
+    read_meta,
     read_metric,
     write_manifest,
 )
-from dareu_jax.parallel import agreed, is_first, wait_for_all
+from dareu_jax.parallel import (
+    agreed,
+    is_first,
+    named_leaves,
+    path_name,
+    shardings_for,
+    wait_for_all,
+)
 
 Found = tuple[int, Any, dict[str, Any]]
 """A step, its tree and its meta."""
@@ -71,6 +79,7 @@ class Checkpoints:
         tree: Any,
         meta: dict[str, Any],
         metric: float | None = None,
+        model: Any = None,
     ) -> None:
         """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
 
@@ -80,6 +89,8 @@ class Checkpoints:
         Args:
           step: its number; tree, meta: what comes back from `latest`.
           metric: what `keep_best` goes by, lower is better; none: never among the best.
+          model: nested dictionaries of the parameters in `tree`, which `read_model`
+            reads by themselves; a leaf that both hold is written once.
 
         Raises:
           TrainingError: no disk space is left, for this step or the one before; steps
@@ -88,7 +99,7 @@ class Checkpoints:
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])
         with self._discarding(step):
-            self._saving = step, self._write(step, tree, meta, metric)
+            self._saving = step, self._write(step, tree, meta, metric, model)
 
     def settle(self) -> None:
         """Returns when the last save is whole on disk and what it replaces is gone.
@@ -156,11 +167,8 @@ class Checkpoints:
         return found
 
     def steps(self) -> list[int]:
-        """Returns the steps with a folder on disk, oldest first, unverified."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Return the steps with a folder on disk, oldest first, unverified."""
+        return steps_in(self.folder)
 
     def close(self) -> None:
         """Settles, and releases the threads Orbax holds; the object stays usable."""
@@ -199,44 +207,68 @@ class Checkpoints:
             self._opened.close()
 
     def _write(
-        self, step: int, tree: Any, meta: dict[str, Any], metric: float | None
+        self,
+        step: int,
+        tree: Any,
+        meta: dict[str, Any],
+        metric: float | None,
+        model: Any,
     ) -> Future[None]:
         import orbax.checkpoint as ocp
 
+        manifest: dict[str, Any] = {"leaves": describe(tree), "metric": metric}
         # Orbax copies arrays before it returns, and reads JSON after.
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree),
-            meta=ocp.args.JsonSave(copy.deepcopy(meta)),
-        )
+        items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
+        if model is not None:
+            shared = _shared(tree, model)
+            manifest |= {"model": describe(model), "shared": shared}
+            items["model"] = ocp.args.StandardSave(model)
+            tree = _without(tree, shared)
+        if jax.tree.leaves(tree):
+            items["state"] = ocp.args.StandardSave(tree)
         manager = self._manager()
-        manager.save(step, args=args, force=True)
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
         worker = ThreadPoolExecutor(1, "manifest")
-        written = worker.submit(self._finish, manager, step, describe(tree), metric)
+        written = worker.submit(self._finish, manager, step, manifest)
         worker.shutdown(wait=False)
         return written
 
-    def _finish(
-        self, manager: Any, step: int, leaves: Leaves, metric: float | None
-    ) -> None:
+    def _finish(self, manager: Any, step: int, manifest: dict[str, Any]) -> None:
         """Runs beside the main thread, so nothing here waits for other processes."""
         manager.wait_until_finished()
         if is_first():
-            write_manifest(self._path(step), leaves, metric)
+            write_manifest(self._path(step), manifest)
 
     def _restore(self, step: int, abstract_tree: Any) -> tuple[Found | None, str]:
         import orbax.checkpoint as ocp
 
         target = _targets(abstract_tree)
-        found = read_leaves(self._path(step))
-        check_leaves(f"checkpoint {self.folder} step {step}", found, target)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+        manifest = read_manifest(self._path(step))
+        check_leaves(
+            f"checkpoint {self.folder} step {step}", manifest["leaves"], target
         )
+        shared = manifest.get("shared", {})
+        rest = _without(target, shared)
+        items: dict[str, Any] = {"meta": ocp.args.JsonRestore()}
+        if jax.tree.leaves(rest):
+            items["state"] = ocp.args.StandardRestore(rest)
+        if shared:
+            known = {
+                shared[path]: x for path, x in named_leaves(target) if path in shared
+            }
+            model = _model_target(manifest["model"], known)
+            items["model"] = ocp.args.StandardRestore(model)
         try:
-            out = self._manager().restore(step, args=args)
+            out = self._manager().restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, first_line(error)
-        return (step, out["state"], out["meta"]), ""
+        found = dict(named_leaves(out["state"])) if "state" in items else {}
+        apart = dict(named_leaves(out["model"])) if shared else {}
+        found |= {path: apart[place] for path, place in shared.items()}
+        tree = jax.tree_util.tree_map_with_path(
+            lambda path, _: found[path_name(path)], target
+        )
+        return (step, tree, out["meta"]), ""
 
     def _replaced(self) -> list[int]:
         """Steps that are neither among the newest nor among the best."""
@@ -335,6 +367,114 @@ def _deaf(manager: type) -> type:
             return False
 
     return Deaf
+
+
+def read_model(
+    folder: Path, mesh: Mesh, step: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model and the meta that a finished stage left; nothing is written.
+
+    Args:
+      folder: of the stage; mesh: where the parameters are to be.
+      step: one that is on disk; none: the last, if the stage is finished.
+
+    Raises:
+      UserError: there is no such step, it is damaged, or the stage is not finished.
+    """
+    import orbax.checkpoint as ocp
+
+    steps = steps_in(folder)
+    if step is None and finished_step(folder) is None:
+        raise UserError(f"{folder} {_unfinished(folder)}; finish dareu run first")
+    at = steps[-1] if step is None else step
+    if at not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{folder} has no step {at}; there are: {known}")
+    reason = agreed(problem(folder / str(at)) if is_first() else "")
+    if reason:
+        raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
+    leaves = read_manifest(folder / str(at)).get("model", {})
+    shapes = _model_target(leaves, {})
+    to = shardings_for(shapes, mesh)
+    target = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        to,
+    )
+    path = (folder / str(at) / "model").absolute()
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(path, target), read_meta(folder / str(at))
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps with a folder on disk, oldest first, unverified."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def finished_step(folder: Path) -> int | None:
+    """Return the newest step of a stage, if it is whole and the stage is done."""
+
+    def found() -> int | None:
+        newest = steps_in(folder)[-1:]
+        if not newest or problem(folder / str(newest[0])):
+            return None
+        return newest[0] if read_meta(folder / str(newest[0])).get("done") else None
+
+    return agreed(found() if is_first() else None)
+
+
+def newest_meta(folder: Path) -> dict[str, Any]:
+    """Return the meta of a stage's newest step, unverified; empty where it has none."""
+    newest = steps_in(folder)[-1:]
+    try:
+        return read_meta(folder / str(newest[0])) if newest else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _unfinished(folder: Path) -> str:
+    """Return why a stage's folder has nothing to read."""
+    steps = steps_in(folder)
+    if not steps:
+        return "is missing"
+    reason = problem(folder / str(steps[-1]))
+    return f"is damaged: step {steps[-1]}: {reason}" if reason else "is not finished"
+
+
+def _shared(tree: Any, model: Any) -> dict[str, str]:
+    """Return path in ``tree`` -> path in ``model`` of the leaves that are one array."""
+    places = {id(leaf): path for path, leaf in named_leaves(model)}
+    return {
+        path: places[id(leaf)]
+        for path, leaf in named_leaves(tree)
+        if id(leaf) in places
+    }
+
+
+def _without(tree: Any, paths: Mapping[str, str]) -> Any:
+    """Return ``tree`` with None in place of the leaves at ``paths``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: None if path_name(path) in paths else leaf, tree
+    )
+
+
+def _model_target(leaves: Leaves, known: Mapping[str, Any]) -> Any:
+    """Return nested dictionaries of the shapes of a model's leaves.
+
+    Args:
+      leaves: of its manifest; known: path -> shape with a place, where it is known.
+    """
+    out: dict[str, Any] = {}
+    for path, (shape, dtype) in leaves.items():
+        *above, name = path.split("/")
+        inner = out
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = known.get(path) or jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return _targets(out) if known else out
 
 
 def _targets(abstract_tree: Any) -> Any:

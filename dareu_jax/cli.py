@@ -45,10 +45,13 @@ def run(
     check_disk(folder)
     traced = read_steps(profile) if profile else None
     prepare_jax(distributed)
-    from dareu_jax import pipeline
+    from dareu_jax.config import dump_config
     from dareu_jax.parallel import Preemption, is_first, together
     from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.progress import Progress
+    from dareu_jax.reporting.report import write_report
+    from dareu_jax.runs import pipeline
+    from dareu_jax.tracking import read
 
     console = Console(quiet=not is_first())
     with together(), Preemption().listening() as preemption:
@@ -57,6 +60,8 @@ def run(
         )
     if not is_first():
         return
+    page = folder / "report.html"
+    write_report(page, results, read(folder), answers, dump_config(cfg))
     console.print()
     print_answers(console, answers, cfg.evaluation.answers)
     print_results(console, results)
@@ -92,12 +97,13 @@ def export(
     """Write a run's model as a Hugging Face folder."""
     check_disk(out)
     prepare_jax()
-    from dareu_jax.export import export_run
-    from dareu_jax.reporting.progress import Progress
+    from dareu_jax.reporting.card import model_card
+    from dareu_jax.runs.export import export_run
 
-    console = Console(soft_wrap=True)
-    made = export_run(run_folder, model, out, Progress(console), seed, adapter, step)
-    console.print(f"model: {made}", markup=False)
+    made = export_run(
+        run_folder, model, out, model_card, seed=seed, adapter=adapter, step=step
+    )
+    Console(soft_wrap=True).print(f"model: {made}", markup=False)
 
 
 @app.command()

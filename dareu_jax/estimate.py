@@ -14,15 +14,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dareu_jax.checks import check_oracle, check_part
 from dareu_jax.config import ModelConfig, RunConfig
 from dareu_jax.errors import UserError
 from dareu_jax.imported import DECODER, open_imported
-from dareu_jax.inputs import Inputs, parts_of
 from dareu_jax.memory import Footprint, OnDevice
 from dareu_jax.models import DecoderConfig, decoder_config, over_imported
 from dareu_jax.parallel import abstract_mesh, check_divisible, rollout_mesh
 from dareu_jax.registry import KERNELS, METHODS, MODELS
+from dareu_jax.runs.checks import check_oracle, check_part
+from dareu_jax.runs.inputs import Inputs, parts_of
 from dareu_jax.unlearning import make_dareu, method_config, uses_prior
 
 GIB = 2**30

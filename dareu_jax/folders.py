@@ -1,9 +1,11 @@
-"""Folders that appear whole or not at all, on one process or several."""
+"""Files and folders that appear whole or not at all, on one process or several."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import is_first, wait_for_all
@@ -42,3 +44,18 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if first:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file from process 0, whole or not at all."""
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(path.suffix + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    wait_for_all(f"wrote {path}")

@@ -23,16 +23,17 @@ Leaves = dict[str, list]
 """``{path: [shape, dtype]}`` of a tree."""
 
 
-def write_manifest(folder: Path, leaves: Leaves, metric: float | None) -> None:
-    """Writes a step's manifest, whole or not at all.
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Write a step's manifest, whole or not at all.
 
     Args:
-      folder: of the step; leaves: see `describe`.
-      metric: its worth, lower is better; one that is no number is none.
+      folder: of the step; about: its ``leaves`` (see `describe`), its ``metric``, lower
+        is better, and what else is to be known of it, as JSON.
     """
+    metric = about["metric"]
     is_number = metric is not None and math.isfinite(metric)
     manifest = {
-        "leaves": leaves,
+        **about,
         "metric": metric if is_number else None,
         "files": _hashes(folder),
     }
@@ -44,9 +45,14 @@ def write_manifest(folder: Path, leaves: Leaves, metric: float | None) -> None:
     part.replace(folder / MANIFEST)
 
 
-def read_leaves(folder: Path) -> Leaves:
-    """The leaves of a step of which `problem` says nothing."""
-    return json.loads((folder / MANIFEST).read_text())["leaves"]
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a step of which `problem` says nothing."""
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return the meta of a step of which `problem` says nothing."""
+    return json.loads((folder / "meta" / "metadata").read_text())
 
 
 def read_metric(folder: Path) -> float | None:

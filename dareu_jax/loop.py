@@ -68,6 +68,7 @@ def run_stage(
     steps: int,
     step_fn: StepFn,
     make_guards: Callable[[Mapping[str, int]], Guards] | None = None,
+    model_of: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs ``step_fn`` from the newest checkpoint to the end; returns state and meta.
 
@@ -76,6 +77,7 @@ def run_stage(
       state: the initial state, also the target that a checkpoint must fit.
       steps: how many; step_fn: ``(state, step) -> (state, metrics)``.
       make_guards: from violations so far to guards that may stop early.
+      model_of: ``state -> parameters`` that are to be read by themselves later.
 
     Raises:
       TrainingError: a metric is NaN or infinite; the last checkpoint stays.
@@ -112,7 +114,8 @@ def run_stage(
                     meta["done"] = step == steps or bool(meta["stopped"])
                     meta["broken"] = guards.broken if guards else {}
                     meta["wall_s"] = before + time.monotonic() - begun
-                    checkpoints.save(step, state, meta, values[stage.headline])
+                    model = model_of(state) if model_of else None
+                    checkpoints.save(step, state, meta, values[stage.headline], model)
                 if meta["stopped"]:
                     break
                 if taken:

@@ -13,12 +13,12 @@ import argparse
 import json
 from pathlib import Path
 
+from dareu_jax.pipeline import evaluate, evaluate_params, suite_of, tow_of
+from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.pipeline import evaluate, evaluate_params, suite_of, tow_of
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import method_config
 

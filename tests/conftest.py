@@ -102,11 +102,11 @@ def tiny_run(tmp_path_factory):
     """A seed of tests/tiny.yaml: its corpus, tokens and model; nothing is trained."""
     from io import StringIO
 
+    from dareu_jax.stages import Run
     from rich.console import Console
 
     from dareu_jax.config import load_config
     from dareu_jax.reporting.progress import Progress
-    from dareu_jax.stages import Run
     from dareu_jax.tracking import Tracker
 
     folder = tmp_path_factory.mktemp("tiny_run")

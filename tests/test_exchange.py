@@ -10,6 +10,9 @@ import jax
 import make_golden as hf
 import numpy as np
 import pytest
+from dareu_jax.evaluator.subject import reference_of, subject_of
+from dareu_jax.export import export_run
+from dareu_jax.stages import Run
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -20,15 +23,12 @@ from dareu_jax.corpus import load_tokenizer, tokenise
 from dareu_jax.errors import UserError
 from dareu_jax.estimate import estimate, read_chips
 from dareu_jax.evaluation.evaluate import mean_logp
-from dareu_jax.evaluator.subject import reference_of, subject_of
-from dareu_jax.export import export_run
 from dareu_jax.imported import import_folder, open_imported
 from dareu_jax.models import abstract_params, split
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
 
 TESTS = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ from dareu_jax.integrity import (
     describe,
     fingerprint,
     problem,
-    read_leaves,
+    read_manifest,
     read_metric,
     write_manifest,
 )
@@ -33,17 +33,17 @@ def folder(tmp_path):
 
 
 def test_a_manifest_holds_the_sha256_of_every_file(folder):
-    write_manifest(folder, describe(TREE), 0.5)
+    write_manifest(folder, {"leaves": describe(TREE), "metric": 0.5})
     manifest = json.loads((folder / MANIFEST).read_text())
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert manifest == {"leaves": LEAVES, "metric": 0.5, "files": {"d/data": abc}}
-    assert problem(folder) == "" and read_leaves(folder) == LEAVES
+    assert problem(folder) == "" and read_manifest(folder)["leaves"] == LEAVES
     assert {path.name for path in folder.iterdir()} == {"d", MANIFEST}
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_no_number_is_none(folder, value):
-    write_manifest(folder, LEAVES, value)
+    write_manifest(folder, {"leaves": LEAVES, "metric": value})
     assert read_metric(folder) is None and problem(folder) == ""
 
 

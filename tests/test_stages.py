@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from dareu_jax.indexing import owner_stream
+from dareu_jax.stages import check_forget_batch, training_steps
 
 from dareu_jax.config import OptimiserConfig, with_overrides
 from dareu_jax.corpus import NOBODY, GroupedStream, owner_labels
 from dareu_jax.errors import UserError
-from dareu_jax.indexing import owner_stream
-from dareu_jax.stages import check_forget_batch, training_steps
 
 
 def owned(run):

@@ -30,9 +30,9 @@ from dareu_jax.corpus.shared import (
     without,
 )
 from dareu_jax.errors import UserError
-from dareu_jax.indexing import BatchesOf, training_steps
 from dareu_jax.integrity import fingerprint
 from dareu_jax.registry import did_you_mean
+from dareu_jax.runs.reward_index import BatchesOf, training_steps
 
 Queries = Sequence[tuple[str, str]]
 """``(prompt, response)`` of every answer."""

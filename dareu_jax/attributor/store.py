@@ -21,9 +21,9 @@ from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.corpus.shared import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.folders import new_folder
-from dareu_jax.indexing import placed, shapes_of
 from dareu_jax.parallel import is_first, named_leaves
 from dareu_jax.registry import KERNELS
+from dareu_jax.runs.reward_index import placed, shapes_of
 
 SPEC, ARRAYS = "spec.json", "index"
 SIGN = "higher: more of the owner's; compare owners within one answer"

@@ -16,7 +16,7 @@ from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
-from dareu_jax.parallel import Layouts, on_host, shared_out
+from dareu_jax.parallel import Layouts, Preemption, on_host, shared_out
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
@@ -45,6 +45,7 @@ class Suite:
       reference: parameters of the original, for kernels that need them.
       batch_size, max_new_tokens: of the greedy decoding.
       place: puts a numpy batch on the devices; layouts: where answers are decoded.
+      preemption: whether the machine is being taken away; asked before every batch.
     """
 
     model: Decoder
@@ -59,11 +60,21 @@ class Suite:
     max_new_tokens: int
     place: Callable[[Any], Any]
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
 
 def in_batches(suite: Suite, tokens: TokenBatch, score: Callable) -> Any:
-    """Applies ``score`` to batches of fixed shape; concatenates over the N records."""
-    return over_records(tokens, suite.batch_size, suite.place, score)
+    """Apply ``score`` to batches of fixed shape; concatenate over the N records.
+
+    Raises:
+      Preempted: the machine is being taken away.
+    """
+
+    def checked(batch: TokenBatch) -> Any:
+        suite.preemption.check("what was finished is saved")
+        return score(batch)
+
+    return over_records(tokens, suite.batch_size, suite.place, checked)
 
 
 def over_records(

@@ -20,16 +20,16 @@ from dareu_jax.evaluator.kept import Kept
 from dareu_jax.evaluator.measure import Reading
 from dareu_jax.evaluator.muse import muse_log, read_muse
 from dareu_jax.evaluator.owners import owners_log, owners_sets
-from dareu_jax.evaluator.subject import Subject, reference_of, subject_of
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table
 from dareu_jax.evaluator.tofu import tofu_log
+from dareu_jax.folders import write_json
 from dareu_jax.parallel import first_then_others
-from dareu_jax.pipeline import write_json
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.log_plots import plot_files
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.scores import print_scores
+from dareu_jax.runs.load import Subject, reference_of, subject_of
 
 BARE = "{prompt}"
 
@@ -135,10 +135,10 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
       UserError: bad input; that of files before the model is loaded.
     """
     suite, attacks = checked(asked)
-    subject = subject_of(asked.model, progress, asked.row, asked.seed)
+    subject = subject_of(asked.model, asked.row, asked.seed)
     data = data_of(suite, asked, subject)
     other = asked.reference_model
-    compared = None if other is None else reference_of(other, progress, asked.seed)
+    compared = None if other is None else reference_of(other, asked.seed)
     model = subject.load()
     reading = reading_of(asked, subject, model)
     settings = {

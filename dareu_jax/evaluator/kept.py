@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dareu_jax.folders import write_json
 from dareu_jax.parallel import agreed, is_first
-from dareu_jax.pipeline import write_json
 
 
 class Kept:

@@ -10,10 +10,11 @@ from dareu_jax.corpus.shared import owners_of, read_owned, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table, probabilities, values
-from dareu_jax.inputs import Inputs
-from dareu_jax.pipeline import check_corpus, eval_records
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs.evaluate import eval_records
+from dareu_jax.runs.folder import check_corpus
+from dareu_jax.runs.inputs import Inputs
 
 NAME = re.compile(r"[^\W\d_]+(?:[ .'’-]+[^\W\d_]+)*\.?")
 """Words and nothing else: "Ann Lee", not "owner_07"."""

@@ -12,15 +12,12 @@ from dareu_jax.fidelity.plan import check_plan, contenders
 from dareu_jax.fidelity.plot import write_plot
 from dareu_jax.fidelity.summary import ceiling, print_fidelity, summarise
 from dareu_jax.fidelity.trial import Trial
-from dareu_jax.pipeline import (
-    check_corpus,
-    claimed,
-    environment,
-    write_json,
-    write_text,
-)
+from dareu_jax.folders import write_json, write_text
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
+from dareu_jax.runs.folder import CONFIG, CORPUS, check_corpus, claimed
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.pipeline import environment, parameter_count
+from dareu_jax.runs.stages import Session
 from dareu_jax.tracking import Tracker
 
 __all__ = ["fidelity", "print_fidelity"]
@@ -41,21 +38,21 @@ def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]
     if not claimed(cfg, folder):
         with tempfile.TemporaryDirectory() as place:
             corpus = check_plan(cfg, Path(place), progress)
-        write_text(folder / "corpus.sha256", corpus.fingerprint + "\n")
-        write_text(folder / "config.resolved.yaml", dump_config(cfg))
+        write_text(folder / CORPUS, corpus.fingerprint + "\n")
+        write_text(folder / CONFIG, dump_config(cfg))
     scores, found = [], []
     with Tracker(folder) as tracker:
         for seed in cfg.seeds:
-            run = Run(cfg, seed, folder, tracker, progress)
-            check_corpus(run.corpus, folder)
-            with jax.set_mesh(run.mesh):
-                trial = Trial(run)
+            inputs = Inputs(cfg, seed, folder)
+            check_corpus(inputs.corpus, folder)
+            with jax.set_mesh(inputs.mesh):
+                trial = Trial(Session(inputs, tracker, progress))
                 scores.append({k: trial.scores(k, *v) for k, v in kernels.items()})
                 found.append(trial.outcomes())
             jax.clear_caches()  # thousands of programs exhaust a process's memory maps
     draws = cfg.fidelity.draws
     results = {
-        "scale": scale_of(run),
+        "scale": scale_of(inputs),
         "retrainings": sum(f.retrainings for f in found),
         "queries": sum(len(f.owner) for f in found),
         "ceiling": ceiling(found),
@@ -70,11 +67,11 @@ def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]
     return results
 
 
-def scale_of(run: Run) -> str:
+def scale_of(inputs: Inputs) -> str:
     """The sentence that says how small the experiment is."""
-    cfg, corpus = run.cfg, run.corpus
-    size = sum(leaf.size for leaf in jax.tree.leaves(run.original)) / 1e6
-    origin = "imported" if run.imported else "trained from scratch"
+    cfg, corpus = inputs.cfg, inputs.corpus
+    size = parameter_count(inputs) / 1e6
+    origin = "imported" if inputs.imported else "trained from scratch"
     seeds = f"{len(cfg.seeds)} seed" + "s" * (len(cfg.seeds) > 1)
     facts = (
         f"{size:.1f} M parameters {origin}, {len(corpus.owners)} owners, "

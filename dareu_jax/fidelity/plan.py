@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dareu_jax.checks import check
 from dareu_jax.config import AttributionConfig, RunConfig, with_overrides
 from dareu_jax.corpus import Corpus
 from dareu_jax.errors import UserError
 from dareu_jax.fidelity.trial import IN_RUN, KEPT
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs.checks import check
 
 FEWEST = 4
 """Subsets of owners below which a rank correlation over them says nothing."""

@@ -23,12 +23,13 @@ from dareu_jax.config import AttributionConfig
 from dareu_jax.errors import TrainingError
 from dareu_jax.evaluation import fidelity as metrics
 from dareu_jax.evaluation.evaluate import greedy, mean_logp, over_records
-from dareu_jax.indexing import Indexer, snapshot_folder
+from dareu_jax.folders import write_json
 from dareu_jax.loop import run_stage
 from dareu_jax.models import Decoder, join, response_logps, split
 from dareu_jax.models.optimiser import make_schedule
-from dareu_jax.pipeline import write_json
-from dareu_jax.stages import Run
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.reward_index import Fitted, Indexer, snapshot_folder
+from dareu_jax.runs.stages import Session, finetune, result_of, snapshots, training
 from dareu_jax.unlearning import TrainState
 
 IN_RUN = "in_run_shapley"
@@ -76,19 +77,24 @@ class Trial:
     """One seed of `dareu fidelity`; every part is kept on disk when it is done.
 
     Args:
-      run: the seed, in the folder of the whole.
+      session: of the seed, in the folder of the whole.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
-        self.folder = run.folder / "fidelity" / f"seed_{run.seed}"
+    def __init__(self, session: Session):
+        self.session, self.inputs = session, session.inputs
+        self.folder = self.inputs.folder / "fidelity" / f"seed_{self.inputs.seed}"
+
+    @functools.cached_property
+    def original(self) -> Any:
+        """Parameters of the model that is fine-tuned on all owners."""
+        return result_of(self.session, "original")
 
     @functools.cached_property
     def records(self) -> tuple[owned.Record, ...]:
         """The first records of every owner, those that queries are made of."""
-        limit, taken = self.run.cfg.fidelity.queries_per_owner, dict[str, int]()
+        limit, taken = self.inputs.cfg.fidelity.queries_per_owner, dict[str, int]()
         chosen = []
-        for record in self.run.corpus.train:
+        for record in self.inputs.corpus.train:
             taken[record.owner] = taken.get(record.owner, 0) + 1
             if record.owner != owned.NOBODY and taken[record.owner] <= limit:
                 chosen.append(record)
@@ -97,15 +103,15 @@ class Trial:
     @functools.cached_property
     def queries(self) -> owned.TokenBatch:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
-        run, gold = self.run, self.run.tokens(self.records)
-        width, stop_ids = gold.response.shape[1], run.tokenizer.stop_ids
-        decode = greedy(run.model, run.original, stop_ids, width, run.layouts)
+        inputs, gold = self.inputs, self.inputs.tokens(self.records)
+        width, stop_ids = gold.response.shape[1], inputs.tokenizer.stop_ids
+        decode = greedy(inputs.model, self.original, stop_ids, width, inputs.layouts)
         rollout = self._over(gold, decode)
         return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
 
     def _over(self, tokens: owned.TokenBatch, score: Callable) -> Any:
-        size = self.run.cfg.evaluation.batch_size
-        return over_records(tokens, size, self.run.place, score)
+        size = self.inputs.cfg.evaluation.batch_size
+        return over_records(tokens, size, self.inputs.place, score)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> np.ndarray:
         """``make()`` as an array, from disk where it is there.
@@ -118,7 +124,7 @@ class Trial:
             made = np.asarray(make())
             if not np.isfinite(made).all():
                 raise TrainingError(
-                    f"seed {self.run.seed} {name}: a number is not finite; lower "
+                    f"seed {self.inputs.seed} {name}: a number is not finite; lower "
                     "finetune.learning_rate, or leave that kernel out"
                 )
             write_json(path, made.tolist())
@@ -126,47 +132,47 @@ class Trial:
 
     def likelihoods(self, params: Any) -> np.ndarray:
         """Mean log-likelihood of own and of gold answers, ``[2, Q]``."""
-        score = functools.partial(mean_logp, self.run.model, params)
-        texts = self.queries, self.run.tokens(self.records)
+        score = functools.partial(mean_logp, self.inputs.model, params)
+        texts = self.queries, self.inputs.tokens(self.records)
         return np.stack([self._over(text, score) for text in texts])
 
     def retrained(self, kept: np.ndarray) -> np.ndarray:
         """`likelihoods` under a model of the owners in ``kept [O]`` and of nobody's."""
-        run, names = self.run, self.run.corpus.owners
+        inputs, names = self.inputs, self.inputs.corpus.owners
         code = int("".join("1" if k else "0" for k in kept), 2)
         stage = f"retrained_{code:x}"
 
         def make() -> np.ndarray:
             gone = {name for name, k in zip(names, kept, strict=True) if not k}
-            rest = tuple(r for r in run.corpus.train if r.owner not in gone)
-            return self.likelihoods(run.finetune(stage, rest))
+            rest = tuple(r for r in inputs.corpus.train if r.owner not in gone)
+            return self.likelihoods(finetune(self.session, stage, rest))
 
         found = self._kept(stage, make)
-        state = run.stage(stage, "", "").folder
+        state = self.session.stage(stage, "").folder
         for folder in (state, snapshot_folder(state)):
             shutil.rmtree(folder, ignore_errors=True)
         return found
 
     def outcomes(self) -> Outcomes:
         """Every retraining, one after another."""
-        run, cfg = self.run, self.run.cfg.fidelity
-        names = run.corpus.owners
+        inputs, cfg = self.inputs, self.inputs.cfg.fidelity
+        names = inputs.corpus.owners
         masks = metrics.subsets(len(names), cfg.subsets, cfg.share)
         subsets = np.stack([self.retrained(mask) for mask in masks], axis=-1)
         alone = ~np.eye(len(names), dtype=bool)
         without = np.stack([self.retrained(mask)[0] for mask in alone], axis=-1)
-        whole = self._kept("original", lambda: self.likelihoods(run.original))[0]
+        whole = self._kept("original", lambda: self.likelihoods(self.original))[0]
         owner = owned.owner_labels(self.records, names)
         gains = self._kept("tail_patch", self.gains)
         return Outcomes(owner, masks, subsets, whole, without, gains)
 
     def gains(self) -> np.ndarray:
         """What one gradient step on each owner's records adds, ``[Q, O]`` nats."""
-        run, columns = self.run, []
-        before = self.likelihoods(run.original)[0]
-        for name in run.corpus.owners:
-            own = tuple(r for r in run.corpus.train if r.owner == name)
-            moved = self.likelihoods(one_step(run, run.original, own))
+        inputs, columns = self.inputs, []
+        before = self.likelihoods(self.original)[0]
+        for name in inputs.corpus.owners:
+            own = tuple(r for r in inputs.corpus.train if r.owner == name)
+            moved = self.likelihoods(one_step(inputs, self.original, own))
             columns.append(moved[0] - before)
         return np.stack(columns, axis=1)
 
@@ -177,8 +183,17 @@ class Trial:
             return Scores(self._kept(label, in_run), None)
 
         def make() -> list[np.ndarray]:
-            indexer = Indexer(self.run, f"kernel_{label}", name, options)
-            index, params = indexer.index(), self.run.original
+            params, stage = self.original, f"kernel_{label}"
+            indexer = Indexer(
+                self.inputs,
+                stage,
+                name,
+                Fitted("classifier", stage),
+                where=self.session.stage,
+                snapshots=functools.partial(snapshots, self.inputs, params),
+                attribution=options,
+            )
+            index = indexer.build.index(params)
             pairs = (indexer.kernel, index), indexer.as_reward(params, index)
             found = [
                 self._over(self.queries, functools.partial(jax.jit(k.score), params, i))
@@ -191,25 +206,25 @@ class Trial:
 
     def in_run(self, label: str, reduction: str) -> np.ndarray:
         """In-Run Data Shapley of the original's own training, ``[Q, O]``."""
-        run, cfg = self.run, self.run.cfg.finetune
-        records, grouped = run.corpus.train, cfg.group_by_length
-        stream = run.stream("finetune", records, cfg.batch_size, grouped)
-        labels = owned.owner_labels(records, run.corpus.owners)
-        start = run.start_of("model")
-        state, train, steps = run.training("finetune", run.model, cfg, stream, start)
+        inputs, cfg = self.inputs, self.inputs.cfg.finetune
+        records, grouped = inputs.corpus.train, cfg.group_by_length
+        stream = inputs.stream("finetune", records, cfg.batch_size, grouped)
+        labels = owned.owner_labels(records, inputs.corpus.owners)
+        start = inputs.start_of("model")
+        state, train, steps = training(self.session, "finetune", cfg, stream, start)
         frozen = {} if start is None else split(start)[1]
         rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
-        owners, size = len(run.corpus.owners), run.cfg.evaluation.batch_size
+        owners, size = len(inputs.corpus.owners), inputs.cfg.evaluation.batch_size
         parts = [
-            (run.place(part), valid)
+            (inputs.place(part), valid)
             for part, valid in owned.sequential(self.queries, size)
         ]
-        how = How(run.model, exact(), reduction)
+        how = How(inputs.model, exact(), reduction)
 
         def step_fn(carry: tuple[TrainState, list[jax.Array]], step: int):
             state, totals = carry
             params, rate = join(frozen, state.params), jnp.float32(rates(step))
-            batch = run.place(OwnerBatch(stream[step], labels[stream.rows(step)]))
+            batch = inputs.place(OwnerBatch(stream[step], labels[stream.rows(step)]))
             share = functools.partial(step_shares, how, owners, params, batch)
             totals = [
                 total + share(part, rate)
@@ -219,7 +234,7 @@ class Trial:
             return (state, totals), values
 
         totals = [jnp.zeros((size, owners), jnp.float32) for _ in parts]
-        where = run.stage(f"kernel_{label}", "loss", "lower finetune.learning_rate")
+        where = self.session.stage(f"kernel_{label}", "lower finetune.learning_rate")
         (_, totals), _ = run_stage(where, (state, totals), steps, step_fn)
         shutil.rmtree(where.folder, ignore_errors=True)
         kept = [np.asarray(x)[:n] for x, (_, n) in zip(totals, parts, strict=True)]
@@ -237,21 +252,21 @@ def summed_gradient(model: Decoder, params: Any, batch: owned.TokenBatch) -> Any
     return jax.grad(total)(trained)
 
 
-def one_step(run: Run, params: Any, records: tuple[owned.Record, ...]) -> Any:
+def one_step(inputs: Inputs, params: Any, records: tuple[owned.Record, ...]) -> Any:
     """``params`` after one gradient step up the likelihood of ``records``.
 
     The step has `PATCH` times the length of an Adam step at the fine-tuning's rate.
     """
     total = None
     for batch, valid in owned.sequential(
-        run.tokens(records), run.cfg.finetune.batch_size
+        inputs.tokens(records), inputs.cfg.finetune.batch_size
     ):
         batch.response_mask[valid:] = False
-        own = summed_gradient(run.model, params, run.place(batch))
+        own = summed_gradient(inputs.model, params, inputs.place(batch))
         total = own if total is None else jax.tree.map(jnp.add, total, own)
     trained, frozen = split(params)
     entries = sum(x.size for x in jax.tree.leaves(trained))
-    length = PATCH * run.cfg.finetune.learning_rate * entries**0.5
+    length = PATCH * inputs.cfg.finetune.learning_rate * entries**0.5
     scale = length / optax.tree.norm(total)
     moved = jax.tree.map(lambda x, g: x + (scale * g).astype(x.dtype), trained, total)
     return join(frozen, moved)

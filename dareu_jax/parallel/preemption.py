@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from dareu_jax.errors import Preempted
+
 
 class Preemption:
     """Whether SIGTERM has come, to this process or to any other of the run."""
@@ -22,6 +24,11 @@ class Preemption:
         if jax.process_count() == 1:
             return self._signalled
         return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    def check(self, kept: str) -> None:
+        """Raise `Preempted`, which says what is ``kept``, if it has come."""
+        if self.has_come():
+            raise Preempted(kept)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Preemption"]:

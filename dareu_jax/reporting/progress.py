@@ -16,11 +16,11 @@ class Progress:
     """Shows how far each stage is.
 
     Args:
-      console: where to write; a terminal gets bars.
+      console: where to write, a terminal gets bars; none: nowhere.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(quiet=True)
 
     def say(self, line: str) -> None:
         """Prints one plain line."""

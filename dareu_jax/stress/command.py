@@ -10,14 +10,22 @@ import jax
 
 from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.errors import UserError
-from dareu_jax.export import UNLEARNED as FIRST_METHOD
-from dareu_jax.export import finished, row_of, seed_of
+from dareu_jax.folders import write_json
 from dareu_jax.parallel import Preemption, agreed, is_first
-from dareu_jax.pipeline import check_corpus, suite_of, write_json
 from dareu_jax.registry import STRESS
 from dareu_jax.reporting.page import write_page
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
+from dareu_jax.runs.evaluate import suite_of
+from dareu_jax.runs.folder import UNLEARNED as FIRST_METHOD
+from dareu_jax.runs.folder import (
+    check_corpus,
+    finished,
+    oracles_of,
+    row_of,
+    seed_of,
+)
+from dareu_jax.runs.load import check_indices, opened, params_of
+from dareu_jax.runs.stages import Session, indexer
 from dareu_jax.stress.broken import broken, caveat_of
 from dareu_jax.stress.context import (
     ROLES,
@@ -33,6 +41,7 @@ from dareu_jax.tracking import Tracker
 from dareu_jax.trees import parse_value
 
 FOLDER, PLOTS, SHOWN = "stress", "plots.png", "answers.json"
+INDICES = ("reward", "judge")
 ANSWERS = 20
 """Forget questions whose answers the report shows, the first ones."""
 
@@ -72,9 +81,10 @@ def stress(
     todo = [test for test in chosen if test.name not in kept]
     if todo or shown is None:
         with Tracker(folder / FOLDER) as tracker:
-            run = Run(cfg, seed, folder, tracker, progress, preemption)
-            check_corpus(run.corpus, folder)
-            with jax.set_mesh(run.mesh):
+            inputs = opened(cfg, seed, folder)
+            run = Session(inputs, tracker, progress, preemption or Preemption())
+            check_corpus(inputs.corpus, folder)
+            with jax.set_mesh(inputs.mesh):
                 context = context_of(run, name, results["seeds"][str(seed)]["models"])
                 if shown is None:
                     shown = answers_of(context)
@@ -111,21 +121,27 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
 
 
 def context_of(
-    run: Run, name: str, judged: Mapping[str, Mapping[str, float]]
+    run: Session, name: str, judged: Mapping[str, Mapping[str, float]]
 ) -> Context:
     """What every test is given: the models, from the run's checkpoints.
 
     Args:
-      run: the seed; name: row of the unlearned model; judged: metrics of every row.
+      run: the session of the seed; name: row of the unlearned model.
+      judged: metrics of every row.
 
     Raises:
       UserError: a model gives a forget answer a probability that is no number.
     """
-    suite = suite_of(run)
-    rows = {role: role for role in ROLES if role in run.oracles} | {UNLEARNED: name}
-    models = {role: run.model_params(row) for role, row in rows.items()}
+    inputs = run.inputs
+    check_indices(inputs)
+    oracles = oracles_of(inputs.cfg)
+    rows = {role: role for role in ROLES if role in oracles} | {UNLEARNED: name}
+    models = {role: params_of(inputs, row) for role, row in rows.items()}
+    original = models["original"]
+    judges = {name: indexer(run, name, original).built(original) for name in INDICES}
+    suite = suite_of(run, {**models, **judges})
     own = {role: judged[row] for role, row in rows.items()}
-    context = Context(run, suite, models, own, run.folder / FOLDER)
+    context = Context(run, suite, models, own, inputs.folder / FOLDER)
     known = {role: context.probability(params) for role, params in models.items()}
     check_finite("probability of the forget answers", known)
     return context
@@ -145,12 +161,12 @@ def answers_of(context: Context) -> dict[str, Any]:
             "owner": record.owner,
             "answers": {role: answers.text[row] for role, answers in said.items()},
         }
-        for row, record in enumerate(run.split.forget[:ANSWERS])
+        for row, record in enumerate(run.inputs.split.forget[:ANSWERS])
     ]
     signs = {role: broken(answers, stop_ids) for role, answers in said.items()}
     return {
         "answers": rows,
-        "records": len(run.split.forget),
+        "records": len(run.inputs.split.forget),
         "caveat": caveat_of(signs),
     }
 
@@ -163,12 +179,13 @@ def attempted(
     begun = time.monotonic()
     found = test.attempt(context)
     wall = time.monotonic() - begun
-    run.progress.say(f"seed {run.seed} {test.name}: done in {wall:.1f} s")
+    seed = run.inputs.seed
+    run.progress.say(f"seed {seed} {test.name}: done in {wall:.1f} s")
     return {
         "test": test.name,
         "model": name,
-        "seed": run.seed,
-        "settings": test.settings(run.cfg.stress),
+        "seed": seed,
+        "settings": test.settings(run.inputs.cfg.stress),
         **found,
         "verdict": f"{found['verdict']} {caveat}".strip(),
     }

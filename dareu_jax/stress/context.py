@@ -15,7 +15,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.evaluation.evaluate import Answers, Suite, answer, in_batches, mean_logp
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.registry import STRESS
-from dareu_jax.stages import Run
+from dareu_jax.runs.stages import Session
 from dareu_jax.stress.verdict import above_of, verdict_of
 
 ORIGINAL, RETRAINED, UNLEARNED = ROLES = ("original", "retrained", "unlearned")
@@ -28,14 +28,14 @@ class Context:
     """The models of one seed, and what they are judged on and by.
 
     Attributes:
-      run: the seed; suite: what its models were evaluated with.
+      run: the session of the seed; suite: what its models were evaluated with.
       models: role of `ROLES` -> parameters; a run may have no retrained model.
       judged: role -> the metrics that the run's own table has for it.
       folder: where stages of the tests keep their state.
       given: role -> greedy answers to the forget prompts, once they were asked for.
     """
 
-    run: Run
+    run: Session
     suite: Suite
     models: Mapping[str, Any]
     judged: Mapping[str, Mapping[str, float]]
@@ -45,7 +45,7 @@ class Context:
     @property
     def cfg(self) -> StressConfig:
         """The settings of the tests."""
-        return self.run.cfg.stress
+        return self.run.inputs.cfg.stress
 
     @property
     def forget(self) -> owned.TokenBatch:

@@ -61,7 +61,7 @@ def signs(context: Context, role: str) -> dict[str, np.ndarray]:
     """Label -> whether each answer shows that sign, ``[N]`` bool."""
     suite, run = context.suite, context.run
     kernel, index = suite.judges["attribution_unseen"]
-    own = owned.owner_labels(run.split.forget, run.corpus.owners)
+    own = owned.owner_labels(run.inputs.split.forget, run.inputs.corpus.owners)
     score = functools.partial(best_owner, kernel, suite.reference, index)
     best = in_batches(suite, context.said(role), score)
     return {

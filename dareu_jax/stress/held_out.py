@@ -1,8 +1,7 @@
 """Held-out attribution: do judges that no method saw name the forget owners?"""
 
-import copy
+import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,10 @@ from dareu_jax.attribution import Kernel
 from dareu_jax.config import ModelConfig, RunConfig
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.evaluation.evaluate import in_batches, owners_score
-from dareu_jax.indexing import Indexer
-from dareu_jax.stages import Run
+from dareu_jax.loop import Stage
+from dareu_jax.runs.folder import stage_folder
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.reward_index import Fitted, Indexer
 from dareu_jax.stress.context import Context, check_finite, means, outcome, stress_test
 
 SIZES = ("decoder-100k", "decoder-300k", "decoder-400k")
@@ -39,17 +40,24 @@ def fresh_size(cfg: RunConfig) -> str:
     return next(size for size in SIZES if size not in taken)
 
 
-def held_out_run(run: Run, folder: Path) -> Run:
-    """The run with a fresh classifier of another size, whose stages are in ``folder``.
+def held_out_inputs(inputs: Inputs) -> Inputs:
+    """Return the same seed with a fresh classifier of another size."""
+    cfg = inputs.cfg
+    small = {"model": ModelConfig(preset=fresh_size(cfg)), "lora": None}
+    fresh = cfg.evaluation.judge.model_copy(update=small)
+    cfg = cfg.model_copy(update={"classifier": fresh})
+    return Inputs(cfg, inputs.seed, inputs.folder, is_finished=True)
 
-    It shares what ``run`` has read and trained so far.
-    """
-    small = {"model": ModelConfig(preset=fresh_size(run.cfg)), "lora": None}
-    fresh = run.cfg.evaluation.judge.model_copy(update=small)
-    other = copy.copy(run)
-    other.cfg = run.cfg.model_copy(update={"classifier": fresh})
-    other.folder = folder
-    return other
+
+def indexer_of(context: Context, inputs: Inputs, name: str) -> Indexer:
+    """Return how the index of held-out judge ``name`` is built, beside the run's."""
+
+    def where(stage: str, remedy: str) -> Stage:
+        folder = stage_folder(context.folder, inputs.seed, stage)
+        return dataclasses.replace(context.run.stage(stage, remedy), folder=folder)
+
+    stage = f"held_out_{name}"
+    return Indexer(inputs, stage, name, Fitted("classifier", stage), where=where)
 
 
 def attribution(
@@ -95,15 +103,15 @@ def held_out(context: Context) -> dict[str, Any]:
     are on prefixes: ``prefixes`` has the attribution of the first x of every answer,
     by the reward itself and by the fresh classifier.
     """
-    run = context.run
-    other = held_out_run(run, context.folder)
+    inputs, original = context.run.inputs, context.suite.reference
+    other = held_out_inputs(inputs)
     said = {role: context.said(role) for role in context.models}
     found: dict[str, dict[str, list[float]]] = {}
     gold: dict[str, float] = {}
     reward = context.suite.judges["attribution_reward"]
     curves = {REWARD: by_prefix(context, reward, said)}
-    for label, name in judges_of(run.cfg).items():
-        judge = Indexer(other, f"held_out_{name}", name).built()
+    for label, name in judges_of(inputs.cfg).items():
+        judge = indexer_of(context, other, name).built(original)
         own = attribution(context, judge, context.forget)
         gold[label] = sum(own) / len(own)
         found[label] = {
@@ -117,7 +125,7 @@ def held_out(context: Context) -> dict[str, Any]:
         MORE,
         parts={f"attribution, {x}": own for x, own in found.items() if x != FRESH},
         gold=gold,
-        classifier=fresh_size(run.cfg),
+        classifier=fresh_size(inputs.cfg),
         prefixes=list(PREFIXES),
         curves=curves,
     )

@@ -11,8 +11,8 @@ from dareu_jax import corpus as owned
 from dareu_jax.evaluation.evaluate import answer
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.parallel import shared_out
-from dareu_jax.pipeline import tow_of
-from dareu_jax.stages import Run
+from dareu_jax.runs.evaluate import tow_of
+from dareu_jax.runs.stages import Session
 from dareu_jax.stress.context import UNLEARNED, Context, means, outcome, stress_test
 from dareu_jax.stress.paraphrase import paraphrases_of
 
@@ -107,12 +107,12 @@ def with_hints(forget: Sequence[owned.Record], rng: random.Random) -> Asked:
     return found
 
 
-def all_prompts(run: Run) -> tuple[dict[str, Asked], dict[str, str]]:
+def all_prompts(run: Session) -> tuple[dict[str, Asked], dict[str, str]]:
     """Every way of asking, and why some are left out."""
-    forget = run.split.forget
-    owners = [r for r in run.split.retain if r.owner != owned.NOBODY]
-    others = owners or list(run.split.retain)
-    rng = random.Random(f"{run.seed}/stress/prompts")
+    forget = run.inputs.split.forget
+    owners = [r for r in run.inputs.split.retain if r.owner != owned.NOBODY]
+    others = owners or list(run.inputs.split.retain)
+    rng = random.Random(f"{run.inputs.seed}/stress/prompts")
     rows, gold = list(range(len(forget))), [r.response for r in forget]
     ways = {
         DIRECT: [r.prompt for r in forget],
@@ -137,9 +137,9 @@ def all_prompts(run: Run) -> tuple[dict[str, Asked], dict[str, str]]:
     return asked, {}
 
 
-def tokens_of(run: Run, asked: dict[str, Asked]) -> dict[str, owned.TokenBatch]:
+def tokens_of(run: Session, asked: dict[str, Asked]) -> dict[str, owned.TokenBatch]:
     """Every way's prompts as tokens, uncut and of one width; responses stay empty."""
-    cfg, tokenizer = run.cfg.corpus, run.tokenizer
+    cfg, tokenizer = run.inputs.cfg.corpus, run.inputs.tokenizer
     records = {
         label: [owned.Record("", "", prompt, "") for prompt in how.prompts]
         for label, how in asked.items()
@@ -215,7 +215,7 @@ def prompts(context: Context) -> dict[str, Any]:
                     right[role] = right_choices(said, how)
             advance(number + 1, label)
     same = [label for label in SAME if label in asked]
-    count = len(run.split.forget)
+    count = len(run.inputs.split.forget)
     worst = {
         role: worst_case(count, {x: (asked[x].rows, scores[x][role]) for x in same})
         for role in context.models

@@ -113,9 +113,9 @@ def quantise(context: Context) -> dict[str, Any]:
     and of ROUGE. It is 1 where rounding brings records back: `brought_back` says that.
     Adapters are merged into the weights that they adapt.
     """
-    run, alpha = context.run, context.run.model.cfg.lora_alpha
+    run, alpha = context.run, context.run.inputs.model.cfg.lora_alpha
     whole = {
-        role: run.made(functools.partial(merge, alpha=alpha), params)
+        role: run.inputs.made(functools.partial(merge, alpha=alpha), params)
         for role, params in context.models.items()
     }
     found: dict[str, dict[str, Any]] = {"unrounded": {}, **{n: {} for n in FORMATS}}
@@ -125,7 +125,7 @@ def quantise(context: Context) -> dict[str, Any]:
             params = whole[role]
             if name in FORMATS:
                 how = functools.partial(quantised, rounding=FORMATS[name])
-                params = run.made(how, params)
+                params = run.inputs.made(how, params)
             found[name][role] = context.probability(params)
             rouge[name][role] = context.rouge(params)
             advance(done + 1, f"{name} {role}")

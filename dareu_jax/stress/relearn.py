@@ -12,7 +12,7 @@ from dareu_jax import corpus as owned
 from dareu_jax.evaluation.text_quality import words
 from dareu_jax.models import join, split
 from dareu_jax.parallel import key_of
-from dareu_jax.stages import Run, optimiser_of
+from dareu_jax.runs.stages import Session, optimiser_of
 from dareu_jax.stress.context import Context, means, outcome, stress_test
 from dareu_jax.unlearning import finetune_step, init_training
 
@@ -99,11 +99,11 @@ def relearn(context: Context) -> dict[str, Any]:
     end any model knows them. `best_gain` stands beside it for each kind of training:
     ``few rows`` counts the records that were not trained on, ``neighbours`` all.
     """
-    run, count = context.run, len(context.run.split.forget)
+    run, count = context.run, len(context.run.inputs.split.forget)
     few = evenly(count, context.cfg.few_rows)
     others = [row for row in range(count) if row not in few] or few
     whole = list(range(count))
-    forget, retain = run.split.forget, run.split.retain
+    forget, retain = run.inputs.split.forget, run.inputs.split.retain
     plan = {
         ROWS: (forget, whole),
         FEW: (tuple(forget[row] for row in few), others),
@@ -146,11 +146,11 @@ def robustness_of(gains: dict[str, list[float]]) -> float | None:
     return relearning_robustness(mean["retrained"], mean["unlearned"])
 
 
-def optimiser_for(run: Run) -> optax.GradientTransformation:
+def optimiser_for(run: Session) -> optax.GradientTransformation:
     """The run's fine-tuning optimiser, at the stress test's rate and steps."""
-    rate = run.cfg.stress.learning_rate or run.cfg.finetune.learning_rate
-    cfg = run.cfg.finetune.model_copy(update={"learning_rate": rate})
-    return optimiser_of(cfg, run.cfg.stress.steps)
+    rate = run.inputs.cfg.stress.learning_rate or run.inputs.cfg.finetune.learning_rate
+    cfg = run.inputs.cfg.finetune.model_copy(update={"learning_rate": rate})
+    return optimiser_of(cfg, run.inputs.cfg.stress.steps)
 
 
 def measured(context: Context, params: Any) -> dict[str, list[float]]:
@@ -188,19 +188,21 @@ def training_path(
     Every model sees the same batches in the same order.
     """
     run, cfg = context.run, context.cfg
-    start = run.with_adapters(context.models[role], "model")
+    start = run.inputs.with_adapters(context.models[role], "model")
     trained, frozen = split(start)
     own = jax.tree.map(jnp.copy, trained)  # a step gives its state's memory away
-    key = run.key(f"stress/relearn/{label}")
-    state = init_training(run.model, optimiser, own, key=key)
-    stream = run.stream(f"stress/relearn/{label}", records, run.cfg.finetune.batch_size)
+    key = run.inputs.key(f"stress/relearn/{label}")
+    state = init_training(run.inputs.model, optimiser, own, key=key)
+    stream = run.inputs.stream(
+        f"stress/relearn/{label}", records, run.inputs.cfg.finetune.batch_size
+    )
     at = measured_steps(cfg.steps)
     title = f"relearn {label}: {role}"
     with run.progress.stage(title, cfg.steps) as advance:
         for step in range(1, cfg.steps + 1):
-            batch = run.place(stream[step - 1])
+            batch = run.inputs.place(stream[step - 1])
             state, values = finetune_step(
-                run.model, optimiser, state, frozen, batch, key=key_of(key, step)
+                run.inputs.model, optimiser, state, frozen, batch, key=key_of(key, step)
             )
             if step in at:
                 advance(step, f"loss {float(values['loss']):.4f}")

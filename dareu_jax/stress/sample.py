@@ -85,7 +85,7 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
     with run.progress.stage(title, samples) as advance:
         for number in range(samples):
             numbers = itertools.count()
-            key = key_of(run.key("stress/sample"), number)
+            key = key_of(run.inputs.key("stress/sample"), number)
             decode = functools.partial(
                 sampled, context, there, temperature, key, numbers
             )

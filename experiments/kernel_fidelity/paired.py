@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config
@@ -19,7 +20,6 @@ from dareu_jax.evaluation.fidelity import lds
 from dareu_jax.fidelity.plan import contenders
 from dareu_jax.fidelity.trial import Trial
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
 
 DRAWS = 2000

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from dareu_jax.indexing import Indexer
+from dareu_jax.pipeline import evaluate_params, suite_of, tow_of, write_json
+from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.indexing import Indexer
-from dareu_jax.pipeline import evaluate_params, suite_of, tow_of, write_json
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
 
 QUICKSTART = Path(__file__).parent.parent / "quickstart" / "config.yaml"

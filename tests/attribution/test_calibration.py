@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dareu_jax.stages import Run
 
 from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import probabilities
 from dareu_jax.config import with_overrides
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.registry import KERNELS
-from dareu_jax.stages import Run
 
 
 def counting():

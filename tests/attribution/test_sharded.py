@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dareu_jax.indexing import Build, placed
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
@@ -17,7 +18,6 @@ from dareu_jax.attribution import Kernel, OwnerBatch, build_index
 from dareu_jax.attribution.bilinear import projected
 from dareu_jax.attributor.store import abstract_index
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.indexing import Build, placed
 from dareu_jax.loop import Stage
 from dareu_jax.parallel import Preemption, Stopwatch, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config
@@ -16,7 +17,6 @@ from dareu_jax.fidelity.plan import check_plan, contenders
 from dareu_jax.fidelity.summary import ceiling, summarise
 from dareu_jax.fidelity.trial import Outcomes, Scores, Trial
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 
 CHANGES = {
     "corpus": {"owners": 4, "records_per_owner": 4, "general_facts": 2},

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dareu_jax.checks import check_reward
+from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.attribution.calibration import calibrated
 from dareu_jax.attribution.linear import margin, margin_weights, spread
-from dareu_jax.checks import check_reward
 from dareu_jax.config import with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.refresh import FreshIndex
 

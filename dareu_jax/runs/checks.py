@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before anything is trained."""
+"""Find what is wrong with a run before anything is trained."""
 
 import functools
 from pathlib import Path
@@ -9,31 +9,32 @@ from dareu_jax import corpus as owned
 from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
 from dareu_jax.imported import open_imported
-from dareu_jax.inputs import Part, parts_of
 from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
-from dareu_jax.stages import Run, check_forget_batch
-from dareu_jax.tracking import Tracker
-from dareu_jax.unlearning import method_config
+from dareu_jax.runs.inputs import Inputs, Part, parts_of
+from dareu_jax.runs.plan import plan
+from dareu_jax.runs.reward_index import kernel_of
+from dareu_jax.runs.stages import FITTED
+from dareu_jax.unlearning import method_config, needs_of
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
     for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
-    with Tracker(trial) as tracker:
-        one = Run(cfg, cfg.seeds[0], trial, tracker, progress)
-        for records in (one.split.forget, one.split.retain, one.split.test):
-            one.tokens(records)
-        check_models(one)
-        check_reward(one)
-        for name in cfg.methods:
-            check_forget_batch(one, name, method_config(cfg, name))
-        for size in batch_sizes(cfg, one):
-            check_divisible(size, one.mesh)
-            one.layouts.check(size)
+    plan(cfg)
+    one = Inputs(cfg, cfg.seeds[0], trial)
+    for records in (one.split.forget, one.split.retain, one.split.test):
+        one.tokens(records)
+    check_models(one)
+    check_reward(one)
+    for name in cfg.methods:
+        check_forget_batch(one, name, method_config(cfg, name))
+    for size in batch_sizes(cfg):
+        check_divisible(size, one.mesh)
+        one.layouts.check(size)
     if not one.split.test:
         progress.say(
             "note: no test records; Tug-of-War is over forget and retain alone"
@@ -47,13 +48,13 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
     return one.corpus
 
 
-def check_reward(one: Run) -> None:
+def check_reward(one: Inputs) -> None:
     """Raises `UserError` when the kernel cannot be used as the reward is set."""
     cfg = one.cfg.reward
     KERNELS.get(cfg.kernel)
     if not cfg.refresh_every and not cfg.margin:
         return
-    kernel = one.indexer.kernel
+    kernel = kernel_of(one, cfg.kernel, FITTED["reward"])
     if cfg.refresh_every and not kernel.follows_model:
         raise UserError(
             f"reward.refresh_every = {cfg.refresh_every}: kernel {cfg.kernel} does not "
@@ -71,7 +72,7 @@ def check_reward(one: Run) -> None:
         )
 
 
-def check_models(one: Run) -> None:
+def check_models(one: Inputs) -> None:
     """Checks that original, retrained and adapters can be had.
 
     Raises:
@@ -119,12 +120,23 @@ def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
         raise UserError(f"{part.prefix}{error}") from None
 
 
-def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:
-    """Every batch size that must split over the mesh."""
+def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` when the forget records cannot fill one batch."""
+    need = needs_of(name, cfg)["forget"]
+    have = len(one.split.forget)
+    if have < need.batch_size:
+        raise UserError(
+            f"forget owners {', '.join(cfg.corpus.forget)} have {have} records but a "
+            f"batch takes {need.key} = {need.batch_size}; lower it to at most {have}"
+        )
+
+
+def batch_sizes(cfg: RunConfig) -> list[int]:
+    """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
     sizes = [part.batch_size for part in parts]
     for name in cfg.methods:
-        needs = one.draft(name, method_config(cfg, name)).needs
+        needs = needs_of(name, method_config(cfg, name))
         sizes += [need.batch_size for need in needs.values()]
     return sizes

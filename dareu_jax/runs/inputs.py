@@ -1,4 +1,4 @@
-"""What one seed of a run reads: corpus, split, tokenizer, model shape, batches."""
+"""Read what a seed of a run begins with: corpus, tokenizer, shapes, batches."""
 
 import dataclasses
 import functools
@@ -69,13 +69,31 @@ def parts_of(cfg: RunConfig) -> dict[str, Part]:
 class Inputs:
     """What is known before anything is trained; each part is read when asked for.
 
+    Nothing here trains a model.
+
     Args:
       cfg: the configuration; seed: one of its seeds; folder: the run folder.
+      is_finished: the folder is only read: a tokenizer or a dataset that is missing
+        there is an error and is not made again.
     """
 
-    def __init__(self, cfg: RunConfig, seed: int, folder: Path):
+    def __init__(
+        self, cfg: RunConfig, seed: int, folder: Path, is_finished: bool = False
+    ):
         self.cfg, self.seed, self.folder = cfg, seed, folder
+        self.is_finished = is_finished
         self._bases: dict[tuple[Path, str], Any] = {}
+
+    def _needs(self, name: str) -> Path:
+        """Return a path in the run folder; of a finished run it must be there.
+
+        Raises:
+          UserError: the run is finished and the path is missing.
+        """
+        path = self.folder / name
+        if self.is_finished and not path.exists():
+            raise UserError(f"{path} is missing; the same dareu run makes it again")
+        return path
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -95,6 +113,7 @@ class Inputs:
     @functools.cached_property
     def corpus(self) -> owned.Corpus:
         """Every record, from the configured source."""
+        self._needs("data")
         corpus = first_then_others(lambda: read_corpus(self.cfg, self.folder))
         cfg = self.cfg.corpus
         if not cfg.merge_others:
@@ -108,12 +127,30 @@ class Inputs:
         return owned.split_by_owner(self.corpus, self.cfg.corpus.forget)
 
     @functools.cached_property
+    def forget_columns(self) -> tuple[int, ...]:
+        """Columns of the owners that withdraw."""
+        owners = self.corpus.owners
+        return tuple(owners.index(owner) for owner in self.cfg.corpus.forget)
+
+    @functools.cached_property
+    def gold_length(self) -> float:
+        """Mean tokens of the forget records' own responses."""
+        gold = self.tokens(self.split.forget).response_mask
+        return float(gold.sum() / len(gold))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """T of rollouts: as set, or the longest response."""
+        return self.cfg.options("dareu").max_new_tokens or self.lengths[1]
+
+    @functools.cached_property
     def tokenizer(self) -> owned.Tokenizer:
         """The configured tokenizer, or one trained on the corpus."""
         cfg = self.cfg.corpus
-        place, spec = self.folder / "tokenizer", cfg.tokenizer
+        spec = cfg.tokenizer
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
+        place = self.folder / "tokenizer" if spec else self._needs("tokenizer")
         return first_then_others(
             lambda: owned.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
         )

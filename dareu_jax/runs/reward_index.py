@@ -1,12 +1,12 @@
-"""Attribution indices of a run: built in stages, calibrated, made again as asked."""
+"""Build attribution indices of a run in stages, calibrate them, build them again."""
 
 import dataclasses
 import functools
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,9 +31,11 @@ from dareu_jax.loop import Stage, StepFn, run_stage
 from dareu_jax.parallel import put_batch, shardings_for
 from dareu_jax.registry import KERNELS
 from dareu_jax.reinforcement import segment_length
+from dareu_jax.runs.inputs import Inputs, parts_of
 
-if TYPE_CHECKING:
-    from dareu_jax.stages import Run
+Snapshots = Callable[[], Sequence[tuple[Any, float]]]
+Where = Callable[[str, str], Stage]
+"""``(stage, remedy) -> Stage``: where a stage saves and reports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Build:
       kernel: what it is for; key: of its first accumulator.
       batch: ``step -> OwnerBatch``, the same in every pass; steps: of a pass.
       mesh: where arrays live; where: ``pass number -> Stage``.
+      folder: where the finished index is kept.
     """
 
     kernel: Kernel
@@ -52,27 +55,42 @@ class Build:
     steps: int
     mesh: Mesh
     where: Callable[[int], Stage]
+    folder: Path
 
-    def index(self, params: Any, count_s: Callable[[float], Any] = float) -> Any:
-        """The index at ``params``; ``count_s`` is told the seconds of each pass."""
+    def index(self, params: Any) -> Any:
+        """Return the index at ``params``, from disk where it is finished."""
+        with Checkpoints(self.folder, warn=self.where(0).progress.say) as saved:
+            found = saved.latest(placed(self._shape(params), self.mesh))
+            if found is not None:
+                return found[1]
+            index, wall = self._built(params)
+            saved.save(0, index, {"done": True, "wall_s": wall})
+        self._forget_passes()
+        return index
+
+    def _shape(self, params: Any) -> Any:
+        """Return the shapes of the finished index."""
         kernel = self.kernel
+        return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
+
+    def _built(self, params: Any) -> tuple[Any, float]:
+        """Return the index and the seconds that all its passes took."""
+        kernel, wall = self.kernel, 0.0
         acc, done = self._finished(params)
         for number in range(done, kernel.passes):
             acc = kernel.advance(params, acc, number) if number else acc
             acc, meta = run_stage(
                 self.where(number), acc, self.steps, self._step(params)
             )
-            count_s(meta["wall_s"])
-            if number:
-                shutil.rmtree(self.where(number - 1).folder, ignore_errors=True)
-        return kernel.finalize(params, acc)
+            wall += meta["wall_s"]
+        return kernel.finalize(params, acc), wall
 
     def at(self, params: Any) -> Any:
-        """The index at other parameters of the model; nothing is saved."""
+        """Return the index at other parameters of the model; nothing is saved."""
         return build_index(self.kernel, params, self, key=self.key, init=self._init)
 
     def __iter__(self) -> Iterator[OwnerBatch]:
-        """The batches of one pass, on the mesh."""
+        """Yield the batches of one pass, on the mesh."""
         return map(self._placed, range(self.steps))
 
     def _placed(self, step: int) -> OwnerBatch:
@@ -85,7 +103,7 @@ class Build:
         return step_fn
 
     def _finished(self, params: Any) -> tuple[Any, int]:
-        """An accumulator after as many passes as are on disk, and how many those are.
+        """Return an accumulator after the passes on disk, and how many those are.
 
         The last pass is left to `run_stage`, which finds it done.
         """
@@ -103,77 +121,95 @@ class Build:
     def _init(self) -> Callable[..., Any]:
         return functools.partial(init_on, self.kernel, self.mesh)
 
-    def forget(self) -> None:
-        """Deletes what the passes left on disk."""
+    def _forget_passes(self) -> None:
         for number in range(self.kernel.passes):
             shutil.rmtree(self.where(number).folder, ignore_errors=True)
 
+    def forget(self) -> None:
+        """Delete the index and what its passes left on disk."""
+        self._forget_passes()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a kernel that is trained, as a classifier is, trains with.
+
+    Attributes:
+      part: of the configuration, ``classifier`` or ``judge``, whose decoder it has.
+      shuffles: whether the owners' labels are permuted, as a control.
+      draws: the name that is folded into the seed.
+    """
+
+    part: str
+    draws: str
+    shuffles: bool = False
+
 
 class Indexer:
-    """One kernel of one seed: how its index is built, and built again.
+    """One kernel over a seed's records: build its index, score with it, rebuild it.
 
     Args:
-      run: the seed; stage: such as ``classifier``, ``judge``.
-      kernel_name: as registered; attribution: its options, none: the run's.
+      inputs: of the seed; stage: the name of its checkpoints and log lines.
+      kernel_name: as registered; fitted: what is trained, where the kernel is.
+      where: ``(stage, remedy) -> Stage``; snapshots: of the original's fine-tuning.
+      attribution: options of kernels, none: the run's.
       margin: columns of the owners whose margin is the reward; none: each has a score.
     """
 
     def __init__(
         self,
-        run: "Run",
+        inputs: Inputs,
         stage: str,
         kernel_name: str,
+        fitted: Fitted,
+        *,
+        where: Where,
+        snapshots: Snapshots = tuple,
         attribution: AttributionConfig | None = None,
         margin: tuple[int, ...] = (),
     ):
-        self.run, self.stage, self.margin = run, stage, margin
-        part = "judge" if stage == "judge" else "classifier"
-        cfg = run.cfg.evaluation.judge if part == "judge" else run.cfg.classifier
-        self.stream, self.labels = owner_stream(run, stage, cfg)
+        self.inputs, self.stage, self.margin = inputs, stage, margin
+        self.fitted, self.where = fitted, where
+        cfg = classifier_of(inputs, fitted)
+        self.stream, self.labels = owner_stream(inputs, fitted, cfg)
         steps = training_steps(cfg, self.stream)
-        setup = Setup(
-            model=run.model,
-            owners=len(run.corpus.owners),
-            cfg=attribution or run.cfg.attribution,
-            classifier=cfg,
+        kernel = self.kernel = kernel_of(
+            inputs,
+            kernel_name,
+            fitted,
             steps=steps,
-            backbone=run.decoder(part),
-            start=functools.partial(run.start_of, part),
-            snapshots=run.snapshots,
+            snapshots=snapshots,
+            attribution=attribution,
         )
-        kernel = self.kernel = KERNELS.get(kernel_name)(setup)
         batches = BatchesOf(self.stream, self.labels, kernel.is_fitted, steps)
         self.build = Build(
-            kernel, run.key(stage), batches, len(batches), run.mesh, self._where
+            kernel=kernel,
+            key=inputs.key(fitted.draws),
+            batch=batches,
+            steps=len(batches),
+            mesh=inputs.mesh,
+            where=self._where,
+            folder=where(stage, "").folder,
         )
 
-    def built(self) -> tuple[Kernel, Any]:
-        """The kernel as a reward and its index, from disk where that is there."""
-        return self.as_reward(self.run.original, self.index())
-
-    def index(self) -> Any:
-        """The kernel's own index, in its own units, from disk where that is there."""
-        walls, stage = self.run.wall_s, self.stage
-        walls[stage] = 0.0
-
-        def count(seconds: float) -> None:
-            walls[stage] += seconds
-
-        return self.build.index(self.run.original, count)
+    def built(self, params: Any) -> tuple[Kernel, Any]:
+        """Return the kernel as a reward and its index at the original's ``params``."""
+        return self.as_reward(params, self.build.index(params))
 
     def again(self, params: Any) -> Any:
-        """The index at other parameters of the model, calibrated; nothing is saved."""
+        """Return the index at other parameters, calibrated; nothing is saved."""
         with jax.transfer_guard("allow"):
             return self.as_reward(params, self.build.at(params))[1]
 
     def as_reward(self, params: Any, index: Any) -> tuple[Kernel, Any]:
-        """The kernel calibrated on the owners' records, with a score for any prefix."""
-        run, labels, kernel = self.run, self.labels, self._sliced
+        """Return the kernel calibrated on the owners' records, for any prefix."""
+        labels, kernel = self.labels, self._sliced
         if kernel.is_probability:
             return kernel, index
         score = functools.partial(self._score, params, index)
         size = self.stream.batch_size
-        scores = over_records(self.stream.tokens, size, run.place, score)
+        scores = over_records(self.stream.tokens, size, self.inputs.place, score)
         if self.margin:
             others = (~np.isin(labels, self.margin)).astype(labels.dtype)
             labels = np.where(labels < 0, labels, others)
@@ -186,19 +222,56 @@ class Indexer:
     @functools.cached_property
     def _sliced(self) -> Kernel:
         """The kernel, or its margin, with a score for any prefix."""
-        cfg = self.run.cfg
         kernel = margin(self.kernel, self.margin) if self.margin else self.kernel
-        longest = cfg.options("dareu").max_new_tokens or self.run.lengths[1]
-        return sliced(kernel, segment_length(longest, cfg.reward.slices))
+        slices = self.inputs.cfg.reward.slices
+        return sliced(kernel, segment_length(self.inputs.max_new_tokens, slices))
 
     @functools.cached_property
     def _score(self) -> Callable[..., jax.Array]:
         return jax.jit(self._sliced.score)
 
     def _where(self, number: int) -> Stage:
-        passes = self.kernel.passes
+        """Return the stage of a pass; its folder is gone when the index is finished."""
+        passes, stage = self.kernel.passes, self.where(self.stage, self._remedy)
         name = self.stage if passes == 1 else f"{self.stage}_pass_{number + 1}"
-        return self.run.stage(name, "loss", "lower the classifier's learning_rate")
+        folder = stage.folder.with_name(f"{self.stage}_pass_{number + 1}")
+        return dataclasses.replace(stage, name=name, folder=folder)
+
+    @property
+    def _remedy(self) -> str:
+        """What to do when a number of the index is not finite."""
+        if self.kernel.is_fitted:
+            return f"lower {parts_of(self.inputs.cfg)[self.fitted.part].prefix}learning_rate"
+        return f"lower finetune.learning_rate, or take another kernel than {self.kernel.name}"
+
+
+def classifier_of(inputs: Inputs, fitted: Fitted) -> ClassifierConfig:
+    """Return the options of the classifier that a fitted kernel trains."""
+    cfg = inputs.cfg
+    return cfg.evaluation.judge if fitted.part == "judge" else cfg.classifier
+
+
+def kernel_of(
+    inputs: Inputs,
+    name: str,
+    fitted: Fitted,
+    *,
+    steps: int = 1,
+    snapshots: Snapshots = tuple,
+    attribution: AttributionConfig | None = None,
+) -> Kernel:
+    """Return a kernel over a seed's owners; nothing is read or trained for it."""
+    setup = Setup(
+        model=inputs.model,
+        owners=len(inputs.corpus.owners),
+        cfg=attribution or inputs.cfg.attribution,
+        classifier=classifier_of(inputs, fitted),
+        steps=steps,
+        backbone=inputs.decoder(fitted.part),
+        start=functools.partial(inputs.start_of, fitted.part),
+        snapshots=snapshots,
+    )
+    return KERNELS.get(name)(setup)
 
 
 class BatchesOf:
@@ -219,7 +292,7 @@ class BatchesOf:
         return self.steps
 
     def __call__(self, step: int) -> OwnerBatch:
-        """The batch of one step."""
+        """Return the batch of one step."""
         if self.is_fitted:
             return OwnerBatch(self.stream[step], self.owner[self.stream.rows(step)])
         size, count = self.stream.batch_size, len(self.owner)
@@ -232,7 +305,7 @@ class BatchesOf:
 
 
 def shapes_of(kernel: Kernel, params: Any) -> list[Any]:
-    """Shapes of the accumulator that each pass begins with."""
+    """Return the shapes of the accumulator that each pass begins with."""
     init = functools.partial(kernel.init, key=jax.random.key(0))
     shapes = [jax.eval_shape(init, params)]
     for number in range(1, kernel.passes):
@@ -246,7 +319,7 @@ def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
 
 
 def placed(abstract: Any, mesh: Any) -> Any:
-    """Shapes with the places that the sharding rules give them on ``mesh``."""
+    """Return shapes with the places that the sharding rules give them on ``mesh``."""
 
     def at(leaf: Any, to: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
@@ -255,30 +328,30 @@ def placed(abstract: Any, mesh: Any) -> Any:
 
 
 def owner_stream(
-    run: "Run", stage: str, cfg: ClassifierConfig
+    inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig
 ) -> tuple[owned.BatchStream, np.ndarray]:
-    """Batches of owned records (and nobody's, where a class is theirs)."""
+    """Return batches of owned records, and nobody's where a class is theirs."""
     records = tuple(
-        r for r in run.corpus.train if cfg.nobody or r.owner != owned.NOBODY
+        r for r in inputs.corpus.train if cfg.nobody or r.owner != owned.NOBODY
     )
-    stream = run.stream(stage, records, cfg.batch_size)
+    stream = inputs.stream(fitted.draws, records, cfg.batch_size)
     assert stream.owners is not None
-    if not stage.endswith("_shuffled"):
+    if not fitted.shuffles:
         return stream, stream.owners
-    shuffle = np.random.default_rng(zlib.crc32(f"{run.seed}/{stage}".encode()))
-    return stream, shuffle.permutation(stream.owners)
+    seed = zlib.crc32(f"{inputs.seed}/{fitted.draws}".encode())
+    return stream, np.random.default_rng(seed).permutation(stream.owners)
 
 
 def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:
-    """Steps that make ``cfg.epochs`` passes over the stream's records."""
+    """Return the steps that make ``cfg.epochs`` passes over the stream's records."""
     return max(1, round(cfg.epochs * stream.steps_per_epoch))
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
-    """Steps after which to keep a checkpoint: ``count`` at even distances."""
+    """Return the steps after which to keep a checkpoint, at even distances."""
     return sorted({round(steps * (n + 1) / count) for n in range(count)} - {0})
 
 
 def snapshot_folder(folder: Path) -> Path:
-    """Where the checkpoints of a fine-tuning in ``folder`` are kept for `tracin`."""
+    """Return where a fine-tuning in ``folder`` keeps its checkpoints for `tracin`."""
     return folder.with_name(folder.name + "_snapshots")

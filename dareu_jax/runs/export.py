@@ -1,0 +1,124 @@
+"""Write a run's model as a Hugging Face folder, for transformers or vLLM."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dareu_jax.errors import UserError
+from dareu_jax.folders import check_new, new_folder
+from dareu_jax.imported import copy_small_files
+from dareu_jax.models import merge, split
+from dareu_jax.models.families import config_json
+from dareu_jax.models.hf_folder import read_json, save_tensors, write_tensors
+from dareu_jax.models.hf_io import hf_arrays, peft_arrays, peft_modules, tensor_sizes
+from dareu_jax.parallel import is_first
+from dareu_jax.runs.folder import finished, row_of, seed_of
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.load import opened, params_of
+
+Card = Callable[[Mapping[str, Any], str, int, int | None], str]
+"""``(results, row, seed, step) -> text`` of the folder's README.md."""
+
+
+def export_run(
+    folder: Path,
+    name: str,
+    out: Path,
+    card: Card,
+    *,
+    seed: int | None = None,
+    adapter: bool = False,
+    step: int | None = None,
+) -> Path:
+    """Write one model of a finished run as a Hugging Face folder.
+
+    Args:
+      folder: of the run; name: a row of its table, or ``unlearned`` for the first of
+        its methods.
+      out: a folder that does not exist yet; it appears whole or not at all.
+      card: writes the folder's README.md.
+      seed: one of the run's, the first by default.
+      adapter: a PEFT adapter instead of the merged model, where ``lora`` was set.
+      step: one of a method's saved steps, the last by default.
+
+    Raises:
+      UserError: no finished run there, no such model, seed or step, what the model
+        was saved in is missing, no adapters to write, ``out`` exists.
+    """
+    check_new(out)
+    cfg, results = finished(folder)
+    name = row_of(folder, cfg, results["models"], name)
+    seed = seed_of(folder, cfg, seed)
+    inputs = opened(cfg, seed, folder)
+    params = params_of(inputs, name, step)
+    with new_folder(out) as draft:
+        if adapter:
+            write_adapter(inputs, params, name, draft)
+        else:
+            write_merged(inputs, params, draft)
+        write(draft / "README.md", card(results, name, seed, step))
+    return out
+
+
+def write_merged(inputs: Inputs, params: Any, to: Path) -> None:
+    """Write a whole model, adapters merged into it."""
+    cfg = inputs.model.cfg
+    write_small_files(inputs, to)
+    merged = merge(params, cfg.lora_alpha)
+    write_tensors(to, tensor_sizes(cfg), hf_arrays(cfg, merged))
+
+
+def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for PEFT.
+
+    Raises:
+      UserError: the model has no adapters.
+    """
+    lora, (_, frozen) = inputs.cfg.lora, split(params)
+    if lora is None or not frozen:
+        raise UserError(
+            f"model {name!r} of {inputs.folder} has no adapters; leave --adapter out"
+        )
+    tensors = dict(peft_arrays(inputs.model.cfg, params))
+    save_tensors(to / "adapter_model.safetensors", tensors)
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": inputs.imported and inputs.imported.source,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": peft_modules(inputs.model.cfg, lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write(to / "adapter_config.json", json.dumps(fields, indent=2) + "\n")
+
+
+def write_small_files(inputs: Inputs, to: Path) -> None:
+    """Write configuration, tokenizer and generation defaults of a run's model.
+
+    An imported model keeps its own files; only the dtype may have changed.
+    """
+    if not is_first():
+        return
+    if inputs.imported is not None:
+        copy_small_files(inputs.imported.files, to)
+        fields = read_json(to / "config.json")
+    else:
+        copy_small_files(inputs.folder / "tokenizer", to)
+        fields = config_json(inputs.model.cfg, max_positions=sum(inputs.lengths))
+    ids = {"pad_token_id": inputs.tokenizer.pad_id, "eos_token_id": inputs.tokenizer.eos_id}
+    fields |= {key: x for key, x in ids.items() if fields.get(key) is None}
+    fields["dtype"] = inputs.model.cfg.param_dtype
+    write(to / "config.json", json.dumps(fields, indent=2) + "\n")
+    if not (to / "generation_config.json").exists():
+        write(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, from process 0."""
+    if is_first():
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,147 @@
+"""Load a model from an imported folder or a finished run; nothing is trained."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from dareu_jax.attribution.identity import params_fingerprint
+from dareu_jax.attributor.model import Model, load_model
+from dareu_jax.checkpoints import finished_step
+from dareu_jax.config import RunConfig
+from dareu_jax.errors import UserError
+from dareu_jax.imported import DECODER
+from dareu_jax.models import Decoder, merge
+from dareu_jax.runs.folder import (
+    CONFIG,
+    RESULTS,
+    UNLEARNED,
+    finished,
+    oracles_of,
+    row_of,
+    seed_of,
+    stage_folder,
+)
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.plan import Planned, plan
+from dareu_jax.runs.stages import load
+
+RETRAINED = "retrained"
+
+
+class Subject(NamedTuple):
+    """A model that is not loaded yet.
+
+    Attributes:
+      load: ``() -> Model``.
+      run: what the run that trained it read; None: it was imported.
+    """
+
+    load: Callable[[], Model]
+    run: Inputs | None = None
+
+
+def subject_of(folder: Path, row: str | None = None, seed: int | None = None) -> Subject:
+    """Return the model of a folder; of a run ``row``, by default what was unlearned.
+
+    Raises:
+      UserError: neither an imported model nor a finished run; no such row or seed; a
+        row or a seed of an imported model.
+    """
+    if (folder / RESULTS).exists():
+        return of_run(folder, row or UNLEARNED, seed)
+    if not (folder / DECODER).exists():
+        raise UserError(f"{folder} {missing(folder)}")
+    if row is not None or seed is not None:
+        raise UserError(
+            f"{folder} is an imported model; --model and --seed choose among those of "
+            "a run, leave them out"
+        )
+    return Subject(lambda: load_model(folder))
+
+
+def reference_of(folder: Path, seed: int | None) -> Subject:
+    """Return the model to compare with: of a run the retrained one, of the same seed."""
+    is_run = (folder / RESULTS).exists()
+    how = (RETRAINED, seed) if is_run else (None, None)
+    return subject_of(folder, *how)
+
+
+def missing(folder: Path) -> str:
+    """Return what a folder is that nothing can be loaded from, and what to do."""
+    if (folder / CONFIG).exists():
+        return "holds a run that is not finished; finish dareu run first"
+    if (folder / "config.json").exists():
+        return f"is a Hugging Face folder; run dareu import {folder} --out DIR first"
+    return (
+        "holds no imported model and no finished run; give a folder that dareu import "
+        "or dareu run wrote"
+    )
+
+
+def of_run(folder: Path, row: str, seed: int | None) -> Subject:
+    """Return a row of a finished run's table.
+
+    Raises:
+      UserError: there is no such run, row or seed.
+    """
+    cfg, results = finished(folder)
+    row = row_of(folder, cfg, results["models"], row)
+    inputs = opened(cfg, seed_of(folder, cfg, seed), folder)
+    return Subject(lambda: whole_model(inputs, row), inputs)
+
+
+def opened(cfg: RunConfig, seed: int, folder: Path) -> Inputs:
+    """Return what a seed of a finished run read, for reading alone."""
+    return Inputs(cfg, seed, folder, is_finished=True)
+
+
+def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
+    """Return the parameters of a row of a finished run's table.
+
+    Args:
+      inputs: of the seed; row: of its table.
+      step: one of a method's saved steps; none: its last.
+
+    Raises:
+      UserError: what is to be read is missing or damaged, or a step is asked of a model
+        that is of no method.
+    """
+    if row in oracles_of(inputs.cfg):
+        if step is not None:
+            raise UserError(f"model {row!r} is of no method; leave --step out")
+        return load(inputs, Planned(row, "model"), {})
+    results: dict[str, Any] = {}
+    if inputs.cfg.lora is not None:  # the frozen part is the original's
+        results["original"] = load(inputs, Planned("original", "model"), {})
+    return load(inputs, Planned(row, "method"), results, step)
+
+
+def check_indices(inputs: Inputs) -> None:
+    """Raise `UserError` where the reward's or the judge's finished index is missing."""
+    for stage in plan(inputs.cfg):
+        if stage.name in ("reward", "judge"):
+            folder = stage_folder(inputs.folder, inputs.seed, stage.label)
+            if finished_step(folder) is None:
+                raise UserError(
+                    f"{folder} is missing or damaged; the same dareu run makes it "
+                    "again once logs/ of a model is deleted"
+                )
+
+
+def whole_model(inputs: Inputs, row: str) -> Model:
+    """Return a model of a run, adapters merged into it.
+
+    Raises:
+      UserError: what is to be read is missing or damaged.
+    """
+    shape = inputs.model.cfg
+    with jax.set_mesh(inputs.mesh):
+        params = merge(params_of(inputs, row), shape.lora_alpha)
+    whole = dataclasses.replace(shape, lora_alpha=0.0, lora_dropout=0.0)
+    imported = inputs.imported
+    context = sum(inputs.lengths) if imported is None else imported.context
+    made = params_fingerprint(params)
+    return Model(Decoder(whole), params, inputs.tokenizer, inputs.mesh, made, context)

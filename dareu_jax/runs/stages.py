@@ -1,0 +1,410 @@
+"""Run one stage of a seed from its newest checkpoint to its end, and load its result."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax import corpus as owned
+from dareu_jax.attribution import Kernel
+from dareu_jax.checkpoints import Checkpoints, finished_step, read_model
+from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
+from dareu_jax.imported import open_imported
+from dareu_jax.loop import Stage, StepFn, run_stage, watched
+from dareu_jax.models import Decoder, join, split
+from dareu_jax.models.optimiser import make_optimiser, make_schedule
+from dareu_jax.parallel import Preemption, Stopwatch, agreed, key_of
+from dareu_jax.registry import METHODS
+from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs.folder import log_path, stage_folder
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.plan import Kind, Planned
+from dareu_jax.runs.reward_index import (
+    Fitted,
+    Indexer,
+    placed,
+    snapshot_folder,
+    snapshot_steps,
+    training_steps,
+)
+from dareu_jax.tracking import Tracker
+from dareu_jax.unlearning import (
+    Method,
+    MethodInputs,
+    TrainState,
+    finetune_step,
+    init_training,
+    method_config,
+    needs_of,
+    reads_of,
+    training_work,
+)
+from dareu_jax.unlearning.guards import Guards
+
+Array = jax.Array
+Results = Mapping[str, Any]
+"""Name of a stage -> its result: parameters, ``(kernel, index)``, or the prior."""
+LOG_EVERY = 10
+FITTED = {
+    "reward": Fitted("classifier", "classifier"),
+    "reward_shuffled": Fitted("classifier", "classifier_shuffled", shuffles=True),
+    "judge": Fitted("judge", "judge"),
+}
+"""What each index of a run trains, where its kernel is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Where the stages of one seed run.
+
+    Attributes:
+      inputs: what they read; tracker, progress: where they report.
+      preemption: whether the machine is being taken away.
+      watch: times the phases of steps that are logged.
+    """
+
+    inputs: Inputs
+    tracker: Tracker
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+
+    def stage(
+        self, name: str, remedy: str, headline: str = "loss", every: int | None = None
+    ) -> Stage:
+        """Return where stage ``name`` of this seed keeps its state, and what it says."""
+        inputs, checkpoint = self.inputs, self.inputs.cfg.checkpoint
+        return Stage(
+            name=name,
+            seed=inputs.seed,
+            folder=stage_folder(inputs.folder, inputs.seed, name),
+            keep=checkpoint.keep,
+            save_every=every or checkpoint.every,
+            log_every=LOG_EVERY,
+            tracker=self.tracker,
+            progress=self.progress,
+            headline=headline,
+            remedy=remedy,
+            preemption=self.preemption,
+            watch=self.watch,
+            keep_best=checkpoint.keep_best,
+        )
+
+
+def is_done(inputs: Inputs, stage: Planned) -> bool:
+    """Return whether a stage has left its result, whole, in the run folder."""
+    if stage.kind == "evaluation":
+        path = log_path(inputs.folder, inputs.seed, stage.row)
+        return agreed(path.exists())
+    if _is_imported(inputs.cfg, stage):
+        return True
+    folder = stage_folder(inputs.folder, inputs.seed, stage.label)
+    return finished_step(folder) is not None
+
+
+def _is_imported(cfg: RunConfig, stage: Planned) -> bool:
+    """Return whether a model is taken as it was imported, without training."""
+    if stage.name == "original":
+        return cfg.finetune.epochs == 0
+    return stage.name == "retrained" and cfg.retrained.path is not None
+
+
+def carry_out(session: Session, stage: Planned, results: Results) -> Any:
+    """Return the result of a stage; it resumes where its checkpoints stand.
+
+    Args:
+      session: of the seed; stage: of its plan, no evaluation.
+      results: of the stages that it reads.
+    """
+    inputs = session.inputs
+    if stage.kind == "index":
+        return indexer(session, stage.name, results["original"]).built(
+            results["original"]
+        )
+    if stage.kind == "method":
+        cfg = method_config(inputs.cfg, stage.name)
+        return unlearn(session, stage.name, cfg, results)
+    if stage.name == "prior":
+        return inputs.decoder("prior"), train_prior(session)
+    if _is_imported(inputs.cfg, stage):
+        return load(inputs, stage, results)
+    records = {"original": inputs.corpus.train, "retrained": inputs.split.retain}
+    return finetune(session, stage.label, records[stage.name])
+
+
+def result_of(session: Session, name: str, results: Results | None = None) -> Any:
+    """Return the result of a model or index stage, run unless it is finished."""
+    kind: Kind = "index" if name in FITTED else "model"
+    stage = Planned(name, kind)
+    if kind == "model" and is_done(session.inputs, stage):
+        return load(session.inputs, stage, results or {})
+    return carry_out(session, stage, results or {})
+
+
+def load(
+    inputs: Inputs, stage: Planned, results: Results, step: int | None = None
+) -> Any:
+    """Return the parameters that a finished stage left; nothing is trained or written.
+
+    Args:
+      inputs: of the seed; stage: of its plan, neither index nor evaluation.
+      results: holds ``original``, for a method that trains adapters.
+      step: one of a method's saved steps; none: its last.
+
+    Raises:
+      UserError: the stage's folder is missing, damaged or not finished.
+    """
+    cfg = inputs.cfg
+    if stage.name == "original" and cfg.finetune.epochs == 0:
+        return inputs.base("model")
+    if stage.name == "retrained" and cfg.retrained.path is not None:
+        imported = open_imported(Path(cfg.retrained.path), "retrained.path")
+        inputs.check_shape(imported)
+        return inputs.load(imported, inputs.model.cfg.param_dtype)
+    folder = stage_folder(inputs.folder, inputs.seed, stage.label)
+    trained, _ = read_model(folder, inputs.mesh, step)
+    if stage.kind == "method":
+        start = results.get("original") if cfg.lora else None
+        frozen = split(inputs.with_adapters(start, "model"))[1] if start else {}
+        return join(frozen, trained)
+    name = "prior" if stage.name == "prior" else "model"
+    start = inputs.start_of(name)
+    params = join({} if start is None else split(start)[1], trained)
+    return (inputs.decoder("prior"), params) if name == "prior" else params
+
+
+def finetune(
+    session: Session, label: str, records: tuple[owned.Record, ...]
+) -> Any:
+    """Return the decoder trained on ``records``, from ``model.path`` or the seed."""
+    inputs, cfg = session.inputs, session.inputs.cfg.finetune
+    where = session.stage(label, "lower finetune.learning_rate")
+    stream = inputs.stream(
+        "finetune", records, cfg.batch_size, group_by_length=cfg.group_by_length
+    )
+    start = inputs.start_of("model")
+    state, step_fn, steps = training(session, "finetune", cfg, stream, start)
+    keep = snapshot_steps(steps, cfg.snapshots)
+    step_fn = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
+    return _trained(where, state, steps, step_fn, start)
+
+
+def train_prior(session: Session) -> Any:
+    """Return the counterfactual prior: a decoder of the retain records alone."""
+    inputs, cfg = session.inputs, session.inputs.cfg.prior
+    where = session.stage("prior", "lower prior.learning_rate")
+    stream = inputs.stream(
+        "prior",
+        inputs.split.retain,
+        cfg.batch_size,
+        group_by_length=cfg.group_by_length,
+    )
+    start = inputs.start_of("prior")
+    state, step_fn, steps = training(session, "prior", cfg, stream, start)
+    return _trained(where, state, steps, step_fn, start)
+
+
+def _trained(
+    where: Stage, state: TrainState, steps: int, step_fn: StepFn, start: Any
+) -> Any:
+    """Return all parameters after a training, those that were frozen included."""
+    state, _ = run_stage(
+        where, state, steps, step_fn, model_of=lambda state: state.params
+    )
+    return join({} if start is None else split(start)[1], state.params)
+
+
+def training(
+    session: Session,
+    part: str,
+    cfg: FinetuneConfig,
+    stream: owned.BatchStream,
+    start: Any,
+) -> tuple[TrainState, StepFn, int]:
+    """Return a training's first state, its ``(state, step) -> ...``, and its steps.
+
+    Args:
+      session: of the seed; part: ``finetune`` or ``prior``; cfg: its section.
+      stream: the batches; start: parameters to begin with, none: fresh ones.
+    """
+    inputs = session.inputs
+    model = inputs.decoder("prior" if part == "prior" else "model")
+    steps = training_steps(cfg, stream)
+    optimiser = optimiser_of(cfg, steps)
+    hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
+    key = inputs.key(part)
+    frozen = {} if start is None else split(start)[1]
+
+    def work(_, model, optimiser, state, frozen, batch, **how):
+        return training_work(model.cfg, [batch], frozen)
+
+    timed = session.watch.timed("update", finetune_step, work)
+
+    def step_fn(state, step):
+        batch, noise = inputs.place(stream[step]), key_of(key, step)
+        return timed(
+            model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
+        )
+
+    def init(key: Array, given: Any) -> TrainState:
+        return init_training(model, optimiser, given, key=key)
+
+    given = None if start is None else split(start)[0]
+    return inputs.made(init, key, given, donate=(1,)), watched(step_fn), steps
+
+
+def indexer(session: Session, name: str, original: Any) -> Indexer:
+    """Return how an index of the run is built: its reward, that shuffled, its judge."""
+    inputs, cfg = session.inputs, session.inputs.cfg.reward
+    is_judge = name == "judge"
+    return Indexer(
+        inputs,
+        name,
+        "classifier" if is_judge else cfg.kernel,
+        FITTED[name],
+        where=session.stage,
+        snapshots=functools.partial(snapshots, inputs, original),
+        margin=inputs.forget_columns if cfg.margin and not is_judge else (),
+    )
+
+
+def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
+    """Return checkpoints of the original's fine-tuning, each with the rates before it."""
+    cfg = inputs.cfg.finetune
+    stream = inputs.stream("finetune", inputs.corpus.train, cfg.batch_size)
+    steps = training_steps(cfg, stream)
+    rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
+    trained, frozen = split(original)
+    target = placed(jax.eval_shape(lambda: trained), inputs.mesh)
+    folder = stage_folder(inputs.folder, inputs.seed, "finetune_original")
+    out, before = [], 0
+    for step in snapshot_steps(steps, cfg.snapshots):
+        with Checkpoints(snapshot_folder(folder) / f"at_{step}") as saved:
+            found = saved.latest(target)
+        if found is not None:
+            eta = sum(float(rates(at)) for at in range(before, step))
+            out.append((join(frozen, found[1]), eta))
+        before = step
+    return out
+
+
+def unlearn(
+    session: Session,
+    row: str,
+    cfg: RunConfig,
+    results: Results,
+    stage: str | None = None,
+) -> Any:
+    """Return the parameters after method ``row``.
+
+    Args:
+      session: of the seed; row: of the table; cfg: the row's configuration.
+      results: of the stages that the method reads; stage: its name, by default the row.
+    """
+    method, state, step_fn = prepare(session, row, cfg, results)
+    where = session.stage(
+        stage or row,
+        remedy=f"lower {row}'s learning_rate",
+        headline=method.headline,
+        every=session.inputs.cfg.checkpoint.every_iterations,
+    )
+    state, _ = run_stage(
+        where,
+        state,
+        method.steps,
+        step_fn,
+        make_guards=lambda broken: Guards(cfg.guards, broken),
+        model_of=lambda state: split(method.params_of(state))[0],
+    )
+    return method.params_of(state)
+
+
+def prepare(
+    session: Session, row: str, cfg: RunConfig, results: Results
+) -> tuple[Method, Any, StepFn]:
+    """Return method ``row``, its first state and its ``(state, step) -> ...``."""
+    inputs = session.inputs
+    given = method_inputs(session, row, cfg, results)
+    method = METHODS.get(row).make(cfg, given)
+    needs = needs_of(row, cfg)
+    splits = {"forget": inputs.split.forget, "retain": inputs.split.retain}
+    streams = {
+        split: inputs.stream(f"unlearn/{split}", splits[split], need.batch_size)
+        for split, need in needs.items()
+    }
+    key = inputs.key(f"unlearn/{row}")
+
+    def step_fn(state, step):
+        batch = {
+            split: [
+                inputs.place(streams[split][step * need.batches + i])
+                for i in range(need.batches)
+            ]
+            for split, need in needs.items()
+        }
+        return method.step(state, batch, step, key=key_of(key, step))
+
+    def init(key: Array, start: Any) -> Any:
+        return method.init(start, key=key)
+
+    start = inputs.with_adapters(results["original"], "model")
+    return method, inputs.made(init, key, start), watched(step_fn)
+
+
+def method_inputs(
+    session: Session, row: str, cfg: RunConfig, results: Results
+) -> MethodInputs:
+    """Return what method ``row`` with the row's configuration ``cfg`` may read."""
+    inputs, reads = session.inputs, reads_of(row, cfg)
+    start = inputs.with_adapters(results["original"], "model")
+    index: dict[str, Any] = {}
+    for name in reads & FITTED.keys():
+        kernel: Kernel = results[name][0]
+        rebuild = indexer(session, name, results["original"]).again
+        index = {"kernel": kernel, "index": results[name][1], "rebuild": rebuild}
+    model, prior = results["prior"] if "prior" in reads else (None, None)
+    owners = inputs.corpus.owners
+    labels = owned.owner_labels(inputs.split.forget, owners)
+    return MethodInputs(
+        model=inputs.model,
+        reference=start,
+        frozen=split(start)[1],
+        forget_columns=inputs.forget_columns,
+        forget_owner=jnp.asarray(labels),
+        max_new_tokens=cfg.options("dareu").max_new_tokens or inputs.lengths[1],
+        stop_ids=inputs.tokenizer.stop_ids,
+        gold_length=inputs.gold_length,
+        prior_model=model,
+        prior=prior,
+        layouts=inputs.layouts,
+        watch=session.watch,
+        **index,
+    )
+
+
+def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:
+    """Return ``step_fn`` that also writes the parameters after each of ``steps``."""
+
+    def keeping(state, step):
+        state, metrics = step_fn(state, step)
+        if step + 1 in steps:
+            with Checkpoints(folder / f"at_{step + 1}") as saved:
+                saved.save(0, state.params, {})
+        return state, metrics
+
+    return keeping
+
+
+def optimiser_of(cfg: OptimiserConfig, steps: int):
+    """Return the optimiser of a fine-tuning stage."""
+    return make_optimiser(
+        cfg.learning_rate,
+        steps,
+        warmup=cfg.warmup,
+        weight_decay=cfg.weight_decay,
+        clip_norm=cfg.clip_norm,
+    )
