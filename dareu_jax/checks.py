@@ -16,7 +16,7 @@ from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.stages import Run, check_forget_batch
 from dareu_jax.tracking import Tracker
-from dareu_jax.unlearning import method_config
+from dareu_jax.unlearning import method_config, needs_of
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
@@ -31,7 +31,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
         check_reward(one)
         for name in cfg.methods:
             check_forget_batch(one, name, method_config(cfg, name))
-        for size in batch_sizes(cfg, one):
+        for size in batch_sizes(cfg):
             check_divisible(size, one.mesh)
             one.layouts.check(size)
     if not one.split.test:
@@ -119,12 +119,12 @@ def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
         raise UserError(f"{part.prefix}{error}") from None
 
 
-def batch_sizes(cfg: RunConfig, one: Run) -> list[int]:
+def batch_sizes(cfg: RunConfig) -> list[int]:
     """Every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
     sizes = [part.batch_size for part in parts]
     for name in cfg.methods:
-        needs = one.draft(name, method_config(cfg, name)).needs
+        needs = needs_of(name, method_config(cfg, name))
         sizes += [need.batch_size for need in needs.values()]
     return sizes

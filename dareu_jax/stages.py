@@ -1,6 +1,5 @@
 """The stages of one seed of a run, each saved, each resumable, run when asked for."""
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,15 @@ from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
     Method,
+    MethodInputs,
+    Prior,
+    RewardIndex,
     TrainState,
-    World,
     finetune_step,
     init_training,
     method_config,
+    needs_of,
+    reads_of,
     training_work,
 )
 from dareu_jax.unlearning.guards import Guards
@@ -219,44 +222,30 @@ class Run(Inputs):
         gold = self.tokens(self.split.forget).response_mask
         return float(gold.sum() / len(gold))
 
-    def untrained_world(self, cfg: RunConfig) -> World:
-        """What a method may know before any model is trained."""
+    def method_inputs(self, name: str, cfg: RunConfig) -> MethodInputs:
+        """What method ``name`` with configuration ``cfg`` reads."""
         owners = self.corpus.owners
-        return World(
+        return MethodInputs(
             model=self.model,
-            reference=None,
-            kernel=None,
-            index=None,
+            reference=self.start,
             forget_columns=self.forget_columns,
             forget_owner=jnp.asarray(owned.owner_labels(self.split.forget, owners)),
-            max_new_tokens=cfg.options("dareu").max_new_tokens or self.lengths[1],
+            response_tokens=self.lengths[1],
             stop_ids=self.tokenizer.stop_ids,
             gold_length=self.gold_length,
-        )
-
-    def draft(self, name: str, cfg: RunConfig) -> Method:
-        """Method ``name`` before any model is trained: what it needs and reads."""
-        return METHODS.get(name)(cfg, self.untrained_world(cfg))
-
-    def world(self, name: str, cfg: RunConfig) -> World:
-        """What method ``name`` with configuration ``cfg`` may read."""
-        shuffled = cfg.reward.shuffle_owners
-        kernel, index = self.shuffled if shuffled else self.classifier
-        indexer = self.shuffled_indexer if shuffled else self.indexer
-        reads_prior = self.draft(name, cfg).reads_prior
-        prior_model, prior = self.prior if reads_prior else (None, None)
-        return dataclasses.replace(
-            self.untrained_world(cfg),
-            reference=self.start,
+            stages={stage: self.result(stage) for stage in reads_of(name, cfg)},
             frozen=split(self.start)[1],
-            kernel=kernel,
-            index=index,
-            rebuild=indexer.again,
             layouts=self.layouts,
             watch=self.watch,
-            prior_model=prior_model,
-            prior=prior,
         )
+
+    def result(self, stage: str) -> Any:
+        """What a stage leaves for the methods that read it."""
+        if stage == "prior":
+            return Prior(*self.prior)
+        if stage == "reward_shuffled":
+            return RewardIndex(*self.shuffled, self.shuffled_indexer.again)
+        return RewardIndex(*self.classifier, self.indexer.again)
 
     def unlearned(self, name: str) -> Any:
         """Parameters after method ``name``."""
@@ -265,11 +254,12 @@ class Run(Inputs):
     def prepare(self, name: str, cfg: RunConfig) -> tuple[Method, Any, StepFn]:
         """Returns method ``name``, its first state and ``(state, step) -> ...``."""
         check_forget_batch(self, name, cfg)
-        method = METHODS.get(name)(cfg, self.world(name, cfg))
+        method = METHODS.get(name).make(cfg, self.method_inputs(name, cfg))
+        needs = needs_of(name, cfg)
         splits = {"forget": self.split.forget, "retain": self.split.retain}
         streams = {
             split: self.stream(f"unlearn/{split}", splits[split], need.batch_size)
-            for split, need in method.needs.items()
+            for split, need in needs.items()
         }
         key = self.key(f"unlearn/{name}")
 
@@ -279,9 +269,9 @@ class Run(Inputs):
                     self.place(streams[split][step * need.batches + i])
                     for i in range(need.batches)
                 ]
-                for split, need in method.needs.items()
+                for split, need in needs.items()
             }
-            return method.step(state, batch, key=key_of(key, step))
+            return method.step(state, batch, step, key=key_of(key, step))
 
         def init(key: Array, start: Any) -> Any:
             return method.init(start, key=key)
@@ -379,7 +369,7 @@ def optimiser_of(cfg: OptimiserConfig, steps: int):
 
 def check_forget_batch(run: Run, name: str, cfg: RunConfig) -> None:
     """Raises `UserError` when the forget records cannot fill one batch."""
-    need = run.draft(name, cfg).needs["forget"]
+    need = needs_of(name, cfg)["forget"]
     have = len(run.split.forget)
     if have < need.batch_size:
         raise UserError(
