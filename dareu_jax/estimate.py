@@ -129,7 +129,9 @@ class Sizes:
                 "rest"
             )
         configs = {name: method_config(cfg, name) for name in cfg.methods}
-        self.dareus = {n: c for n, c in configs.items() if METHODS.get(n) is make_dareu}
+        self.dareus = {
+            n: c for n, c in configs.items() if METHODS.get(n).make is make_dareu
+        }
         self.losses = {n: c for n, c in configs.items() if n not in self.dareus}
         self.sides: dict[str, OnDevice] = {}
         for name in self.parts:

@@ -1,11 +1,12 @@
 """Registries: name -> entry, one registry per kind, and the user's own plug-ins."""
 
+import dataclasses
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -45,15 +46,18 @@ class Registry(Generic[T]):
         """
 
         def add(entry: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = entry
-            self._about[name] = about
-            if options is not None:
-                self._options[name] = options
+            self._add(name, about, entry, options)
             return entry
 
         return add
+
+    def _add(self, name: str, about: str, entry: T, options: type | None) -> None:
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = entry
+        self._about[name] = about
+        if options is not None:
+            self._options[name] = options
 
     def get(self, name: str) -> T:
         """Returns the entry; raises `UserError` naming the nearest known name."""
@@ -82,6 +86,75 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         importlib.import_module(self._package)
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodEntry:
+    """An unlearning method as it is registered; ``cfg`` is the one of its row.
+
+    Attributes:
+      make: ``(cfg, inputs) -> Method``, see `dareu_jax.unlearning.method`.
+      needs: ``cfg -> {"forget" or "retain": Need}``, the batches of a step.
+      reads: ``cfg -> names``, the stages that it reads beside the original: any of
+        ``reward``, ``reward_shuffled`` and ``prior``.
+      sections: sections of the configuration that a row of this method may set.
+      preset: dotted keys that the row sets over the configuration, with their values.
+    """
+
+    make: Callable[..., Any]
+    needs: Callable[[Any], Mapping[str, Any]]
+    reads: Callable[[Any], Collection[str]]
+    sections: tuple[str, ...]
+    preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def nothing(cfg: Any) -> tuple[str, ...]:
+    """Return no names: what a method reads that needs the original alone."""
+    return ()
+
+
+class MethodRegistry(Registry[MethodEntry]):
+    """Unlearning methods by name, with what a run must know before one is made."""
+
+    def register(  # type: ignore[override]
+        self,
+        name: str,
+        about: str,
+        *,
+        needs: Callable[[Any], Mapping[str, Any]],
+        reads: Callable[[Any], Collection[str]] = nothing,
+        options: type | None = None,
+        sets: tuple[str, ...] = (),
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that stores a function ``make`` as method ``name``.
+
+        Args:
+          name, about, options: see `Registry.register`.
+          needs, reads: see `MethodEntry`.
+          sets: sections that a row of this method may set, beside its own.
+
+        Raises:
+          ValueError: the name is taken.
+        """
+        own = () if options is None else (name,)
+
+        def add(make: Callable[..., Any]) -> Callable[..., Any]:
+            entry = MethodEntry(make, needs, reads, (*own, *sets, "guards"))
+            self._add(name, about, entry, options)
+            return make
+
+        return add
+
+    def variant(
+        self, name: str, about: str, *, of: str, preset: Mapping[str, Any]
+    ) -> None:
+        """Store method ``of`` as ``name`` too, with keys that it sets.
+
+        Raises:
+          ValueError: the name is taken.
+        """
+        entry = dataclasses.replace(self._entries[of], preset=preset)
+        self._add(name, about, entry, None)
 
 
 def did_you_mean(name: str, known: Iterator[str] | dict | tuple | list) -> str:
@@ -127,7 +200,7 @@ def _import_file(name: str, path: Path) -> None:
 
 
 KERNELS: Registry = Registry("kernel", "dareu_jax.attribution")
-METHODS: Registry = Registry("method", "dareu_jax.unlearning")
+METHODS = MethodRegistry("method", "dareu_jax.unlearning")
 METRICS: Registry = Registry("metric", "dareu_jax.evaluation")
 SOURCES: Registry = Registry("source", "dareu_jax.corpus")
 FAMILIES: Registry = Registry("family", "dareu_jax.models.families")

@@ -115,7 +115,7 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tiny_run):
+def tiny_inputs(tiny_run):
     """What a method may read: fresh models and a classifier after a few steps."""
     import jax.numpy as jnp
 
@@ -123,7 +123,7 @@ def tiny_world(tiny_run):
     from dareu_jax.corpus import NOBODY, owner_labels
     from dareu_jax.models import Decoder, decoder_config, init_decoder
     from dareu_jax.registry import KERNELS
-    from dareu_jax.unlearning import World
+    from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 
     cfg, owners = tiny_run.cfg, tiny_run.corpus.owners
     vocab = tiny_run.tokenizer.vocab_size
@@ -143,16 +143,19 @@ def tiny_world(tiny_run):
         )
     )
     forget = tiny_run.split.forget
-    return World(
+    index = build_index(kernel, None, [batch] * 10, key=jax.random.key(1))
+    reward = RewardIndex(kernel, index, rebuild=lambda params: index)
+    return MethodInputs(
         model=tiny_run.model,
         reference=start(jax.random.key(0)),
-        kernel=kernel,
-        index=build_index(kernel, None, [batch] * 10, key=jax.random.key(1)),
         forget_columns=tuple(owners.index(o) for o in cfg.corpus.forget),
         forget_owner=jnp.asarray(owner_labels(forget, owners)),
-        max_new_tokens=12,
+        response_tokens=12,
         stop_ids=tiny_run.tokenizer.stop_ids,
         gold_length=10.0,
-        prior_model=prior,
-        prior=start(jax.random.key(2)),
+        stages={
+            "reward": reward,
+            "reward_shuffled": reward,
+            "prior": Prior(prior, start(jax.random.key(2))),
+        },
     )

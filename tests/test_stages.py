@@ -81,8 +81,9 @@ def test_a_loss_method_trains_no_prior(tiny_run, monkeypatch):
     monkeypatch.setitem(tiny_run.__dict__, "original", {})
     for name in ("classifier", "prior"):
         monkeypatch.setitem(tiny_run.__dict__, name, (name, name))
-    assert tiny_run.world("dareu", cfg).prior == "prior"
-    assert tiny_run.world("npo", cfg).prior is None
+    stages = tiny_run.method_inputs("dareu", cfg).stages
+    assert stages["prior"].params == "prior" and set(stages) == {"reward", "prior"}
+    assert not tiny_run.method_inputs("npo", cfg).stages
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from dareu_jax.reinforcement.advantage import (
     discounted_returns,
     gae,
+    group_advantage,
     masked_mean,
     whiten,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "discounted_returns",
     "full_kl",
     "gae",
+    "group_advantage",
     "masked_mean",
     "mean_likelihood",
     "on_last_token",

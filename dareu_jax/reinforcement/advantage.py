@@ -55,6 +55,47 @@ def gae(
     return advantages, jnp.where(mask, advantages + values, 0.0)
 
 
+def group_advantage(
+    rewards: Array,
+    mask: Array,
+    group_size: int,
+    eps: float = 1e-4,
+    scale: bool = True,
+) -> Array:
+    """A_b = (r_b - mean of its group) / (sd of its group + eps), at every token.
+
+    The advantage of GRPO (Shao et al., 2024, DeepSeekMath, arXiv 2402.03300): the other
+    responses to the same prompt are the baseline, so that no value head is needed. The
+    sd divides by G - 1, as in TRL and Tunix. Without ``scale`` it is the advantage of
+    Dr. GRPO (Liu et al., 2025, arXiv 2503.20783): r_b - mean.
+
+    Args:
+      rewards: ``[B]`` float32, one for each whole response.
+      mask: ``[B, T]`` bool.
+      group_size: G, the responses to one prompt; they are rows next to each other.
+      eps: added to the sd.
+      scale: whether to divide by the sd.
+
+    Returns:
+      ``[B, T]`` float32; 0 where the mask is false.
+
+    Raises:
+      ValueError: the group has one response, or B is not a multiple of its size.
+    """
+    chex.assert_rank([rewards, mask], [1, 2])
+    chex.assert_type([rewards, mask], [float, bool])
+    if group_size < 2 or len(rewards) % group_size:
+        raise ValueError(
+            f"{len(rewards)} responses in groups of {group_size}: give groups of at "
+            "least 2, and whole groups"
+        )
+    groups = rewards.reshape(-1, group_size)
+    above = groups - groups.mean(axis=1, keepdims=True)
+    if scale:
+        above = above / (groups.std(axis=1, ddof=1, keepdims=True) + eps)
+    return jnp.where(mask, above.reshape(-1, 1), 0.0)
+
+
 def masked_mean(x: Array, mask: Array) -> Array:
     """Mean of ``x`` where the mask is true; 0 when it is true nowhere."""
     weight = mask.astype(x.dtype)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax import corpus as owned
-from dareu_jax.attribution import Kernel
 from dareu_jax.checkpoints import Checkpoints, finished_step, read_model
 from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
 from dareu_jax.imported import open_imported
@@ -35,6 +34,8 @@ from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning import (
     Method,
     MethodInputs,
+    Prior,
+    RewardIndex,
     TrainState,
     finetune_step,
     init_training,
@@ -359,14 +360,16 @@ def method_inputs(
     session: Session, row: str, cfg: RunConfig, results: Results
 ) -> MethodInputs:
     """Return what method ``row`` with the row's configuration ``cfg`` may read."""
-    inputs, reads = session.inputs, reads_of(row, cfg)
-    start = inputs.with_adapters(results["original"], "model")
-    index: dict[str, Any] = {}
-    for name in reads & FITTED.keys():
-        kernel: Kernel = results[name][0]
-        rebuild = indexer(session, name, results["original"]).again
-        index = {"kernel": kernel, "index": results[name][1], "rebuild": rebuild}
-    model, prior = results["prior"] if "prior" in reads else (None, None)
+    inputs, original = session.inputs, results["original"]
+    start = inputs.with_adapters(original, "model")
+    stages: dict[str, Any] = {}
+    for name in reads_of(row, cfg):
+        if name == "prior":
+            stages[name] = Prior(*results[name])
+        else:
+            rebuild = indexer(session, name, original).again
+            kernel, index = results[name]
+            stages[name] = RewardIndex(kernel, index, rebuild)
     owners = inputs.corpus.owners
     labels = owned.owner_labels(inputs.split.forget, owners)
     return MethodInputs(
@@ -375,14 +378,12 @@ def method_inputs(
         frozen=split(start)[1],
         forget_columns=inputs.forget_columns,
         forget_owner=jnp.asarray(labels),
-        max_new_tokens=cfg.options("dareu").max_new_tokens or inputs.lengths[1],
+        response_tokens=inputs.lengths[1],
         stop_ids=inputs.tokenizer.stop_ids,
         gold_length=inputs.gold_length,
-        prior_model=model,
-        prior=prior,
         layouts=inputs.layouts,
         watch=session.watch,
-        **index,
+        stages=stages,
     )
 
 

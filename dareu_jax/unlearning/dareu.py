@@ -6,7 +6,6 @@ One iteration: rollout, attribute, reward, advantage, then S times update and di
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from dareu_jax.config import DareuConfig, RunConfig
@@ -14,7 +13,7 @@ from dareu_jax.models import init_head, join, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning.method import Method, Need, World
+from dareu_jax.unlearning.method import Method, MethodInputs, Need
 from dareu_jax.unlearning.phases import Phases, repeat_rows
 from dareu_jax.unlearning.refresh import FreshIndex
 
@@ -22,7 +21,7 @@ Array = jax.Array
 
 
 class DareuState(NamedTuple):
-    """Trainable pytree, optimiser state, behaviour policy, iterations done.
+    """Trainable pytree, optimiser state, behaviour policy.
 
     ``attributed`` are the trainable decoder parameters that the index was last built
     at, ``{}`` where it is never built again.
@@ -32,7 +31,6 @@ class DareuState(NamedTuple):
     opt_state: optax.OptState
     behaviour: dict  # trainable decoder parameters of pi_old
     attributed: dict
-    step: Array  # [] int32
 
 
 def uses_prior(cfg: RunConfig) -> bool:
@@ -45,8 +43,19 @@ def uses_prior(cfg: RunConfig) -> bool:
     )
 
 
-def batches_of(hp: DareuConfig) -> dict[str, Need]:
-    """Forget and retain batches of one iteration."""
+def reward_stage(cfg: RunConfig) -> str:
+    """Return the name of the stage whose index is the reward."""
+    return "reward_shuffled" if cfg.reward.shuffle_owners else "reward"
+
+
+def stages_of(cfg: RunConfig) -> set[str]:
+    """Return the names of the stages that an iteration reads."""
+    return {reward_stage(cfg)} | ({"prior"} if uses_prior(cfg) else set())
+
+
+def batches_of(cfg: RunConfig) -> dict[str, Need]:
+    """Return the forget and retain batches of one iteration."""
+    hp = cfg.options("dareu")
     retain = hp.updates_per_batch * hp.retain_updates
     return {
         "forget": Need(hp.batch_size, 1, "dareu.batch_size"),
@@ -70,36 +79,40 @@ def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformati
     "dareu",
     "PPO on de-attribution, anchored, with retain distillation",
     options=DareuConfig,
+    needs=batches_of,
+    reads=stages_of,
+    sets=("reward",),
 )
-def make_dareu(cfg: RunConfig, world: World) -> Method:
+def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
     hp = cfg.options("dareu")
-    per_epoch = -(-world.forget_owner.shape[0] // hp.batch_size)
+    per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
     per_behaviour = per_epoch if hp.old_policy == "per_data_epoch" else 1
     optimiser = optimiser_of(hp, hp.data_epochs * per_epoch)
-    phase = Phases(cfg, world, optimiser)
-    fresh = FreshIndex(world, cfg.reward.refresh_every)
+    phase = Phases(cfg, inputs, inputs.stages[reward_stage(cfg)], optimiser)
+    fresh = FreshIndex(
+        inputs, inputs.stages[reward_stage(cfg)], cfg.reward.refresh_every
+    )
 
     def init(params, *, key: Array) -> DareuState:
         decoder, _ = split(params)
-        head = init_head(1, world.model.cfg.embed, key=key)
+        head = init_head(1, inputs.model.cfg.embed, key=key)
         trainable = {"decoder": decoder, "value_head": head}
         opt_state, attributed = optimiser.init(trainable), fresh.first(decoder)
-        return DareuState(trainable, opt_state, decoder, attributed, jnp.int32(0))
+        return DareuState(trainable, opt_state, decoder, attributed)
 
-    def step(state: DareuState, batch, *, key: Array):
-        trainable, opt_state, frozen = state.trainable, state.opt_state, world.frozen
-        done = int(jax.device_get(state.step))
-        sampled_anew = done % per_behaviour == 0
+    def step(state: DareuState, batch, step: int, *, key: Array):
+        trainable, opt_state, frozen = state.trainable, state.opt_state, inputs.frozen
+        sampled_anew = step % per_behaviour == 0
         behaviour = trainable["decoder"] if sampled_anew else state.behaviour
         prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
         rollout = phase.rollout(behaviour, prompts, key=key)
         answers = phase.answers(prompts, rollout)
-        attributed, seen = fresh.at(done, state.attributed, behaviour)
+        attributed, seen = fresh.at(step, state.attributed, behaviour)
         scores = phase.attribute(*seen, answers)
         judged = phase.judge(
-            frozen, trainable, behaviour, world.reference, world.prior, answers
+            frozen, trainable, behaviour, inputs.reference, phase.prior_params, answers
         )
         rewards = phase.reward(scores, judged, answers.response_mask)
         experience = phase.advantage(rewards, rollout, judged, answers)
@@ -110,22 +123,19 @@ def make_dareu(cfg: RunConfig, world: World) -> Method:
             )
             for retain in batch["retain"][s :: hp.updates_per_batch]:
                 key = key_of(key, 1)
-                retain = phase.teach(world.reference, retain, key=key)
+                retain = phase.teach(inputs.reference, retain, key=key)
                 trainable, opt_state, kept = phase.distil(
-                    frozen, trainable, opt_state, world.reference, retain
+                    frozen, trainable, opt_state, inputs.reference, retain
                 )
         metrics = phase.measure(scores, rewards, judged, answers)
-        drift = fresh.drift(done, phase.attribute, scores, answers)
-        count = phase.count(state.step)
-        state = DareuState(trainable, opt_state, behaviour, attributed, count)
+        drift = fresh.drift(step, phase.attribute, scores, answers)
+        state = DareuState(trainable, opt_state, behaviour, attributed)
         return state, {**metrics, **ppo, **kept, **drift}
 
     return Method(
-        needs=batches_of(hp),
         steps=hp.data_epochs * per_epoch,
         init=init,
         step=step,
-        params_of=lambda state: join(world.frozen, state.trainable["decoder"]),
+        params_of=lambda state: join(inputs.frozen, state.trainable["decoder"]),
         headline="attribution",
-        reads_prior=uses_prior(cfg),
     )

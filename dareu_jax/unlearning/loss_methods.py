@@ -16,7 +16,7 @@ from dareu_jax.parallel import Work
 from dareu_jax.registry import METHODS
 from dareu_jax.reinforcement import cross_entropy
 from dareu_jax.unlearning.finetune import TrainState, apply_gradients, init_training
-from dareu_jax.unlearning.method import Method, Need, World
+from dareu_jax.unlearning.method import Method, MethodInputs, Need
 from dareu_jax.unlearning.work import training_work
 
 Array = jax.Array
@@ -74,11 +74,21 @@ def loss_step(
     return apply_gradients(optimiser, state, grads), metrics
 
 
+def needs_as_large(name: str) -> Callable[[RunConfig], dict[str, Need]]:
+    """Return ``needs`` of a method: a forget and a retain batch of its size."""
+
+    def needs(cfg: RunConfig) -> dict[str, Need]:
+        need = Need(cfg.options(name).batch_size, 1, f"{name}.batch_size")
+        return {"forget": need, "retain": need}
+
+    return needs
+
+
 def make_loss_method(
-    name: str, cfg: LossMethodConfig, world: World, forget_loss: ForgetLoss
+    cfg: LossMethodConfig, inputs: MethodInputs, forget_loss: ForgetLoss
 ) -> Method:
     """Returns a method that minimises ``forget_loss + alpha * retain nll``."""
-    model = world.model
+    model = inputs.model
     optimiser = make_optimiser(
         cfg.learning_rate,
         cfg.steps,
@@ -88,27 +98,25 @@ def make_loss_method(
     )
 
     def work(_, *given: Any) -> Work:
-        return training_work(model.cfg, list(given[-2:]), world.frozen, references=1)
+        return training_work(model.cfg, list(given[-2:]), inputs.frozen, references=1)
 
-    timed_step = world.watch.timed("update", loss_step, work)
+    timed_step = inputs.watch.timed("update", loss_step, work)
 
     def init(params, *, key: Array) -> TrainState:
         state = init_training(model, optimiser, params, key=key)
         return state._replace(params=jax.tree.map(jnp.copy, state.params))
 
-    def step(state: TrainState, batch, *, key: Array):
+    def step(state: TrainState, batch, step: int, *, key: Array):
         how = (model, optimiser, forget_loss, cfg.retain_weight)
-        frozen, reference = world.frozen, world.reference
+        frozen, reference = inputs.frozen, inputs.reference
         forget, retain = batch["forget"][0], batch["retain"][0]
         return timed_step(*how, state, frozen, reference, forget, retain)
 
-    need = Need(cfg.batch_size, 1, f"{name}.batch_size")
     return Method(
-        needs={"forget": need, "retain": need},
         steps=cfg.steps,
         init=init,
         step=step,
-        params_of=lambda state: join(world.frozen, state.params),
+        params_of=lambda state: join(inputs.frozen, state.params),
         headline="loss",
     )
 
@@ -116,25 +124,25 @@ def make_loss_method(
 @METHODS.register(
     "grad_diff",
     "gradient ascent on forget, descent on retain",
+    needs=needs_as_large("grad_diff"),
     options=LossMethodConfig,
 )
-def make_grad_diff(cfg: RunConfig, world: World) -> Method:
+def make_grad_diff(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """GradDiff: -nll_F + alpha nll_R."""
-    return make_loss_method(
-        "grad_diff", cfg.options("grad_diff"), world, grad_diff_loss
-    )
+    return make_loss_method(cfg.options("grad_diff"), inputs, grad_diff_loss)
 
 
 @METHODS.register(
     "npo",
     "negative preference optimisation plus a retain term",
+    needs=needs_as_large("npo"),
     options=NpoConfig,
 )
-def make_npo(cfg: RunConfig, world: World) -> Method:
+def make_npo(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """NPO + alpha nll_R."""
     npo: NpoConfig = cfg.options("npo")
 
     def loss(logps, ref_logps, mask):
         return npo_loss(logps, ref_logps, mask, npo.beta)
 
-    return make_loss_method("npo", npo, world, loss)
+    return make_loss_method(npo, inputs, loss)

@@ -22,7 +22,7 @@ from dareu_jax.models import (
     token_logps,
     trunk_of,
 )
-from dareu_jax.unlearning.method import World
+from dareu_jax.unlearning.method import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.work import PhaseWork
 
 Array = jax.Array
@@ -106,19 +106,22 @@ class Phases:
     """The equations of one iteration bound to a configuration; holds no state."""
 
     def __init__(
-        self, cfg: RunConfig, world: World, optimiser: optax.GradientTransformation
+        self,
+        cfg: RunConfig,
+        world: MethodInputs,
+        reward: RewardIndex,
+        optimiser: optax.GradientTransformation,
     ):
-        self.cfg, self.hp, self.world, self.optimiser = (
-            cfg,
-            cfg.options("dareu"),
-            world,
-            optimiser,
-        )
-        no_prior = self.hp.kl_anchor == "prior" and world.prior_model is None
-        self.anchored_to = "reference" if no_prior else self.hp.kl_anchor
-        prior = world.prior_model if self.anchored_to == "prior" else None
-        self.anchor_model = prior or world.model
-        self.kappa = rl.segment_length(world.max_new_tokens, cfg.reward.slices)
+        self.cfg, self.world, self.optimiser = cfg, world, optimiser
+        self.hp, self.kernel = cfg.options("dareu"), reward.kernel
+        prior: Prior | None = world.stages.get("prior")
+        self.prior_model = prior.model if prior else None
+        self.prior_params = prior.params if prior else None
+        is_prior = prior is not None and self.hp.kl_anchor == "prior"
+        self.anchored_to = self.hp.kl_anchor
+        self.anchor_model = prior.model if prior and is_prior else world.model
+        self.tokens = self.hp.max_new_tokens or world.response_tokens
+        self.kappa = rl.segment_length(self.tokens, cfg.reward.slices)
         work, timed = self.work, world.watch.timed
         self.rollout = timed("rollout", self._rollout, work.rollout)
         self.attribute = timed("attribute", jax.jit(self._attribute), work.attribute)
@@ -130,15 +133,14 @@ class Phases:
         distil = jax.jit(self._distil, donate_argnums=(2,))
         self.distil = timed("distil", distil, work.distil)
         self.measure = jax.jit(self._measure)
-        self.count = jax.jit(lambda step: step + 1)
 
     @property
     def work(self) -> PhaseWork:
         """What each phase has to do."""
         world, policy = self.world, self.world.model.cfg
         frozen = [policy] * (1 + (self.anchored_to == "behaviour"))
-        if world.prior_model is not None:
-            frozen.append(world.prior_model.cfg)
+        if self.prior_model is not None:
+            frozen.append(self.prior_model.cfg)
         anchor = self.anchor_model.cfg if self.hp.kl_in == "loss" else None
         return PhaseWork(policy, bool(world.frozen), frozen, anchor)
 
@@ -153,7 +155,7 @@ class Phases:
                 world.model,
                 join(self.frozen_there, layouts.params(trainable)),
                 *layouts.rows((prompts.prompt, prompts.prompt_mask)),
-                max_new_tokens=world.max_new_tokens,
+                max_new_tokens=self.tokens,
                 temperature=self.hp.temperature,
                 stop_ids=world.stop_ids,
                 key=layouts.key(key),
@@ -178,9 +180,8 @@ class Phases:
     @jax.named_scope("attribute")
     def _attribute(self, reference, index, answers: TokenBatch) -> Array:
         """DA(i, y[:t]) ``[B, T]`` of the owners that the answer must not come from."""
-        kernel = self.world.kernel
-        assert kernel is not None and kernel.prefix_score is not None
-        scores = kernel.prefix_score(reference, index, answers)
+        assert self.kernel.prefix_score is not None
+        scores = self.kernel.prefix_score(reference, index, answers)
         if self.cfg.reward.owner_score == "own":
             own = self.world.forget_owner[answers.index]
             return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
@@ -191,7 +192,9 @@ class Phases:
         """Parameters of the KL anchor."""
         if self.anchored_to == "behaviour":
             return join(self.world.frozen, behaviour)
-        return self.world.prior if self.anchored_to == "prior" else self.world.reference
+        return (
+            self.prior_params if self.anchored_to == "prior" else self.world.reference
+        )
 
     def _judge(self, frozen, trainable, behaviour, reference, prior, answers):
         """Runs policy, reference, prior and KL anchor over the answers."""
@@ -199,8 +202,8 @@ class Phases:
         policy, values = policy_and_value(world.model, frozen, trainable, answers, hp)
         trunks = {"reference": trunk_of(world.model, reference, answers)}
         prior_logps = jnp.zeros_like(values)
-        if world.prior_model is not None:
-            trunks["prior"] = trunk_of(world.prior_model, prior, answers)
+        if self.prior_model is not None:
+            trunks["prior"] = trunk_of(self.prior_model, prior, answers)
             prior_logps = over_logits(token_logps, [trunks["prior"]], tokens)
             prior_logps = jnp.where(answers.response_mask, prior_logps, 0.0)
         if self.anchored_to == "behaviour":

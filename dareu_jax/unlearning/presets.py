@@ -2,10 +2,10 @@
 
 from typing import Any
 
+import dareu_jax.unlearning.dareu  # noqa: F401, registers what these vary
 from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning.dareu import make_dareu
 
 PAPER: dict[str, Any] = {
     "reward.shape": "paper",
@@ -23,32 +23,50 @@ PAPER: dict[str, Any] = {
     "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "dareu_paper": PAPER,
-    "prior_only": {"reward.attribution_weight": 0.0},
-    "dareu_shuffled": {"reward.shuffle_owners": True},
-}
-OF_A_ROW = ("dareu", "reward", "guards", "grad_diff", "npo")
-METHODS.register("dareu_paper", "DareU with the paper's reward and KL, methods 1.4")(
-    make_dareu
+METHODS.variant(
+    "dareu_paper",
+    "DareU with the paper's reward and KL, methods 1.4",
+    of="dareu",
+    preset=PAPER,
 )
-METHODS.register("prior_only", "dareu without attribution: the counterfactual prior")(
-    make_dareu
+METHODS.variant(
+    "prior_only",
+    "dareu without attribution: the counterfactual prior",
+    of="dareu",
+    preset={"reward.attribution_weight": 0.0},
 )
-METHODS.register("dareu_shuffled", "control: dareu, attribution with shuffled owners")(
-    make_dareu
+METHODS.variant(
+    "dareu_shuffled",
+    "control: dareu, attribution with shuffled owners",
+    of="dareu",
+    preset={"reward.shuffle_owners": True},
 )
+OF_THE_RUN = ("reward.kernel", "reward.margin")
+"""They decide how the reward index is built, which the rows of a run share."""
 
 
 def method_config(cfg: RunConfig, name: str) -> RunConfig:
-    """Returns the configuration of one row: its preset, then ``overrides.<name>``."""
-    METHODS.get(name)
-    own = cfg.overrides.get(name, {})
+    """Return the configuration of one row: its preset, then ``overrides.<name>``.
+
+    Raises:
+      UserError: there is no such method, or a key is not the row's to set.
+    """
+    entry, own = METHODS.get(name), cfg.overrides.get(name, {})
+    where = f"overrides.{name}"
     for key in own:
-        if key.split(".")[0] not in OF_A_ROW or key == "reward.kernel":
+        if key.split(".")[0] not in entry.sections:
             raise UserError(
-                f"overrides.{name}: {key} is the same for every row of a run; a row "
-                f"can set keys of {', '.join(OF_A_ROW)}"
+                f"{where}: {key} is nothing that {name} reads for itself; its row can "
+                f"set keys of {', '.join(entry.sections)}"
             )
-    changes = {**PRESETS.get(name, {}), **own}
-    return with_overrides(cfg, changes, f"overrides.{name}")
+    row = with_overrides(cfg, {**entry.preset, **own}, where)
+    for key in OF_THE_RUN:
+        section, field = key.split(".")
+        if getattr(getattr(row, section), field) != getattr(
+            getattr(cfg, section), field
+        ):
+            raise UserError(
+                f"{where}: {key} decides how the reward index is built, and all rows "
+                f"of a run share that index; set {key} for the whole run"
+            )
+    return row

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import join
 from dareu_jax.reinforcement import masked_mean
-from dareu_jax.unlearning.method import World
+from dareu_jax.unlearning.method import MethodInputs, RewardIndex
 
 Array = jax.Array
 Seen = tuple[Any, Any]
@@ -23,12 +23,12 @@ class FreshIndex:
     it is not at hand, so that a resumed run goes on with the same one.
 
     Args:
-      world: the original and its index, and how another is built.
+      world: the original; reward: its index, and how another is built.
       every: iterations from one index to the next; 0: the original's throughout.
     """
 
-    def __init__(self, world: World, every: int):
-        self.world, self.every = world, every
+    def __init__(self, world: MethodInputs, reward: RewardIndex, every: int):
+        self.world, self.reward, self.every = world, reward, every
         self._made: tuple[Any, Seen] | None = None
         self._before: Seen | None = None
 
@@ -47,7 +47,7 @@ class FreshIndex:
           attributed: trainable parameters that it was last built at; policy: today's.
         """
         if self.every == 0 or step < self.every:
-            return attributed, (self.world.reference, self.world.index)
+            return attributed, (self.world.reference, self.reward.index)
         if self.is_due(step):
             self._before = self._seen(step - 1, attributed)
             attributed = policy
@@ -55,11 +55,10 @@ class FreshIndex:
 
     def _seen(self, step: int, attributed: dict) -> Seen:
         if step < self.every:
-            return self.world.reference, self.world.index
+            return self.world.reference, self.reward.index
         if self._made is None or self._made[0] is not attributed:
-            assert self.world.rebuild is not None
             params = join(self.world.frozen, attributed)
-            self._made = attributed, (params, self.world.rebuild(params))
+            self._made = attributed, (params, self.reward.rebuild(params))
         return self._made[1]
 
     def drift(

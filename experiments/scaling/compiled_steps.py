@@ -21,7 +21,7 @@ from dareu_jax.models import (
 )
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
-from dareu_jax.unlearning import World, finetune_step
+from dareu_jax.unlearning import MethodInputs, finetune_step
 from dareu_jax.unlearning.finetune import TrainState
 from dareu_jax.unlearning.phases import Experience, Phases
 
@@ -124,14 +124,12 @@ class Compiled:
 
     def phases(self, only=None):
         """Judging, a PPO step and a distillation step, the reference as anchor."""
-        world = World(
+        world = MethodInputs(
             model=self.model,
             reference=self.start,
-            kernel=None,
-            index=None,
             forget_columns=(0,),
             forget_owner=jnp.zeros(self.shape[0], jnp.int32),
-            max_new_tokens=self.shape[1],
+            response_tokens=self.shape[1],
             stop_ids=(2,),
             gold_length=1.0,
             frozen=self.frozen,

@@ -22,7 +22,7 @@ from dareu_jax.registry import METRICS
 
 
 @pytest.fixture(scope="module")
-def suite(tiny_run, tiny_world):
+def suite(tiny_run, tiny_inputs):
     records = {
         "forget": tiny_run.split.forget[:6],
         "retain": tiny_run.split.retain[:6],
@@ -33,10 +33,10 @@ def suite(tiny_run, tiny_world):
         tokenizer=tiny_run.tokenizer,
         tokens={split: tiny_run.tokens(rows) for split, rows in records.items()},
         gold={split: [r.response for r in rows] for split, rows in records.items()},
-        judges={"attribution_reward": (tiny_world.kernel, tiny_world.index)},
-        forget_columns=tiny_world.forget_columns,
-        retrained=tiny_world.reference,
-        reference=tiny_world.reference,
+        judges={"attribution_reward": tiny_inputs.stages["reward"][:2]},
+        forget_columns=tiny_inputs.forget_columns,
+        retrained=tiny_inputs.reference,
+        reference=tiny_inputs.reference,
         batch_size=4,
         max_new_tokens=8,
         place=lambda batch: batch,
@@ -44,9 +44,9 @@ def suite(tiny_run, tiny_world):
 
 
 @pytest.fixture(scope="module")
-def params(tiny_world):
+def params(tiny_inputs):
     """Sharper than fresh parameters, so that greedy answers differ."""
-    return jax.tree.map(lambda x: 1.5 * x, tiny_world.reference)
+    return jax.tree.map(lambda x: 1.5 * x, tiny_inputs.reference)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_answers_are_cut_at_the_limit_and_say_so(suite, params):
         assert ended or keep.all()
 
 
-def test_owners_score_sums_the_columns_of_the_forget_owners(suite, tiny_world):
+def test_owners_score_sums_the_columns_of_the_forget_owners(suite, tiny_inputs):
     kernel, index = suite.judges["attribution_reward"]
     batch = suite.tokens["forget"]
     whole = np.asarray(kernel.score(None, index, batch))

@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.reinforcement import discounted_returns, gae, masked_mean, whiten
+from dareu_jax.reinforcement import (
+    discounted_returns,
+    gae,
+    group_advantage,
+    masked_mean,
+    whiten,
+)
 
 LENGTHS = np.array([9, 1, 5, 8])
 MASK = np.arange(9)[None] < LENGTHS[:, None]
@@ -127,3 +133,42 @@ def test_whitening_equal_entries_gives_zeros():
     np.testing.assert_array_equal(
         whiten(f32([[0.5, 0.5, 0.9]]), mask), np.zeros((1, 3))
     )
+
+
+GROUPED = f32([1.0, 2.0, 3.0, 0.0, 0.0, 6.0])
+GROUPED_MASK = jnp.asarray([[True, True]] * 3 + [[True, False]] * 3)
+
+
+def test_group_advantage_of_two_hand_worked_groups():
+    # means 2 and 2; sds with G - 1: 1 and sqrt((4 + 4 + 16) / 2) = 12 ** 0.5
+    out = group_advantage(GROUPED, GROUPED_MASK, 3, eps=0.0)
+    second = np.array([-2.0, -2.0, 4.0]) / 12**0.5
+    expected = [[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], *([x, 0.0] for x in second)]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert out.dtype == jnp.float32
+
+
+def test_group_advantage_without_scale_is_the_distance_to_the_mean():
+    out = group_advantage(GROUPED, GROUPED_MASK, 3, scale=False)
+    np.testing.assert_allclose(out[:, 0], [-1.0, 0.0, 1.0, -2.0, -2.0, 4.0])
+
+
+def test_group_advantage_adds_eps_to_the_sd():
+    out = group_advantage(GROUPED, GROUPED_MASK, 3, eps=1.0)
+    np.testing.assert_allclose(out[:3, 0], [-0.5, 0.0, 0.5], atol=1e-6)
+
+
+def test_group_advantage_of_equal_rewards_is_zero():
+    out = group_advantage(f32([0.3] * 4), jnp.ones((4, 2), bool), 4)
+    np.testing.assert_allclose(out, 0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_group_advantage_refuses_groups_that_say_nothing(size):
+    with pytest.raises(ValueError, match=f"6 responses in groups of {size}"):
+        group_advantage(GROUPED, GROUPED_MASK, size)
+
+
+def test_group_advantage_refuses_integer_rewards():
+    with pytest.raises(AssertionError):
+        group_advantage(jnp.arange(6), GROUPED_MASK, 3)

@@ -97,8 +97,8 @@ def test_rounding_again_changes_nothing_and_zero_stays_zero(name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_dense_layers_alone_are_rounded(tiny_world, name):
-    before = tiny_world.reference
+def test_dense_layers_alone_are_rounded(tiny_inputs, name):
+    before = tiny_inputs.reference
     after = quantised(before, FORMATS[name])
     up = ("layers", "mlp", "up", "kernel")
     changed, kept = after, before

@@ -12,7 +12,7 @@ from dareu_jax.corpus import take
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning import PRESETS, method_config
+from dareu_jax.unlearning import method_config, needs_of, reads_of
 from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
 
 FAST = {
@@ -31,12 +31,12 @@ def cfg(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def batches(tiny_run):
+def batches(tiny_run, cfg):
     """Batches of a step, as many and as large as a method needs."""
     splits = {"forget": tiny_run.split.forget, "retain": tiny_run.split.retain}
     tokens = {split: tiny_run.tokens(records) for split, records in splits.items()}
 
-    def at(method, step):
+    def at(name, step, cfg=cfg):
         return {
             split: [
                 take(
@@ -46,7 +46,7 @@ def batches(tiny_run):
                 )
                 for i in range(need.batches)
             ]
-            for split, need in method.needs.items()
+            for split, need in needs_of(name, method_config(cfg, name)).items()
         }
 
     return at
@@ -66,23 +66,25 @@ def differ(a, b):
     return any(not np.array_equal(x, y) for x, y in pairs)
 
 
-def steps_of(method, world, batches, seed=0):
+def steps_of(name, method, inputs, batches, seed=0):
     """The state and every step's metrics after a few steps."""
-    state, log = method.init(world.reference, key=jax.random.key(seed)), []
+    state, log = method.init(inputs.reference, key=jax.random.key(seed)), []
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        state, metrics = method.step(state, batches(method, step), key=key)
+        state, metrics = method.step(state, batches(name, step), step, key=key)
         log.append(metrics)
     return state, log
 
 
 @pytest.fixture(scope="module", params=METHODS.names())
-def stepped(request, cfg, tiny_world, batches):
+def stepped(request, cfg, tiny_inputs, batches):
     """A method, what it may not touch before and after, its state and metrics."""
-    method = METHODS.get(request.param)(method_config(cfg, request.param), tiny_world)
-    frozen = (tiny_world.reference, tiny_world.index, tiny_world.prior)
+    name = request.param
+    method = METHODS.get(name).make(method_config(cfg, name), tiny_inputs)
+    stages = [tiny_inputs.stages[stage][1] for stage in ("reward", "prior")]
+    frozen = (tiny_inputs.reference, *stages)
     before = copies(frozen)
-    state, log = steps_of(method, tiny_world, batches)
+    state, log = steps_of(name, method, tiny_inputs, batches)
     return method, before, frozen, state, log
 
 
@@ -109,25 +111,26 @@ def test_the_policy_changes_and_keeps_its_shape(stepped):
         assert np.isfinite(new).all()
 
 
-def test_the_same_key_gives_the_same_bits(stepped, tiny_world, batches):
+def test_the_same_key_gives_the_same_bits(request, stepped, tiny_inputs, batches):
     method, _, _, state, log = stepped
-    again, metrics = steps_of(method, tiny_world, batches)
+    name = request.node.callspec.params["stepped"]
+    again, metrics = steps_of(name, method, tiny_inputs, batches)
     same(copies(again), copies(state))
     same(copies(metrics), copies(log))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_world, batches, name):
-    base = tiny_world.reference
+def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_inputs, batches, name):
+    base = tiny_inputs.reference
     adapters = init_adapters(base, rank=2, key=jax.random.key(3))
-    model = Decoder(dataclasses.replace(tiny_world.model.cfg, lora_alpha=4.0))
-    world = dataclasses.replace(
-        tiny_world, model=model, reference=join(base, adapters), frozen=base
+    model = Decoder(dataclasses.replace(tiny_inputs.model.cfg, lora_alpha=4.0))
+    inputs = dataclasses.replace(
+        tiny_inputs, model=model, reference=join(base, adapters), frozen=base
     )
-    method = METHODS.get(name)(method_config(cfg, name), world)
+    method = METHODS.get(name).make(method_config(cfg, name), inputs)
     before = copies(base)
-    state = method.init(world.reference, key=jax.random.key(0))
-    state, _ = method.step(state, batches(method, 0), key=jax.random.key(0))
+    state = method.init(inputs.reference, key=jax.random.key(0))
+    state, _ = method.step(state, batches(name, 0), 0, key=jax.random.key(0))
     trained, frozen = split(method.params_of(state))
     same(copies(frozen), before)
     assert differ(copies(trained), copies(adapters))
@@ -135,46 +138,51 @@ def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_world, batches, nam
     assert held < sum(leaf.size for leaf in jax.tree.leaves(base))
 
 
-def test_a_method_says_what_it_needs(stepped):
-    method = stepped[0]
-    assert set(method.needs) == {"forget", "retain"} and method.steps >= 1
-    for need in method.needs.values():
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_says_what_it_needs_and_reads(cfg, name):
+    row = method_config(cfg, name)
+    needs = needs_of(name, row)
+    assert set(needs) == {"forget", "retain"}
+    assert reads_of(name, row) <= {"reward", "reward_shuffled", "prior"}
+    for need in needs.values():
         assert need.batch_size == 4 and need.batches >= 1
 
 
-def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_world, batches):
-    method = METHODS.get("dareu")(cfg, tiny_world)
-    state = method.init(tiny_world.reference, key=jax.random.key(0))
+def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_inputs, batches):
+    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+    state = method.init(tiny_inputs.reference, key=jax.random.key(0))
     for step in range(2):
         policy = copies(state.trainable["decoder"])
-        state, _ = method.step(state, batches(method, step), key=jax.random.key(step))
+        state, _ = method.step(
+            state, batches("dareu", step), step, key=jax.random.key(step)
+        )
         same(copies(state.behaviour), policy)  # pi_old is the policy it began with
         assert differ(copies(state.trainable["decoder"]), policy)
 
 
-def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_world):
-    method = METHODS.get("dareu")(cfg, tiny_world)
-    state = method.init(tiny_world.reference, key=jax.random.key(0))
+def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_inputs):
+    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+    state = method.init(tiny_inputs.reference, key=jax.random.key(0))
     assert set(state.trainable) == {"decoder", "value_head"}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(state.trainable))
 
 
-def test_dareu_takes_as_many_steps_as_its_data_epochs_need(cfg, tiny_world):
-    steps = METHODS.get("dareu")(cfg, tiny_world).steps
+def test_dareu_takes_as_many_steps_as_its_data_epochs_need(cfg, tiny_inputs):
+    steps = METHODS.get("dareu").make(cfg, tiny_inputs).steps
     assert steps == 2 * 2  # 2 epochs of 8 forget records in batches of 4
     odd = with_overrides(cfg, {"dareu.batch_size": 3})
-    assert METHODS.get("dareu")(odd, tiny_world).steps == 2 * 3
+    assert METHODS.get("dareu").make(odd, tiny_inputs).steps == 2 * 3
 
 
-def test_samples_per_prompt_answers_each_prompt_as_often(cfg, tiny_world, batches):
+def test_samples_per_prompt_answers_each_prompt_as_often(cfg, tiny_inputs, batches):
     twice = with_overrides(
         cfg,
         {"dareu.samples_per_prompt": 2, "dareu.batch_size": 2, "reward.prior": "none"},
     )
-    method = METHODS.get("dareu")(twice, tiny_world)
-    assert method.needs["forget"].batch_size == 2
-    _, log = steps_of(method, tiny_world, batches)
+    method = METHODS.get("dareu").make(twice, tiny_inputs)
+    assert needs_of("dareu", twice)["forget"].batch_size == 2
+    _, log = steps_of("dareu", method, tiny_inputs, lambda *at: batches(*at, twice))
     assert np.isfinite(log[-1]["reward"])
 
 
@@ -216,10 +224,10 @@ def test_grad_diff_loss_against_numpy():
 
 
 def test_npo_from_the_reference_begins_at_two_over_beta_log_two(
-    cfg, tiny_world, batches
+    cfg, tiny_inputs, batches
 ):
-    method = METHODS.get("npo")(cfg, tiny_world)
-    _, log = steps_of(method, tiny_world, batches)
+    method = METHODS.get("npo").make(cfg, tiny_inputs)
+    _, log = steps_of("npo", method, tiny_inputs, batches)
     first = {name: float(value) for name, value in log[0].items()}
     assert first["forget_loss"] == pytest.approx(2 / cfg.npo.beta * np.log(2), rel=1e-5)
     total = first["forget_loss"] + cfg.npo.retain_weight * first["retain_loss"]
@@ -246,7 +254,7 @@ def test_the_paper_is_the_paper_whatever_the_configuration_says_of_dareu():
         "dareu": {"kl_anchor": "prior", "kl_in": "loss", "kl_estimator": "full"},
     }
     paper = method_config(build_config(tuned), "dareu_paper")
-    for key, value in PRESETS["dareu_paper"].items():
+    for key, value in METHODS.get("dareu_paper").preset.items():
         section, name = key.split(".")
         assert getattr(getattr(paper, section), name) == value
 
@@ -291,10 +299,17 @@ def test_an_unknown_method_is_an_error():
         ({"combine": "product"}, "reference", True),
     ],
 )
-def test_the_prior_is_trained_only_where_it_is_read(
-    tiny_world, reward, anchor, expected
-):
+def test_the_prior_is_trained_only_where_it_is_read(reward, anchor, expected):
     reward = {"prior": "none", "combine": "sum", **reward}
     cfg = build_config({"reward": reward, "dareu": {"kl_anchor": anchor}})
-    assert METHODS.get("dareu")(cfg, tiny_world).reads_prior is expected
-    assert not METHODS.get("npo")(cfg, tiny_world).reads_prior
+    assert ("prior" in reads_of("dareu", cfg)) is expected
+    assert not reads_of("npo", cfg)
+
+
+def test_the_control_reads_the_shuffled_reward_alone():
+    cfg = build_config(
+        {"reward": {"prior": "none"}, "dareu": {"kl_anchor": "reference"}}
+    )
+    assert reads_of("dareu", method_config(cfg, "dareu")) == {"reward"}
+    shuffled = method_config(cfg, "dareu_shuffled")
+    assert reads_of("dareu_shuffled", shuffled) == {"reward_shuffled"}

@@ -24,7 +24,7 @@ from dareu_jax.models import (
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning import World
+from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.phases import (
     Experience,
     Judged,
@@ -75,6 +75,11 @@ def fake_kernel(owners=3):
     )
 
 
+def rewarded(index):
+    """What the stage of the reward leaves, with an index that stays as it is."""
+    return RewardIndex(fake_kernel(), index, rebuild=lambda params: index)
+
+
 @pytest.fixture(scope="module")
 def model():
     return Decoder(decoder_config(ModelConfig(preset="decoder-40k"), VOCAB))
@@ -87,18 +92,15 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def world(model, params):
-    return World(
+    return MethodInputs(
         model=model,
         reference=params,
-        kernel=fake_kernel(),
-        index=None,
         forget_columns=(0, 2),
         forget_owner=jnp.asarray([2, 0, 2, 0, 2, 0, 2, 0], jnp.int32),
-        max_new_tokens=T,
+        response_tokens=T,
         stop_ids=(2,),
         gold_length=4.0,
-        prior_model=model,
-        prior=params,
+        stages={"reward": rewarded(None), "prior": Prior(model, params)},
     )
 
 
@@ -107,7 +109,7 @@ def phases(world):
     def build(reward=None, dareu=None):
         reward, dareu = {**REWARD, **(reward or {})}, {**DAREU, **(dareu or {})}
         cfg = build_config({"reward": reward, "dareu": dareu})
-        return Phases(cfg, world, make_optimiser(1e-3, 10))
+        return Phases(cfg, world, rewarded(None), make_optimiser(1e-3, 10))
 
     return build
 
@@ -272,7 +274,7 @@ def iteration(world, trainable):
     @functools.cache
     def phases_of(dareu):
         cfg = build_config({"dareu": {**DAREU, **dict(dareu)}, "reward": REWARD})
-        return Phases(cfg, world, make_optimiser(1e-3, 10))
+        return Phases(cfg, world, rewarded(None), make_optimiser(1e-3, 10))
 
     def go(dareu, behaviour):
         phase = phases_of(tuple(dareu.items()))
@@ -281,7 +283,7 @@ def iteration(world, trainable):
         )
         rollout = phase.rollout(behaviour, prompts, key=jax.random.key(3))
         answers = phase.answers(prompts, rollout)
-        frozen = (world.reference, world.prior)
+        frozen = (world.reference, world.stages["prior"].params)
         said = phase.judge({}, trainable, behaviour, *frozen, answers)
         scores = jnp.full((2, T), 0.3, jnp.float32)
         rewards = phase.reward(scores, said, answers.response_mask)
@@ -354,7 +356,9 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
     iteration, trainable, world
 ):
     phase, _, _, _, experience = iteration({}, trainable["decoder"])
-    held = jax.tree.map(np.array, (world.reference, world.prior, experience))
+    held = jax.tree.map(
+        np.array, (world.reference, world.stages["prior"].params, experience)
+    )
     loss = jax.jit(jax.grad(phase.ppo_loss, argnums=2, has_aux=True))
     anchor = phase.anchor(trainable["decoder"])
     grads, metrics = loss({}, anchor, trainable, experience)
@@ -371,7 +375,7 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
     jax.tree.map(
         np.testing.assert_array_equal,
         held,
-        (world.reference, world.prior, experience),
+        (world.reference, world.stages["prior"].params, experience),
     )
 
 
@@ -390,7 +394,7 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
 
 
 def test_distillation_holds_the_policy_to_the_reference(world, trainable):
-    phase = Phases(build_config({}), world, make_optimiser(1e-4, 10))
+    phase = Phases(build_config({}), world, rewarded(None), make_optimiser(1e-4, 10))
     retain = answers_of([0, 1])
     opt_state = phase.optimiser.init(trainable)
     tree, losses = trainable, []
@@ -445,7 +449,7 @@ def method_of(world, **dareu):
             },
         }
     )
-    return METHODS.get("dareu")(cfg, world)
+    return METHODS.get("dareu").make(cfg, world)
 
 
 def walk(method, params, steps):
@@ -454,7 +458,7 @@ def walk(method, params, steps):
     batch = {"forget": [answers_of([0, 1, 2, 3])], "retain": [answers_of([0, 1, 2, 3])]}
     for step in range(steps):
         policy = jax.tree.map(np.array, state.trainable["decoder"])
-        state, metrics = method.step(state, batch, key=jax.random.key(step))
+        state, metrics = method.step(state, batch, step, key=jax.random.key(step))
         behaviour = jax.tree.map(np.array, state.behaviour)
         out.append((policy, behaviour, {k: float(v) for k, v in metrics.items()}))
     return out
@@ -468,7 +472,9 @@ def equal(a, b):
 def scored(world):
     """The world with a fixed score for every prefix of a batch of four."""
     scores = np.random.default_rng(0).uniform(0.1, 0.6, (4, T, 3))
-    return dataclasses.replace(world, index=jnp.asarray(scores, jnp.float32))
+    return dataclasses.replace(
+        world, stages={"reward": rewarded(jnp.asarray(scores, jnp.float32))}
+    )
 
 
 def test_per_batch_samples_from_the_newest_policy(scored, params):
@@ -513,8 +519,8 @@ def test_no_phase_holds_the_logits_of_a_whole_batch(world, iteration, kl_in):
     rows, prompt, response, vocab = 8, 16, 256, 151_936
     cfg = build_config({"dareu": {**DAREU, "kl_in": kl_in, "kl_estimator": "full"}})
     model = Decoder(decoder_config(ModelConfig(preset="decoder-40k"), vocab))
-    wide = dataclasses.replace(world, model=model, prior_model=model)
-    phase = Phases(cfg, wide, make_optimiser(1e-3, 10))
+    wide = dataclasses.replace(world, model=model, stages={"prior": Prior(model, None)})
+    phase = Phases(cfg, wide, rewarded(None), make_optimiser(1e-3, 10))
 
     def whole_iteration(params, answers):
         head = init_head(1, model.cfg.embed, key=jax.random.key(0))
@@ -539,7 +545,7 @@ def test_logits_in_parts_change_no_phase(monkeypatch, iteration, trainable, worl
     outcomes = []
     for at_once in (LOGITS_AT_ONCE, 1):
         monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
-        again = Phases(phase.cfg, world, phase.optimiser)
+        again = Phases(phase.cfg, world, rewarded(None), phase.optimiser)
         given = jax.tree.map(jnp.copy, trainable)
         programs = traced(again, given, world.reference, answers)
         outcomes.append([program(*args) for program, args in programs.values()])

@@ -35,9 +35,13 @@ class Built:
         return f"index of {params}"
 
 
+def fresh_index(world, every):
+    return FreshIndex(world, world, every)
+
+
 def test_without_refreshing_everything_is_the_originals():
     world = Built()
-    fresh = FreshIndex(world, 0)
+    fresh = fresh_index(world, 0)
     assert fresh.first({"w": 1}) == {}
     for step in range(5):
         left, seen = fresh.at(step, {}, {"w": step})
@@ -47,7 +51,7 @@ def test_without_refreshing_everything_is_the_originals():
 
 def test_every_second_iteration_the_index_is_built_at_the_policy():
     world, state = Built(), {"w": 0}
-    fresh, seen = FreshIndex(world, 2), []
+    fresh, seen = fresh_index(world, 2), []
     for step in range(6):
         state, found = fresh.at(step, state, {"w": step})
         seen.append(found[1])
@@ -59,10 +63,10 @@ def test_every_second_iteration_the_index_is_built_at_the_policy():
 
 def test_a_resumed_run_goes_on_with_the_index_of_its_state():
     world, state = Built(), {"w": 0}
-    fresh = FreshIndex(world, 2)
+    fresh = fresh_index(world, 2)
     for step in range(4):
         state, seen = fresh.at(step, state, {"w": step})
-    again = FreshIndex(world, 2).at(3, dict(state), {"w": 3})
+    again = fresh_index(world, 2).at(3, dict(state), {"w": 3})
     assert again == (state, seen) and seen[1] == "index of {'w': 2}"
 
 
@@ -78,7 +82,7 @@ def test_drift_is_the_mean_change_over_the_tokens_of_the_same_answers():
         response_mask: Any
 
     answers = Answers(jnp.asarray([[True, True], [True, False]]))
-    fresh, state = FreshIndex(Built(), 1), {"w": 0}
+    fresh, state = fresh_index(Built(), 1), {"w": 0}
     state, seen = fresh.at(0, state, {"w": 0})
     scores = numbered(seen[1], answers)
     assert fresh.drift(0, lambda p, i, a: numbered(i, a), scores, answers) == {}
