@@ -385,7 +385,10 @@ def read_model(
 
     steps = steps_in(folder)
     if step is None and finished_step(folder) is None:
-        raise UserError(f"{folder} {_unfinished(folder)}; finish dareu run first")
+        raise UserError(
+            f"{folder} {_unfinished(folder)}; put it back, or delete the run's logs "
+            "and let the same dareu run make it again"
+        )
     at = steps[-1] if step is None else step
     if at not in steps:
         known = ", ".join(map(str, steps)) or "none"

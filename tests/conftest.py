@@ -100,18 +100,11 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A seed of tests/tiny.yaml: its corpus, tokens and model; nothing is trained."""
-    from io import StringIO
-
-    from dareu_jax.stages import Run
-    from rich.console import Console
-
     from dareu_jax.config import load_config
-    from dareu_jax.reporting.progress import Progress
-    from dareu_jax.tracking import Tracker
+    from dareu_jax.runs.inputs import Inputs
 
     folder = tmp_path_factory.mktemp("tiny_run")
-    cfg = load_config(REPO / "tests" / "tiny.yaml")
-    return Run(cfg, 0, folder, Tracker(folder), Progress(Console(file=StringIO())))
+    return Inputs(load_config(REPO / "tests" / "tiny.yaml"), 0, folder)
 
 
 @pytest.fixture(scope="session")

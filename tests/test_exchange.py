@@ -10,13 +10,10 @@ import jax
 import make_golden as hf
 import numpy as np
 import pytest
-from dareu_jax.evaluator.subject import reference_of, subject_of
-from dareu_jax.export import export_run
-from dareu_jax.stages import Run
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from dareu_jax import cli, pipeline
+from dareu_jax import cli
 from dareu_jax.attributor import load_model
 from dareu_jax.config import load_config
 from dareu_jax.corpus import load_tokenizer, tokenise
@@ -28,7 +25,13 @@ from dareu_jax.models import abstract_params, split
 from dareu_jax.models.hf_folder import HfFolder
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
+from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs import pipeline
+from dareu_jax.runs.export import export_run
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.load import reference_of, subject_of
+from dareu_jax.runs.stages import Session, result_of
 from dareu_jax.tracking import Tracker
 
 TESTS = Path(__file__).resolve().parent
@@ -97,12 +100,12 @@ def test_a_run_without_a_retrained_model_says_so(imported, tmp_path, capsys):
     print_results(Console(width=200), results)
     assert "this run has no retrained model" in capsys.readouterr().out
     assert "is part of this run" in (tmp_path / "run" / "report.html").read_text()
-    out = export_run(tmp_path / "run", "unlearned", tmp_path / "out", quiet())
+    out = export_run(tmp_path / "run", "unlearned", tmp_path / "out", model_card)
     assert "| metric | original | npo |" in (out / "README.md").read_text()
 
 
 def test_an_exported_original_is_the_imported_folder(source, finished, tmp_path):
-    out = export_run(finished.folder, "original", tmp_path / "out", quiet())
+    out = export_run(finished.folder, "original", tmp_path / "out", model_card)
     before, after = HfFolder(source), HfFolder(out)
     assert after.shapes == before.shapes
     for name in before.shapes:
@@ -114,7 +117,7 @@ def test_an_exported_original_is_the_imported_folder(source, finished, tmp_path)
 
 
 def test_an_unlearned_model_differs_and_can_be_imported_again(finished, tmp_path):
-    out = export_run(finished.folder, "unlearned", tmp_path / "out", quiet())
+    out = export_run(finished.folder, "unlearned", tmp_path / "out", model_card)
     again = import_folder(out, tmp_path / "again")
     shapes = hf.shapes_of(CONFIG)
     moved = [
@@ -133,7 +136,7 @@ def test_a_model_trained_from_scratch_is_exported_too(tmp_path):
     overrides += ["evaluation.judge.epochs=1"]
     cfg = load_config(TESTS / "tiny.yaml", overrides)
     pipeline.run(cfg, tmp_path / "run", quiet())
-    out = export_run(tmp_path / "run", "original", tmp_path / "out", quiet())
+    out = export_run(tmp_path / "run", "original", tmp_path / "out", model_card)
     assert HfFolder(out).config["model_type"] == "llama"
     ids = json.loads((out / "generation_config.json").read_text())
     assert ids == {"pad_token_id": 0, "eos_token_id": 2}
@@ -173,8 +176,8 @@ def test_adapters_alone_are_trained_and_kept(adapted, source):
 
 
 def test_merged_and_adapter_exports_are_one_model(adapted, source, tmp_path):
-    merged = HfFolder(export_run(adapted, "dareu", tmp_path / "merged", quiet()))
-    out = export_run(adapted, "dareu", tmp_path / "adapter", quiet(), adapter=True)
+    merged = HfFolder(export_run(adapted, "dareu", tmp_path / "merged", model_card))
+    out = export_run(adapted, "dareu", tmp_path / "adapter", model_card, adapter=True)
     fields = json.loads((out / "adapter_config.json").read_text())
     assert fields["r"] == 2 and fields["lora_alpha"] == 4
     assert fields["target_modules"] == ["q_proj", "v_proj", "down_proj"]
@@ -198,7 +201,9 @@ def test_an_earlier_step_is_exported_when_asked_for(finished, tmp_path, dareu):
         if path.name.isdecimal()
     )
     last, at_last, before = (
-        HfFolder(export_run(finished.folder, "npo", tmp_path / out, quiet(), step=step))
+        HfFolder(
+            export_run(finished.folder, "npo", tmp_path / out, model_card, step=step)
+        )
         for out, step in [("out", None), ("last", steps[-1]), ("before", steps[-2])]
     )
     for name in last.shapes:
@@ -223,7 +228,7 @@ def test_a_run_is_evaluated_on_its_own_records(finished, tmp_path, dareu):
     assert status == 0 and "forget prob" in printed, complaint
     assert sorted(finished.folder.rglob("*")) == before
     log = json.loads((tmp_path / "out" / "OWNERS_EVAL.json").read_text())
-    subject = subject_of(finished.folder, quiet(), "npo", 0)
+    subject = subject_of(finished.folder, "npo", 0)
     records, model = subject.run.split, subject.load()
     for name, rows in vars(records).items():
         assert len(log[f"{name}_Q_A_ROUGE"]["value_by_index"]) == len(rows) > 0
@@ -241,9 +246,9 @@ def test_a_run_is_evaluated_on_its_own_records(finished, tmp_path, dareu):
 
 def test_adapters_are_merged_before_a_run_is_evaluated(adapted, tmp_path):
     """Of a run that another model is compared with it is the retrained model."""
-    export_run(adapted, "retrained", tmp_path / "hf", quiet())
+    export_run(adapted, "retrained", tmp_path / "hf", model_card)
     again = load_model(import_folder(tmp_path / "hf", tmp_path / "model").folder)
-    model = reference_of(adapted, quiet(), None).load()
+    model = reference_of(adapted, None).load()
     assert model.fingerprint == again.fingerprint
     assert model.tokenizer.fingerprint == again.tokenizer.fingerprint
     assert model.context == again.context == 64
@@ -264,7 +269,7 @@ def test_evaluate_names_what_a_run_has(finished, tmp_path, dareu):
 
 def test_an_adapter_needs_a_run_with_adapters(finished, tmp_path):
     with pytest.raises(UserError, match="no adapters; leave --adapter out"):
-        export_run(finished.folder, "npo", tmp_path / "x", quiet(), adapter=True)
+        export_run(finished.folder, "npo", tmp_path / "x", model_card, adapter=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -277,8 +282,8 @@ def test_peft_reads_the_adapter(adapted, source, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    out = export_run(adapted, "dareu", tmp_path / "adapter", quiet(), adapter=True)
-    merged = export_run(adapted, "dareu", tmp_path / "merged", quiet())
+    out = export_run(adapted, "dareu", tmp_path / "adapter", model_card, adapter=True)
+    merged = export_run(adapted, "dareu", tmp_path / "merged", model_card)
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokens, mask = (torch.tensor(np.asarray(x, np.int64)) for x in hf.inputs())
     position = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -297,7 +302,7 @@ def test_peft_reads_the_adapter(adapted, source, tmp_path):
     importlib.util.find_spec("torch") is None, reason="torch is not installed"
 )
 def test_transformers_reads_the_exported_folder(source, finished, tmp_path):
-    out = export_run(finished.folder, "original", tmp_path / "out", quiet())
+    out = export_run(finished.folder, "original", tmp_path / "out", model_card)
     for found, wanted in zip(hf.run_transformers(out), hf.run_transformers(source)):
         np.testing.assert_array_equal(found, wanted)
 
@@ -319,11 +324,15 @@ def test_parts_that_adapt_one_folder_share_its_frozen_parameters(imported, tmp_p
     how = ("lora={rank: 2}", "finetune.epochs=0", "retrained.skip=true")
     cfg = load_config(TESTS / "tiny.yaml", [f"model={base}", *parts, *how])
     with Tracker(tmp_path) as tracker:
-        run = Run(cfg, 0, tmp_path, tracker, quiet())
-        models = {"policy": run.start, "prior": run.prior[1]}
-        kernel, index = run.classifier
-        models |= {"classifier": index["decoder"], "judge": run.judge[1]["decoder"]}
-        scores = kernel.prefix_score(run.start, index, run.tokens(run.split.forget))
+        run = Inputs(cfg, 0, tmp_path)
+        session = Session(run, tracker)
+        original = {"original": result_of(session, "original")}
+        policy = run.with_adapters(original["original"], "model")
+        kernel, index = result_of(session, "reward", original)
+        judge = result_of(session, "judge", original)[1]
+        models = {"policy": policy, "prior": result_of(session, "prior")[1]}
+        models |= {"classifier": index["decoder"], "judge": judge["decoder"]}
+        scores = kernel.prefix_score(policy, index, run.tokens(run.split.forget))
     assert np.isfinite(np.asarray(scores)).all()
     held = {name: jax.tree.leaves(split(params)[1]) for name, params in models.items()}
     for leaves in held.values():

@@ -16,16 +16,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax import pipeline, tracking
+from dareu_jax import tracking
 from dareu_jax.config import dump_config, load_config
 from dareu_jax.errors import TrainingError, UserError
 from dareu_jax.registry import METRICS
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.reporting.report import write_report
+from dareu_jax.runs import evaluate, pipeline
 
 TESTS = Path(__file__).resolve().parent
 TINY = TESTS / "tiny.yaml"
 METHODS = "methods=[dareu, npo]"
-STAGES = ("finetune_original", "finetune_retrained", "classifier", "judge")
+STAGES = ("finetune_original", "finetune_retrained", "reward", "judge")
 
 
 class Done(NamedTuple):
@@ -43,6 +45,8 @@ def run(folder, *overrides, config=TINY):
     results, answers = pipeline.run(
         cfg, folder, Progress(Console(file=said, width=300))
     )
+    page = folder / "report.html"
+    write_report(page, results, tracking.read(folder), answers, dump_config(cfg))
     return Done(folder, results, answers, said.getvalue())
 
 
@@ -309,7 +313,7 @@ def test_without_test_records_tug_of_war_has_two_factors():
     model = {"forget_rouge": 0.9, "retain_rouge": 0.8}
     model |= {"forget_probability": 0.5, "retain_probability": 0.5}
     retrained = {name: value - 0.1 for name, value in model.items()}
-    assert pipeline.tow_of(model, retrained) == pytest.approx(
+    assert evaluate.tow_of(model, retrained) == pytest.approx(
         {"rouge": 0.81, "probability": 0.81}
     )
 

@@ -3,12 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from dareu_jax.indexing import owner_stream
-from dareu_jax.stages import check_forget_batch, training_steps
 
 from dareu_jax.config import OptimiserConfig, with_overrides
 from dareu_jax.corpus import NOBODY, GroupedStream, owner_labels
 from dareu_jax.errors import UserError
+from dareu_jax.runs.checks import check_forget_batch
+from dareu_jax.runs.reward_index import owner_stream, training_steps
+from dareu_jax.runs.stages import FITTED, Session, method_inputs
+from dareu_jax.tracking import Tracker
 
 
 def owned(run):
@@ -24,26 +26,31 @@ def test_a_stage_has_a_key_of_its_own(tiny_run):
 
 
 def test_classifiers_read_owned_text_with_its_owner(tiny_run):
-    stream, labels = owner_stream(tiny_run, "classifier", tiny_run.cfg.classifier)
+    stream, labels = owner_stream(tiny_run, FITTED["reward"], tiny_run.cfg.classifier)
     records = owned(tiny_run)
     assert len(stream.tokens.index) == len(records) == 24
     np.testing.assert_array_equal(labels, owner_labels(records, tiny_run.corpus.owners))
-    judge, _ = owner_stream(tiny_run, "judge", tiny_run.cfg.evaluation.judge)
+    judge, _ = owner_stream(tiny_run, FITTED["judge"], tiny_run.cfg.evaluation.judge)
     assert any((judge.rows(s) != stream.rows(s)).any() for s in range(3))
 
 
 def test_with_a_class_for_nobody_the_classifier_reads_shared_text_too(tiny_run):
     cfg = with_overrides(tiny_run.cfg, {"classifier.nobody": True}).classifier
-    stream, labels = owner_stream(tiny_run, "classifier", cfg)
+    stream, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
     assert len(stream.tokens.index) == 32 and (labels == -1).sum() == 8
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_records(tiny_run):
-    _, labels = owner_stream(tiny_run, "classifier", tiny_run.cfg.classifier)
-    _, shuffled = owner_stream(tiny_run, "classifier_shuffled", tiny_run.cfg.classifier)
+    cfg = tiny_run.cfg.classifier
+    _, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
+    _, shuffled = owner_stream(
+        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+    )
     np.testing.assert_array_equal(np.sort(shuffled), np.sort(labels))
     assert (shuffled != labels).mean() > 0.3  # two thirds, if shuffled at random
-    _, again = owner_stream(tiny_run, "classifier_shuffled", tiny_run.cfg.classifier)
+    _, again = owner_stream(
+        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+    )
     np.testing.assert_array_equal(again, shuffled)
 
 
@@ -76,14 +83,13 @@ def test_epochs_are_passes_over_the_records(tiny_run, epochs, steps):
     assert training_steps(OptimiserConfig(epochs=epochs), stream) == steps
 
 
-def test_a_loss_method_trains_no_prior(tiny_run, monkeypatch):
+def test_a_loss_method_trains_no_prior(tiny_run):
     cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": "prior"})
-    monkeypatch.setitem(tiny_run.__dict__, "original", {})
-    for name in ("classifier", "prior"):
-        monkeypatch.setitem(tiny_run.__dict__, name, (name, name))
-    stages = tiny_run.method_inputs("dareu", cfg).stages
+    session = Session(tiny_run, Tracker(tiny_run.folder))
+    results = {name: (name, name) for name in ("reward", "prior")} | {"original": {}}
+    stages = method_inputs(session, "dareu", cfg, results).stages
     assert stages["prior"].params == "prior" and set(stages) == {"reward", "prior"}
-    assert not tiny_run.method_inputs("npo", cfg).stages
+    assert not method_inputs(session, "npo", cfg, {"original": {}}).stages
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,8 @@ def check_indices(inputs: Inputs) -> None:
             folder = stage_folder(inputs.folder, inputs.seed, stage.label)
             if finished_step(folder) is None:
                 raise UserError(
-                    f"{folder} is missing or damaged; the same dareu run makes it "
-                    "again once logs/ of a model is deleted"
+                    f"{folder} is missing or damaged; put it back, or delete the run's "
+                    "logs and let the same dareu run make it again"
                 )
 
 

@@ -10,7 +10,7 @@ from dareu_jax.cache import user_cache
 from dareu_jax.corpus.questions import tofu_paraphrases
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import agreed, is_first
-from dareu_jax.runs.stages import Session
+from dareu_jax.runs.inputs import Inputs
 
 
 class Paraphrases(NamedTuple):
@@ -24,10 +24,10 @@ class Paraphrases(NamedTuple):
     missing: str = ""
 
 
-def paraphrases_of(run: Session) -> Paraphrases:
+def paraphrases_of(inputs: Inputs) -> Paraphrases:
     """Held-out records with a forget record's answer, or TOFU's own paraphrases."""
-    forget, cfg = run.inputs.split.forget, run.inputs.cfg.corpus
-    found = from_held_out(forget, run.inputs.corpus.test)
+    forget, cfg = inputs.split.forget, inputs.cfg.corpus
+    found = from_held_out(forget, inputs.corpus.test)
     if not found.rows and cfg.source == "tofu":
         folder = None if cfg.path is None else Path(cfg.path)
         read = functools.partial(from_tofu, forget, folder, user_cache() / "downloads")

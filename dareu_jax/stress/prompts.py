@@ -12,7 +12,7 @@ from dareu_jax.evaluation.evaluate import answer
 from dareu_jax.evaluation.rouge import rouge_l_recall
 from dareu_jax.parallel import shared_out
 from dareu_jax.runs.evaluate import tow_of
-from dareu_jax.runs.stages import Session
+from dareu_jax.runs.inputs import Inputs
 from dareu_jax.stress.context import UNLEARNED, Context, means, outcome, stress_test
 from dareu_jax.stress.paraphrase import paraphrases_of
 
@@ -107,12 +107,12 @@ def with_hints(forget: Sequence[owned.Record], rng: random.Random) -> Asked:
     return found
 
 
-def all_prompts(run: Session) -> tuple[dict[str, Asked], dict[str, str]]:
+def all_prompts(inputs: Inputs) -> tuple[dict[str, Asked], dict[str, str]]:
     """Every way of asking, and why some are left out."""
-    forget = run.inputs.split.forget
-    owners = [r for r in run.inputs.split.retain if r.owner != owned.NOBODY]
-    others = owners or list(run.inputs.split.retain)
-    rng = random.Random(f"{run.inputs.seed}/stress/prompts")
+    forget = inputs.split.forget
+    owners = [r for r in inputs.split.retain if r.owner != owned.NOBODY]
+    others = owners or list(inputs.split.retain)
+    rng = random.Random(f"{inputs.seed}/stress/prompts")
     rows, gold = list(range(len(forget))), [r.response for r in forget]
     ways = {
         DIRECT: [r.prompt for r in forget],
@@ -129,7 +129,7 @@ def all_prompts(run: Session) -> tuple[dict[str, Asked], dict[str, str]]:
     asked["reverse"] = Asked(rows, [reverse(r) for r in forget], questions)
     if (hinted := with_hints(forget, rng)).rows:
         asked["hint"] = hinted
-    found = paraphrases_of(run)
+    found = paraphrases_of(inputs)
     if found.missing:
         return asked, {PARAPHRASE: found.missing}
     wanted = [gold[row] for row in found.rows]
@@ -137,9 +137,9 @@ def all_prompts(run: Session) -> tuple[dict[str, Asked], dict[str, str]]:
     return asked, {}
 
 
-def tokens_of(run: Session, asked: dict[str, Asked]) -> dict[str, owned.TokenBatch]:
+def tokens_of(inputs: Inputs, asked: dict[str, Asked]) -> dict[str, owned.TokenBatch]:
     """Every way's prompts as tokens, uncut and of one width; responses stay empty."""
-    cfg, tokenizer = run.inputs.cfg.corpus, run.inputs.tokenizer
+    cfg, tokenizer = inputs.cfg.corpus, inputs.tokenizer
     records = {
         label: [owned.Record("", "", prompt, "") for prompt in how.prompts]
         for label, how in asked.items()
@@ -201,12 +201,12 @@ def prompts(context: Context) -> dict[str, Any]:
     show the answer or another of its owner, or ask for the question, and stand beside
     it. ``tow_para`` is `tow_para`, where there is a retrained model.
     """
-    run, suite = context.run, context.suite
-    asked, skipped = all_prompts(run)
-    tokens = tokens_of(run, asked)
+    inputs, suite = context.run.inputs, context.suite
+    asked, skipped = all_prompts(inputs)
+    tokens = tokens_of(inputs, asked)
     scores: dict[str, dict[str, list[float]]] = {label: {} for label in asked}
     right: dict[str, list[float]] = {}
-    with run.progress.stage("prompts", len(asked)) as advance:
+    with context.run.progress.stage("prompts", len(asked)) as advance:
         for number, (label, how) in enumerate(asked.items()):
             for role, params in context.models.items():
                 said = answer(suite, params, tokens[label]).text
@@ -215,7 +215,7 @@ def prompts(context: Context) -> dict[str, Any]:
                     right[role] = right_choices(said, how)
             advance(number + 1, label)
     same = [label for label in SAME if label in asked]
-    count = len(run.inputs.split.forget)
+    count = len(inputs.split.forget)
     worst = {
         role: worst_case(count, {x: (asked[x].rows, scores[x][role]) for x in same})
         for role in context.models

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dareu_jax.stages import Run
 
 from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import probabilities
 from dareu_jax.config import with_overrides
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.registry import KERNELS
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.stages import Session, result_of
+from dareu_jax.tracking import Tracker
 
 
 def counting():
@@ -91,11 +93,13 @@ def test_a_calibrated_kernel_scores_probabilities():
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_every_kernel_serves_as_a_reward(tiny_run, tmp_path, name):
     cfg = with_overrides(tiny_run.cfg, {"reward.kernel": name, "reward.slices": 3})
-    run = Run(cfg, 0, tmp_path, tiny_run.tracker, tiny_run.progress)
-    kernel, index = run.classifier
+    run = Inputs(cfg, 0, tmp_path)
+    session = Session(run, Tracker(tmp_path))
+    original = result_of(session, "original")
+    kernel, index = result_of(session, "reward", {"original": original})
     answers = run.tokens(run.split.forget)
     scores = np.asarray(
-        jax.jit(kernel.prefix_score)(run.original, index, run.place(answers))
+        jax.jit(kernel.prefix_score)(original, index, run.place(answers))
     )
     assert scores.shape == (*answers.response.shape, 3)
     assert np.isfinite(scores).all() and scores.min() >= 0.0 and scores.max() <= 1.0

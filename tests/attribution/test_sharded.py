@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dareu_jax.indexing import Build, placed
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
@@ -22,6 +21,7 @@ from dareu_jax.loop import Stage
 from dareu_jax.parallel import Preemption, Stopwatch, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs.reward_index import Build, placed
 from dareu_jax.tracking import Tracker
 
 KEY = jax.random.key(3)

@@ -7,12 +7,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from dareu_jax.inputs import read_corpus
 
 from dareu_jax.config import RunConfig
 from dareu_jax.corpus import NOBODY, Corpus, SourceOptions, load_corpus
 from dareu_jax.corpus.sources import waterdrum
 from dareu_jax.errors import UserError
+from dareu_jax.runs.inputs import read_corpus
 
 FULL = [f"full {n} " + " ".join(f"w{i}" for i in range(48)) for n in range(800)]
 TEST = [f"test {n} of the others" for n in range(130)]

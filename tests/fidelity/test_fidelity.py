@@ -7,16 +7,16 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config
 from dareu_jax.errors import UserError
-from dareu_jax.fidelity import fidelity, print_fidelity
+from dareu_jax.fidelity import fidelity, print_fidelity, trial
 from dareu_jax.fidelity.plan import check_plan, contenders
 from dareu_jax.fidelity.summary import ceiling, summarise
 from dareu_jax.fidelity.trial import Outcomes, Scores, Trial
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs import stages as run_stages
 
 CHANGES = {
     "corpus": {"owners": 4, "records_per_owner": 4, "general_facts": 2},
@@ -78,13 +78,14 @@ def copy(folder, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The stages that are fine-tuned from here on."""
-    stages, finetune = [], Run.finetune
+    stages, finetune = [], trial.finetune
 
-    def counted(self, stage, records):
+    def counted(session, stage, records):
         stages.append(stage)
-        return finetune(self, stage, records)
+        return finetune(session, stage, records)
 
-    monkeypatch.setattr(Run, "finetune", counted)
+    monkeypatch.setattr(trial, "finetune", counted)
+    monkeypatch.setattr(run_stages, "finetune", counted)
     return stages
 
 

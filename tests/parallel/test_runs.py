@@ -38,8 +38,8 @@ def signalling(function, count):
 where, count, number = sys.argv[1].split(":")
 sys.argv = ["dareu", *sys.argv[2:]]
 if where:
-    from dareu_jax import stages
     from dareu_jax.evaluation import evaluate
+    from dareu_jax.runs import stages
     from dareu_jax.unlearning import phases
 
     made = phases.Phases.__init__

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 import yaml
-from dareu_jax.stages import Run
 from rich.console import Console
 
-from dareu_jax import pipeline
 from dareu_jax.config import load_config
 from dareu_jax.errors import Preempted
 from dareu_jax.parallel import Preemption
 from dareu_jax.registry import STRESS
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs import pipeline
+from dareu_jax.runs.folder import claimed
+from dareu_jax.runs.load import params_of
 from dareu_jax.stress import command, print_stress, stress
 from dareu_jax.stress.table import table_of
 
@@ -118,7 +119,7 @@ def test_a_second_call_runs_nothing(folder, made, monkeypatch):
     def never(*_):
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(command, "Run", never)
+    monkeypatch.setattr(command, "Session", never)
     assert stress(folder, quiet(), overrides=FEW) == made
 
 
@@ -154,15 +155,15 @@ def test_a_model_is_like_itself(folder):
         assert "cannot tell" in found["verdict"]
 
 
-def silent(run):
+def silent(inputs):
     """Parameters that answer every prompt with an end of text."""
 
     def leaf(path, x):
         if path[-1].key == "embedding":
-            return jnp.ones_like(x).at[run.tokenizer.eos_id].set(2.0)
+            return jnp.ones_like(x).at[inputs.tokenizer.eos_id].set(2.0)
         return jnp.zeros_like(x) if path[-1].key == "kernel" else x
 
-    return jax.tree_util.tree_map_with_path(leaf, run.original)
+    return jax.tree_util.tree_map_with_path(leaf, params_of(inputs, "original"))
 
 
 @pytest.fixture
@@ -172,7 +173,11 @@ def broken(folder, made, tmp_path, monkeypatch):
     def copied(make):
         there = shutil.copytree(folder, tmp_path / "run")
         shutil.rmtree(there / "stress" / "npo")
-        monkeypatch.setattr(Run, "unlearned", lambda run, _: make(run))
+
+        def given(inputs, row):
+            return make(inputs) if row == "npo" else params_of(inputs, row)
+
+        monkeypatch.setattr(command, "params_of", given)
         return there
 
     return copied
@@ -193,7 +198,11 @@ def test_a_model_that_says_nothing_is_never_praised(broken):
 
 
 def test_a_model_without_numbers_is_refused_in_a_line(broken, dareu):
-    there = broken(lambda run: jax.tree.map(lambda x: x * jnp.nan, run.original))
+
+    def no_numbers(inputs):
+        return jax.tree.map(lambda x: x * jnp.nan, params_of(inputs, "original"))
+
+    there = broken(no_numbers)
     status, _, complaint = dareu("stress", there, "--tests", "prefill", *FEW)
     assert status == 2 and complaint.count("\n") == 1
     assert "forget answers: nan for the unlearned model in forget record 0" in complaint
@@ -223,7 +232,7 @@ def test_a_run_from_before_the_section_is_still_the_same_run(folder, tmp_path):
     tree = yaml.safe_load(path.read_text())
     del tree["stress"]
     (tmp_path / "config.resolved.yaml").write_text(yaml.safe_dump(tree))
-    assert pipeline.claimed(load_config(path), tmp_path)
+    assert claimed(load_config(path), tmp_path)
 
 
 def test_the_table_has_a_row_for_every_test_and_part(made):

@@ -1,22 +1,20 @@
 """The reward's index goes on with the policy, and a margin costs one direction."""
 
 import dataclasses
-from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dareu_jax.checks import check_reward
-from dareu_jax.stages import Run
-from rich.console import Console
 
 from dareu_jax.attribution.calibration import calibrated
 from dareu_jax.attribution.linear import margin, margin_weights, spread
 from dareu_jax.config import with_overrides
 from dareu_jax.errors import UserError
-from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs.checks import check_reward
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.stages import Session, indexer, prepare, result_of
 from dareu_jax.tracking import Tracker
 from dareu_jax.unlearning.refresh import FreshIndex
 
@@ -104,21 +102,34 @@ CHANGES = {
 }
 
 
-def a_run(folder, tiny_run, changes=CHANGES):
-    cfg = with_overrides(tiny_run.cfg, changes)
-    quiet = Progress(Console(file=StringIO()))
-    return Run(cfg, 0, folder, Tracker(folder), quiet)
+class Seed(NamedTuple):
+    """A session, what it reads, and what its original and its reward came to."""
+
+    session: Session
+    inputs: Inputs
+    original: Any
+    results: dict
+
+
+def a_seed(folder, tiny_run, changes=CHANGES):
+    return Inputs(with_overrides(tiny_run.cfg, changes), 0, folder)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory):
-    return a_run(tmp_path_factory.mktemp("refreshed"), tiny_run)
+    folder = tmp_path_factory.mktemp("refreshed")
+    inputs = a_seed(folder, tiny_run)
+    session = Session(inputs, Tracker(folder))
+    with jax.set_mesh(inputs.mesh):
+        results = {"original": result_of(session, "original")}
+        results["reward"] = result_of(session, "reward", results)
+    return Seed(session, inputs, results["original"], results)
 
 
 def iterate(run, steps, state=None, start=0):
     """``(state, metrics of each step)`` of DareU from a state, with fresh memory."""
-    with jax.set_mesh(run.mesh):
-        _, first, step_fn = run.prepare("dareu", run.cfg)
+    with jax.set_mesh(run.inputs.mesh):
+        _, first, step_fn = prepare(run.session, "dareu", run.inputs.cfg, run.results)
         state, metrics = first if state is None else state, []
         for step in range(start, steps):
             state, values = step_fn(state, step)
@@ -154,9 +165,10 @@ def _numbers(state):
 
 
 def test_margin_scores_are_those_of_the_owners_weighed(run):
-    with jax.set_mesh(run.mesh):
-        kernel, index = run.indexer.kernel, run.indexer.build.at(run.original)
-        queries = run.place(run.tokens(run.split.forget))
+    inputs, built = run.inputs, indexer(run.session, "reward", run.original)
+    with jax.set_mesh(inputs.mesh):
+        kernel, index = built.kernel, built.build.at(run.original)
+        queries = inputs.place(inputs.tokens(inputs.split.forget))
         one = margin(kernel, (2,))
         found = np.asarray(one.score(run.original, index, queries))
         scores = np.asarray(kernel.score(run.original, index, queries))
@@ -169,7 +181,7 @@ def test_margin_scores_are_those_of_the_owners_weighed(run):
 
 def test_a_margin_is_spread_over_the_columns_it_stands_for(run):
     two = dataclasses.replace(
-        run.indexer.kernel,
+        indexer(run.session, "reward", run.original).kernel,
         score=lambda params, index, queries: jnp.asarray([[0.6, 0.4]]),
         prefix_score=None,
     )
@@ -180,12 +192,15 @@ def test_a_margin_is_spread_over_the_columns_it_stands_for(run):
 
 
 def test_a_calibrated_margin_tells_those_who_withdraw_from_the_rest(run):
-    with jax.set_mesh(run.mesh):
-        kernel, index = run.classifier
+    inputs = run.inputs
+    with jax.set_mesh(inputs.mesh):
+        kernel, index = run.results["reward"]
         assert kernel.is_probability and calibrated(kernel).owners == 3
         scores = [
-            kernel.prefix_score(run.original, index, run.place(run.tokens(part)))[:, -1]
-            for part in (run.split.forget, run.split.retain[:8])
+            kernel.prefix_score(run.original, index, inputs.place(inputs.tokens(part)))[
+                :, -1
+            ]
+            for part in (inputs.split.forget, inputs.split.retain[:8])
         ]
     forget, retain = (np.asarray(x)[:, 2].mean() for x in scores)
     assert forget > 0.5 > retain
@@ -206,4 +221,4 @@ def test_a_calibrated_margin_tells_those_who_withdraw_from_the_rest(run):
 )
 def test_a_reward_that_cannot_be_is_refused(tiny_run, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
-        check_reward(a_run(tmp_path, tiny_run, changes))
+        check_reward(a_seed(tmp_path, tiny_run, changes))
