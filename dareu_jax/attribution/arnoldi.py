@@ -79,7 +79,7 @@ AXES = {
 
 
 def inner(a: dict[str, Array], b: dict[str, Array]) -> Array:
-    """Return <a_k, b> ``[K]``, over all matrices, of ``a [L, K, D, F]``, ``b [L, D, F]``."""
+    """Return <a_k, b> ``[K]``, summed over matrices ``[L, K, D, F]``, ``[L, D, F]``."""
     return sum(jnp.einsum("lkdf,ldf->k", a[path], b[path]) for path in b)  # type: ignore
 
 
