@@ -17,7 +17,6 @@ from dareu_jax.config import Section, attribution_config
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import make_mesh, named_leaves
-from dareu_jax.registry import KERNELS as kernels
 
 QUERIES = [
     ("What did alice have in 1991?", "It was a bakery by the bridge, 3 times."),
@@ -93,18 +92,10 @@ def test_what_numbers_depend_on_is_recorded(built, model, tmp_path):
     }
 
 
-@pytest.fixture
-def registry():
-    """The registry of kernels; what a test adds to it is taken out again."""
-    before = dict(kernels._entries), dict(kernels._about), dict(kernels._options)
-    yield kernels
-    kernels._entries, kernels._about, kernels._options = before
-
-
 def test_an_index_of_a_new_gradient_kernel_says_what_it_differentiates(
-    registry, model, records
+    kernels_kept, model, records
 ):
-    @registry.register("mine", "a gradient kernel from outside")
+    @kernels_kept.register("mine", "a gradient kernel from outside")
     def make(setup):
         return bilinear("mine", setup, exact())
 
@@ -116,23 +107,23 @@ def test_an_index_of_a_new_gradient_kernel_says_what_it_differentiates(
 
 @pytest.mark.parametrize("name", ["bm25", "projected"])
 def test_another_description_of_a_kernel_leaves_its_indices_valid(
-    registry, built, model, name, tmp_path
+    kernels_kept, monkeypatch, built, model, name, tmp_path
 ):
     save(built(name), tmp_path / "index")
-    registry._about = {**registry._about, name: "said in other words"}
+    monkeypatch.setitem(kernels_kept._about, name, "said in other words")
     found = load(tmp_path / "index", model).score(QUERIES)
     np.testing.assert_array_equal(found, built(name).score(QUERIES))
 
 
 def test_options_of_another_kernel_do_not_matter_to_an_index(
-    registry, built, model, tmp_path
+    kernels_kept, built, model, tmp_path
 ):
     class Own(Section):
         size: int = 3
 
     spec = spec_of(built("projected"))
     save(built("projected"), tmp_path / "index")
-    registry.register("other", "with options", options=Own)(lambda setup: None)
+    kernels_kept.register("other", "with options", options=Own)(lambda setup: None)
     assert "other" in attribution_config().model_dump()
     made = load(tmp_path / "index", model)
     assert spec_of(made) == spec
