@@ -35,11 +35,11 @@ from dareu_jax.integrity import (
     write_manifest,
 )
 from dareu_jax.parallel import (
+    abstract_on,
     agreed,
     is_first,
     named_leaves,
     path_name,
-    shardings_for,
     wait_for_all,
 )
 
@@ -397,13 +397,7 @@ def read_model(
     if reason:
         raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
     leaves = read_manifest(folder / str(at)).get("model", {})
-    shapes = _model_target(leaves, {})
-    to = shardings_for(shapes, mesh)
-    target = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        to,
-    )
+    target = abstract_on(_model_target(leaves, {}), mesh)
     path = (folder / str(at) / "model").absolute()
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(path, target), read_meta(folder / str(at))

@@ -209,6 +209,7 @@ def attribute(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="attribution.damping=0.01, ...")
     ] = None,
+    plugin: options.Plugins = None,
 ) -> None:
     """Say whose text answers come from: a score for every owner, the top records."""
     prepare_jax()
@@ -312,6 +313,7 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the report.")
     ] = None,
+    plugin: options.Plugins = None,
 ) -> None:
     """Say whether attribution scores of a model on these devices can be trusted.
 
@@ -371,6 +373,7 @@ def score_logs(
 @app.command("list")
 def list_entries(
     kind: Annotated[str, typer.Argument(help=" | ".join(REGISTRIES))],
+    plugin: options.Plugins = None,
 ) -> None:
     """List what can be named in a configuration."""
     if kind not in REGISTRIES:

@@ -73,6 +73,18 @@ def quick_compiling():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def kernels_kept():
+    """The registry of kernels; what a module's tests add is taken out at its end."""
+    from dareu_jax.registry import KERNELS
+
+    KERNELS.names()
+    tables = (KERNELS._entries, KERNELS._about, KERNELS._options)
+    KERNELS._entries, KERNELS._about, KERNELS._options = map(dict, tables)
+    yield KERNELS
+    KERNELS._entries, KERNELS._about, KERNELS._options = tables
+
+
 @pytest.fixture
 def dareu(monkeypatch, capsys):
     """Runs `dareu ...` here; returns its status, output and complaint."""

@@ -23,12 +23,13 @@ from dareu_jax.attribution import (
     init_on,
     sliced,
 )
+from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.linear import margin, spread
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
 from dareu_jax.evaluation.evaluate import over_records
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.parallel import put_batch, shardings_for
+from dareu_jax.parallel import abstract_on, put_batch
 from dareu_jax.registry import KERNELS
 from dareu_jax.reinforcement import segment_length
 from dareu_jax.runs.inputs import Inputs, parts_of
@@ -60,7 +61,9 @@ class Build:
     def index(self, params: Any) -> Any:
         """Return the index at ``params``, from disk where it is finished."""
         with Checkpoints(self.folder, warn=self.where(0).progress.say) as saved:
-            found = saved.latest(placed(self._shape(params), self.mesh))
+            shape = self._shape(params)
+            axes = axes_of(self.kernel, shape)
+            found = saved.latest(abstract_on(shape, self.mesh, axes))
             if found is not None:
                 return found[1]
             index, wall = self._built(params)
@@ -112,7 +115,8 @@ class Build:
         for number in reversed(range(kernel.passes - 1)):
             where = self.where(number)
             with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                found = saved.latest(placed(shapes[number], self.mesh))
+                axes = axes_of(kernel, shapes[number])
+                found = saved.latest(abstract_on(shapes[number], self.mesh, axes))
             if found and found[2]["done"]:
                 return found[1], number + 1
         return self._init(params, key=self.key), 0
@@ -317,14 +321,6 @@ def shapes_of(kernel: Kernel, params: Any) -> list[Any]:
 def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
     return kernel.advance(params, acc, number)
 
-
-def placed(abstract: Any, mesh: Any) -> Any:
-    """Return shapes with the places that the sharding rules give them on ``mesh``."""
-
-    def at(leaf: Any, to: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
-
-    return jax.tree.map(at, abstract, shardings_for(abstract, mesh))
 
 
 def owner_stream(

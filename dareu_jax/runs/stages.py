@@ -16,7 +16,7 @@ from dareu_jax.imported import open_imported
 from dareu_jax.loop import Stage, StepFn, run_stage, watched
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import Preemption, Stopwatch, agreed, key_of
+from dareu_jax.parallel import Preemption, Stopwatch, abstract_on, agreed, key_of
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.runs.folder import log_path, stage_folder
@@ -25,7 +25,6 @@ from dareu_jax.runs.plan import Kind, Planned
 from dareu_jax.runs.reward_index import (
     Fitted,
     Indexer,
-    placed,
     snapshot_folder,
     snapshot_steps,
     training_steps,
@@ -280,7 +279,7 @@ def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
     steps = training_steps(cfg, stream)
     rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
     trained, frozen = split(original)
-    target = placed(jax.eval_shape(lambda: trained), inputs.mesh)
+    target = abstract_on(jax.eval_shape(lambda: trained), inputs.mesh)
     folder = stage_folder(inputs.folder, inputs.seed, "finetune_original")
     out, before = [], 0
     for step in snapshot_steps(steps, cfg.snapshots):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index, last_valid
+from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.attribution.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.owners import merge, select
 from dareu_jax.config import AttributionConfig, ClassifierConfig
@@ -23,6 +24,7 @@ from dareu_jax.registry import KERNELS
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "dareu_jax" / "attribution" / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+LIST = next(x for x in PAGE.read_text().splitlines() if x.startswith("dareu list"))
 NAMES = ("unigram", "grad_bias")
 OWNERS, V, B, P, T = 3, 12, 8, 2, 6
 MODEL = Decoder(
@@ -40,15 +42,11 @@ MODEL = Decoder(
 
 
 @pytest.fixture(scope="module")
-def page():
-    """What the blocks define; the registry is left as it was."""
-    known = dict(KERNELS._entries), dict(KERNELS._about)
-    defined = {}
+def page(kernels_kept):
+    """What the blocks register."""
     for block in BLOCKS:
-        exec(block, defined | {"__name__": "page"})
-    made = SimpleNamespace(**{name: KERNELS.get(name) for name in NAMES})
-    yield made
-    KERNELS._entries, KERNELS._about = known
+        exec(block, {"__name__": "page"})
+    return SimpleNamespace(**{name: KERNELS.get(name) for name in NAMES})
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +109,7 @@ def test_unigram_is_what_its_formula_says(unigram):
         ):
             if column >= 0:
                 np.add.at(terms[column], tokens[mask], 1.0)
-    np.testing.assert_array_equal(unigram.index["terms"], terms)
+    np.testing.assert_array_equal(unigram.index["uses"], terms)
     everybody = (terms.sum(0) + 1.0) / (terms.sum() + V)
     own = (terms + 100.0 * everybody) / (terms.sum(1, keepdims=True) + 100.0)
     queries = unigram.world.queries
@@ -220,7 +218,7 @@ def test_an_index_lies_on_eight_devices(made):
     assert mesh.size == 8
     out = made.score(
         shard(made.world.params, mesh),
-        shard(made.index, mesh),
+        placed_index(made.kernel, made.index, mesh),
         put_batch(made.world.queries, mesh),
     )
     np.testing.assert_allclose(out, made.scores, atol=1e-5)
@@ -232,11 +230,10 @@ def test_owners_are_named(unigram):
     assert (best == owner)[owner >= 0].all()
 
 
-def test_the_file_is_a_dareu_that_knows_one_kernel_more(tmp_path):
-    file = tmp_path / "unigram.py"
-    file.write_text(BLOCKS[0])
+def test_a_command_knows_the_kernel_of_a_plugin(tmp_path):
+    (tmp_path / "unigram.py").write_text(BLOCKS[0])
     out = subprocess.check_output(
-        [sys.executable, file, "list", "kernels"], cwd=tmp_path, text=True
+        [sys.executable, "-m", "dareu_jax", *LIST.split()[1:]], cwd=tmp_path, text=True
     )
     assert re.search(r"unigram +log p\(token \| owner\)", out)
     assert re.search(r"watermark +p\(", out)
