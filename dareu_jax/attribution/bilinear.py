@@ -114,19 +114,27 @@ def trigonometric_projections(layers: int, size: int, k: int, *, key: Array) -> 
     Orthogonal columns estimate a dot product with about (1 - k/D) of the variance of
     normal ones. Subsampled trigonometric transform (Tropp, 2011, arXiv 1011.1595).
     """
-
-    def columns(key: Array) -> Array:
-        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.uint32))[:k]
-
-    for_signs, for_columns = jax.random.split(key)
-    signs = jax.random.rademacher(for_signs, (layers, size, 1), dtype=jnp.float32)
-    j = jax.vmap(columns)(jax.random.split(for_columns, layers))[:, None, :]
+    signs, columns = random_signs_and_columns(layers, size, k, key=key)
+    j = columns[:, None, :]
     odd = 2 * jnp.arange(size, dtype=jnp.uint32)[None, :, None] + 1
     high, low = j // 256, j % 256  # so that no product overflows
     phase = (odd * high % (4 * size) * 256 + odd * low) % (4 * size)
     waves = jnp.cos(jnp.pi / 2 / size * phase.astype(jnp.float32))
     waves = waves * jnp.where(j == 0, 1.0, 2.0**0.5)
-    return signs * waves * k**-0.5
+    return signs[:, :, None] * waves * k**-0.5
+
+
+def random_signs_and_columns(
+    layers: int, size: int, k: int, *, key: Array
+) -> tuple[Array, Array]:
+    """Draw signs ``[L, D]`` float32, and k different columns of D ``[L, k]`` uint32."""
+
+    def columns(key: Array) -> Array:
+        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.uint32))[:k]
+
+    for_signs, for_columns = jax.random.split(key)
+    signs = jax.random.rademacher(for_signs, (layers, size), dtype=jnp.float32)
+    return signs, jax.vmap(columns)(jax.random.split(for_columns, layers))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ Array = jax.Array
 def discounted_returns(rewards: Array, mask: Array, gamma: float) -> Array:
     """R_t = r_t + gamma R_(t+1), ``[B, T]``; 0 where the mask is false."""
     chex.assert_rank([rewards, mask], 2)
-    chex.assert_type(rewards, float)
+    chex.assert_type([rewards, mask], [float, bool])
 
     def back(future, now):
         r, m = now
@@ -39,7 +39,7 @@ def gae(
       ``(advantages, returns)`` ``[B, T]``; returns = advantages + values.
     """
     chex.assert_rank([rewards, values, mask], 2)
-    chex.assert_type([rewards, values], float)
+    chex.assert_type([rewards, values, mask], [float, float, bool])
 
     def back(carry, now):
         advantage, value = carry
@@ -98,13 +98,16 @@ def group_advantage(
 
 def masked_mean(x: Array, mask: Array) -> Array:
     """Mean of ``x`` where the mask is true; 0 when it is true nowhere."""
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type([x, mask], [float, bool])
     weight = mask.astype(x.dtype)
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def whiten(x: Array, mask: Array, eps: float = 1e-8) -> Array:
     """(x - mean) / sd over the true entries, 0 elsewhere."""
-    chex.assert_type(x, float)
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type([x, mask], [float, bool])
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + eps), 0.0)

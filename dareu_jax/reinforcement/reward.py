@@ -30,7 +30,7 @@ def segment_scores(scores: Array, mask: Array, kappa: int) -> Array:
       kappa: tokens per segment.
     """
     chex.assert_rank([scores, mask], 2)
-    chex.assert_type(scores, float)
+    chex.assert_type([scores, mask], [float, bool])
     t = jnp.arange(scores.shape[1], dtype=jnp.int32)
     end = (t // kappa + 1) * kappa - 1  # 0-based end of the segment of t
     last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
@@ -40,7 +40,8 @@ def segment_scores(scores: Array, mask: Array, kappa: int) -> Array:
 
 def running_mean(x: Array, mask: Array) -> Array:
     """1/(t+1) sum over t' <= t of x_t': the paper's token reward, ``[B, T]``."""
-    chex.assert_type(x, float)
+    chex.assert_rank([x, mask], 2)
+    chex.assert_type([x, mask], [float, bool])
     count = jnp.cumsum(mask.astype(x.dtype), axis=1)
     total = jnp.cumsum(jnp.where(mask, x, 0.0), axis=1)
     return jnp.where(mask, total / jnp.maximum(count, 1.0), 0.0)
@@ -48,7 +49,8 @@ def running_mean(x: Array, mask: Array) -> Array:
 
 def on_last_token(x: Array, mask: Array) -> Array:
     """Keeps ``x [B, T]`` at the last true entry of the mask, 0 elsewhere."""
-    chex.assert_type(x, float)
+    chex.assert_rank([x, mask], 2)
+    chex.assert_type([x, mask], [float, bool])
     following = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)), constant_values=False)
     return jnp.where(mask & ~following, x, 0.0)
 
@@ -58,7 +60,8 @@ def difference(x: Array, mask: Array) -> Array:
 
     Potential-based shaping (Ng, Harada and Russell, 1999) without discount.
     """
-    chex.assert_type(x, float)
+    chex.assert_rank([x, mask], 2)
+    chex.assert_type([x, mask], [float, bool])
     before = jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(mask, x - before, 0.0)
 
@@ -74,7 +77,8 @@ def token_rewards(penalty: Array, mask: Array, shape: str) -> Array:
     Raises:
       KeyError: unknown shape.
     """
-    chex.assert_type(penalty, float)
+    chex.assert_rank([penalty, mask], 2)
+    chex.assert_type([penalty, mask], [float, bool])
     spread = {
         "paper": running_mean,
         "token": lambda x, m: jnp.where(m, x, 0.0),
