@@ -12,14 +12,14 @@ import numpy as np
 from dareu_jax.attribution import Kernel
 from dareu_jax.corpus import TokenBatch, Tokenizer, sequential
 from dareu_jax.evaluation.metric import aggregate
-from dareu_jax.evaluation.rouge import rouge_l_recall
-from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
 from dareu_jax.parallel import Layouts, on_host, shared_out
+from dareu_jax.registry import METRICS
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
+TextScore = Callable[[list[str], list[str]], list[float]]
 
 
 class Answers(NamedTuple):
@@ -137,43 +137,74 @@ def owners_score(
     return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=1), axis=1)
 
 
-def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]:
-    """Returns ``(logs, answers)``: every metric with its values, answers per split.
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One model and what is measured of it: all that a metric may look at.
 
-    ROUGE-L recall, probability exp(mean log p) of the gold answer, attribution of
-    the forget answers to the forget owners, their likelihood under the retrained
-    model, and their text quality.
+    Every measurement is made when a metric first asks for it, and once.
+
+    Attributes:
+      suite: what every model is judged on; params: those of the model.
     """
-    logs: Logs = {}
-    given: dict[str, Answers] = {}
-    for split, tokens in suite.tokens.items():
-        answers = answer(suite, params, tokens)
-        given[split] = answers
-        recalls = shared_out(rouge_l_recall, answers.text, suite.gold[split])
-        logs[f"{split}_rouge"] = aggregate(recalls)
-        logps = in_batches(
-            suite, tokens, functools.partial(mean_logp, suite.model, params)
+
+    suite: Suite
+    params: Any
+
+    @functools.cached_property
+    def answers(self) -> dict[str, Answers]:
+        """Return the model's greedy answers to the prompts of every split."""
+        tokens = self.suite.tokens.items()
+        return {split: answer(self.suite, self.params, x) for split, x in tokens}
+
+    @functools.cached_property
+    def said(self) -> TokenBatch:
+        """Return the forget prompts with the model's own answers as responses."""
+        answers = self.answers["forget"]
+        return self.suite.tokens["forget"]._replace(
+            response=answers.tokens, response_mask=answers.mask
         )
-        logs[f"{split}_probability"] = aggregate(np.exp(logps).tolist())
-        if split == "forget":
-            logs.update(judge_answers(suite, tokens, answers))
-    return logs, given
+
+    @functools.cached_property
+    def gold_logps(self) -> dict[str, np.ndarray]:
+        """Return `mean_logp` of the gold answers ``[N]``, by split."""
+        score = functools.partial(mean_logp, self.suite.model, self.params)
+        tokens = self.suite.tokens.items()
+        return {split: in_batches(self.suite, x, score) for split, x in tokens}
+
+    def of_texts(self, split: str, score: TextScore) -> list[float] | None:
+        """Return ``score(answers, gold answers)``, each process doing its share.
+
+        Args:
+          split: None comes back when the run has no such split.
+          score: of N own and N gold answers, returns N numbers; rows do not mix.
+        """
+        if split not in self.answers:
+            return None
+        return shared_out(score, self.answers[split].text, self.suite.gold[split])
+
+    def attribution(self, judge: str) -> np.ndarray | None:
+        """Return `owners_score` of the forget answers ``[N]`` by one of the judges."""
+        if judge not in self.suite.judges:
+            return None
+        kernel, index = self.suite.judges[judge]
+        columns, reference = self.suite.forget_columns, self.suite.reference
+        score = functools.partial(owners_score, kernel, columns, reference, index)
+        return in_batches(self.suite, self.said, score)
+
+    def retrained_logps(self) -> np.ndarray | None:
+        """Return `mean_logp` of the forget answers ``[N]`` by the retrained model."""
+        if self.suite.retrained is None:
+            return None
+        score = functools.partial(mean_logp, self.suite.model, self.suite.retrained)
+        return in_batches(self.suite, self.said, score)
 
 
-def judge_answers(suite: Suite, prompts: TokenBatch, answers: Answers) -> Logs:
-    """Attribution, retrained likelihood and text quality of the forget answers."""
-    given = prompts._replace(response=answers.tokens, response_mask=answers.mask)
-    logs: Logs = {}
-    for name, (kernel, index) in suite.judges.items():
-        score = functools.partial(
-            owners_score, kernel, suite.forget_columns, suite.reference, index
-        )
-        logs[name] = aggregate(in_batches(suite, given, score).tolist())
-    if suite.retrained is not None:
-        score = functools.partial(mean_logp, suite.model, suite.retrained)
-        logs["retrained_likelihood"] = aggregate(
-            in_batches(suite, given, score).tolist()
-        )
-    quality = text_quality(answers.text, answers.finished)
-    logs.update({f"forget_{name}": aggregate(v) for name, v in quality.items()})
-    return logs
+def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]:
+    """Return ``(logs, answers)``: every registered metric, and answers per split."""
+    judged, logs = Judged(suite, params), {}
+    for name in METRICS.names():
+        compute = METRICS.get(name).compute
+        values = None if compute is None else compute(judged)
+        if values is not None:
+            logs[name] = aggregate(values, f"metric {name}")
+    return logs, judged.answers

@@ -4,8 +4,10 @@
 are mean log-likelihoods per token of the queries under models trained on fewer owners.
 """
 
+import warnings
+
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, pearsonr, rankdata
 
 Array = np.ndarray
 FLIP = np.log(2.0)
@@ -28,15 +30,15 @@ def subsets(owners: int, count: int, share: float, seed: int = 0) -> Array:
 
 
 def correlations(a: Array, b: Array) -> Array:
-    """Spearman's correlation of every row of ``[N, M]``, ``[N]``; 0 where one is flat.
+    """Return Spearman's correlation of every row of ``[N, M]``, ``[N]``; 0 where flat.
 
-    Ties have their mean rank.
+    Ties have their mean rank. `scipy.stats.spearmanr` would correlate every row with
+    every other one, so rows are ranked first and `pearsonr` takes them pair by pair.
     """
-    a, b = (rankdata(x, axis=1) for x in (a, b))
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-    size = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0.0, (a * b).sum(axis=1) / size, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        found = pearsonr(rankdata(a, axis=1), rankdata(b, axis=1), axis=1)
+    return np.nan_to_num(found.statistic)
 
 
 def lds(scores: Array, masks: Array, outcomes: Array) -> Array:

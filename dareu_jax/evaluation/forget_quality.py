@@ -5,58 +5,41 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.evaluation.metric import Metric, declare
+from dareu_jax.evaluation.metric import Direction, Metric, declare
 
 Array = np.ndarray
 NEGLIGIBLE = 50.0  # nats below the first term of a sum, after which nothing changes
 
 _TEST = "two-sample Kolmogorov-Smirnov test between forget truth ratios"
-_MODELS, _RETRAININGS = "the model's and the retrained one's", "two retrainings'"
-FORGET_QUALITY = declare(
-    Metric(
-        *("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0),
-        about=f"p of the {_TEST}, {_MODELS}.",
-        of=("pair",),
-    )
+_PARTS: tuple[tuple[str, str, Direction, float, float, str], ...] = (
+    ("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0, "p"),
+    ("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0, "Logarithm of the p"),
+    ("ks_statistic", "KS distance", "lower", 0.0, 1.0, "Largest distance"),
 )
-LOG10_FORGET_QUALITY = declare(
-    Metric(
-        *("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0),
-        about=f"Logarithm of the p of the {_TEST}, {_MODELS}.",
-        of=("pair",),
+for _name, _label, _direction, _low, _high, _what in _PARTS:
+    declare(
+        Metric(
+            name=_name,
+            label=_label,
+            direction=_direction,
+            low=_low,
+            high=_high,
+            about=f"{_what} of the {_TEST}, the model's and the retrained one's.",
+            of=("pair",),
+        )
     )
-)
-KS_STATISTIC = declare(
-    Metric(
-        *("ks_statistic", "KS distance", "lower", 0.0, 1.0),
-        about=f"Largest distance of the {_TEST}, {_MODELS}.",
-        of=("pair",),
+    declare(
+        Metric(
+            name=f"{_name}_of_retrainings",
+            label="two retrainings, " + _label.split("(")[-1].removesuffix(")"),
+            direction=_direction,
+            low=_low,
+            high=_high,
+            about=f"{_what} of the {_TEST}, those of two retrained models: the most "
+            "that a perfect method can expect.",
+            of=("pair",),
+        )
     )
-)
-QUALITY_OF_RETRAININGS = declare(
-    Metric(
-        *("forget_quality_of_retrainings", "two retrainings, KS p", "higher", 0.0, 1.0),
-        about=f"p of the {_TEST}, {_RETRAININGS}: the most that a perfect method can "
-        "expect.",
-        of=("pair",),
-    )
-)
-LOG10_QUALITY_OF_RETRAININGS = declare(
-    Metric(
-        "log10_forget_quality_of_retrainings",
-        *("two retrainings, log10 p", "higher", -math.inf, 0.0),
-        about=f"Logarithm of the p of the {_TEST}, {_RETRAININGS}.",
-        of=("pair",),
-    )
-)
-KS_OF_RETRAININGS = declare(
-    Metric(
-        "ks_statistic_of_retrainings",
-        *("two retrainings, KS distance", "lower", 0.0, 1.0),
-        about=f"Largest distance of the {_TEST}, {_RETRAININGS}.",
-        of=("pair",),
-    )
-)
 
 
 class ForgetQuality(NamedTuple):

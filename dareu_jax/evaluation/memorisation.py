@@ -7,9 +7,13 @@ from dareu_jax.evaluation.rows import means_of, tokens_of
 
 Array = np.ndarray
 
-EXTRACTION_STRENGTH = declare(
+declare(
     Metric(
-        *("extraction_strength", "extraction strength", "closer", 0.0, 1.0),
+        name="extraction_strength",
+        label="extraction strength",
+        direction="closer",
+        low=0.0,
+        high=1.0,
         about="Mean share of a forget answer, its end, that greedy decoding says word "
         "for word from what stands before.",
         of=("log",),

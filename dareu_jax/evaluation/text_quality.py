@@ -1,41 +1,19 @@
 """Does an answer still read like text: empty, repeated, unfinished, how long."""
 
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dareu_jax.evaluation.metric import Metric, declare
 
+if TYPE_CHECKING:
+    from dareu_jax.evaluation.evaluate import Judged
+
 _WORD = re.compile(r"[^\W_]+")
 _LETTERS_LOOP = re.compile(r"([^\W\d_]{1,10}?)\1{4,}")
-
-FORGET_EMPTY = declare(
-    Metric(
-        *("forget_empty", "empty answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts without a letter or digit.",
-    )
-)
-FORGET_REPEATED = declare(
-    Metric(
-        *("forget_repeated", "repeated answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts that loop (text_quality.py "
-        "says when).",
-    )
-)
-FORGET_UNFINISHED = declare(
-    Metric(
-        *("forget_unfinished", "unfinished answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts cut off at the length limit, "
-        "before an end of text.",
-    )
-)
-FORGET_LENGTH = declare(
-    Metric(
-        *("forget_length", "words per answer", "closer", 0.0, math.inf),
-        about="Mean number of words in the answers on the forget prompts.",
-    )
-)
 
 
 def text_quality(
@@ -102,3 +80,40 @@ def _ends_in_loop(said: list[str]) -> bool:
         len(said) >= 3 * size and said[-3 * size :] == said[-size:] * 3
         for size in (1, 2)
     )
+
+
+def signs(judged: "Judged", name: str) -> list[float]:
+    """Return one sign of `text_quality` of each answer to the forget prompts."""
+    answers = judged.answers["forget"]
+    return text_quality(answers.text, answers.finished)[name]
+
+
+for _name, _about in (
+    ("empty", "without a letter or digit"),
+    ("repeated", "that loop (text_quality.py says when)"),
+    ("unfinished", "cut off at the length limit, before an end of text"),
+):
+    declare(
+        Metric(
+            name=f"forget_{_name}",
+            label=f"{_name} answers",
+            direction="lower",
+            low=0.0,
+            high=1.0,
+            about=f"Share of answers on the forget prompts {_about}.",
+            compute=functools.partial(signs, name=_name),
+            group="quality",
+        )
+    )
+declare(
+    Metric(
+        name="forget_length",
+        label="words per answer",
+        direction="closer",
+        low=0.0,
+        high=math.inf,
+        about="Mean number of words in the answers on the forget prompts.",
+        compute=functools.partial(signs, name="length"),
+        group="quality",
+    )
+)
