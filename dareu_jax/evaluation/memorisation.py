@@ -12,8 +12,6 @@ declare(
         name="extraction_strength",
         label="extraction strength",
         direction="closer",
-        low=0.0,
-        high=1.0,
         about="Mean share of a forget answer, its end, that greedy decoding says word "
         "for word from what stands before.",
         of=("log",),

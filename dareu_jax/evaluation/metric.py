@@ -53,9 +53,9 @@ class Metric:
     name: str
     label: str
     direction: Direction
-    low: float
-    high: float
     about: str
+    low: float = 0.0
+    high: float = 1.0
     of: tuple[Scope, ...] = ("run",)
     compute: "Callable[[Judged], Values | None] | None" = None
     group: Group = "further"

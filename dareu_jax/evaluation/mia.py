@@ -14,8 +14,6 @@ declare(
         name="mia_auc",
         label="MIA AUC",
         direction="closer",
-        low=0.0,
-        high=1.0,
         about="How often an attack finds a forget row likelier than a row never seen.",
         of=("log",),
     )

@@ -23,8 +23,6 @@ for _split, _direction in SPLIT_DIRECTIONS.items():
             name=f"{_split}_probability",
             label=f"{_split} prob",
             direction=_direction,
-            low=0.0,
-            high=1.0,
             about="Mean length-normalised probability of the gold answer on the "
             f"{_split} prompts.",
             of=("run", "log"),

@@ -72,8 +72,6 @@ for _name, _direction in SPLIT_DIRECTIONS.items():
             name=f"{_name}_rouge",
             label=f"{_name} ROUGE",
             direction=_direction,
-            low=0.0,
-            high=1.0,
             about=f"{_RECALL} the {_name} prompts.",
             of=("run", "log"),
             compute=functools.partial(recalls, split=_name),
@@ -97,8 +95,6 @@ for _name, _direction, _label, _questions in _SETS:
             name=f"{_name}_rouge",
             label=_label,
             direction=_direction,
-            low=0.0,
-            high=1.0,
             about=f"{_RECALL} {_questions}.",
             of=("log",),
         )

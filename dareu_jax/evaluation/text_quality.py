@@ -98,8 +98,6 @@ for _name, _about in (
             name=f"forget_{_name}",
             label=f"{_name} answers",
             direction="lower",
-            low=0.0,
-            high=1.0,
             about=f"Share of answers on the forget prompts {_about}.",
             compute=functools.partial(signs, name=_name),
             group="quality",

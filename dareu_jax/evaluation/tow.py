@@ -28,8 +28,6 @@ for _group, _label, _about in _SCORES:
             name=f"tow_{_group}",
             label=_label,
             direction="higher",
-            low=0.0,
-            high=1.0,
             about=f"Tug-of-War on {_about}: 1 = like the retrained model.",
             of=("beside",),
             group=_group,
@@ -49,8 +47,6 @@ for _name, _label, _about in (
             name=_name,
             label=_label,
             direction="higher",
-            low=0.0,
-            high=1.0,
             about="Tug-of-War with the retrained model, 1 = like it: ROUGE-L recall on "
             f"{_about}.",
             of=("pair",),

@@ -27,8 +27,6 @@ for _name, _direction, _about in _SETS:
             name=f"{_name}_truth_ratio",
             label=f"{_name.replace('_', ' ')} truth ratio",
             direction=_direction,
-            low=0.0,
-            high=1.0,
             about=_about,
             of=("log",),
         )

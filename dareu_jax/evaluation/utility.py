@@ -39,8 +39,6 @@ for _name, _label, _about in (
             name=_name,
             label=_label,
             direction="higher",
-            low=0.0,
-            high=1.0,
             about=_about,
             of=("log",),
         )
