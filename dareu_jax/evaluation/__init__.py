@@ -1,4 +1,4 @@
-"""Metrics, and one evaluation that treats every model alike."""
+"""Metrics, and the evaluation that computes them for every model of a run."""
 
 from dareu_jax.evaluation import (
     attribution,

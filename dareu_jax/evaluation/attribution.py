@@ -1,4 +1,4 @@
-"""Whose answers a model gives: attribution, and likelihood under the retrained model.
+"""Attribution of a model's own answers, and their likelihood under the retrained one.
 
 These metrics look at the model's own greedy answers to the forget prompts.
 """

@@ -65,7 +65,8 @@ def interval_of(
     def of_rows(*rows: Array) -> list[float]:
         return [statistic(*(x[at] for x, at in zip(numbers, rows, strict=True)))]
 
-    low, high = intervals_of(of_rows, [len(x) for x in numbers], draws, level, seed)
+    sizes = [len(x) for x in numbers]
+    low, high = intervals_of(of_rows, sizes, draws=draws, level=level, seed=seed)
     return float(low[0]), float(high[0])
 
 

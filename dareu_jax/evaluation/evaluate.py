@@ -1,4 +1,4 @@
-"""Judges one model on the forget, retain and test records, all models alike."""
+"""Evaluation of one model of a run on forget, retain and test records."""
 
 import dataclasses
 import functools
@@ -62,14 +62,14 @@ class Suite:
 
 
 def in_batches(suite: Suite, tokens: TokenBatch, score: Callable) -> Any:
-    """Applies ``score`` to batches of fixed shape; concatenates over the N records."""
+    """Apply ``score`` to batches of fixed shape; concatenate over the N records."""
     return over_records(tokens, suite.batch_size, suite.place, score)
 
 
 def over_records(
     tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
 ) -> Any:
-    """`in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
     parts = []
     for batch, valid in sequential(tokens, batch_size):
         values = on_host(score(place(batch)))
@@ -82,9 +82,10 @@ def greedy(
     params: Any,
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
+    *,
     layouts: Layouts,
 ) -> Callable[[TokenBatch], Rollout]:
-    """Decoding of a batch's prompts, each token the likeliest."""
+    """Return a function that decodes a batch's prompts, always the likeliest token."""
     there = layouts.params(params)
 
     def decode(batch: TokenBatch) -> Rollout:
@@ -104,16 +105,16 @@ def greedy(
 
 
 def texts_of(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
-    """The answers in words, without white space around them."""
+    """Return the answers as text, without white space around them."""
     rows = zip(rollout.tokens, rollout.mask, strict=True)
     return [tokenizer.decode(row[keep].tolist()).strip() for row, keep in rows]
 
 
 def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
-    """Decodes greedily from every prompt."""
+    """Decode greedily from every prompt."""
     stop_ids = suite.tokenizer.stop_ids
     limit, layouts = suite.max_new_tokens, suite.layouts
-    decode = greedy(suite.model, params, stop_ids, limit, layouts)
+    decode = greedy(suite.model, params, stop_ids, limit, layouts=layouts)
     rollout = in_batches(suite, tokens, decode)
     ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
     text = texts_of(suite.tokenizer, rollout)
@@ -122,7 +123,7 @@ def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
 
 @functools.partial(jax.jit, static_argnames="model")
 def mean_logp(model: Decoder, params: Any, batch: TokenBatch) -> Array:
-    """1/|a| sum_t log p(a_t | q, a_<t) ``[B]``, end of text included."""
+    """Return 1/|a| sum_t log p(a_t | q, a_<t) ``[B]``, end of text included."""
     logps = response_logps(model, params, batch)
     count = jnp.sum(batch.response_mask.astype(jnp.float32), axis=1)
     return jnp.sum(logps, axis=1) / jnp.maximum(count, 1.0)
@@ -132,7 +133,7 @@ def mean_logp(model: Decoder, params: Any, batch: TokenBatch) -> Array:
 def owners_score(
     kernel: Kernel, columns: tuple[int, ...], reference, index, batch: TokenBatch
 ) -> Array:
-    """Attribution of whole responses to the owners of ``columns``, summed, ``[B]``."""
+    """Return attribution of responses to the owners of ``columns``, summed, ``[B]``."""
     scores = kernel.score(reference, index, batch)
     return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=1), axis=1)
 

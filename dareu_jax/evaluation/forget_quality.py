@@ -1,4 +1,4 @@
-"""Forget quality: could the truth ratios be those of the retrained model?"""
+"""Forget quality: are the truth ratios distributed as the retrained model's?"""
 
 import math
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class ForgetQuality(NamedTuple):
 
 
 def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
-    """The exact two-sided test between the truth ratios of two models.
+    """Return the exact two-sided test between the truth ratios of two models.
 
     Maini et al. 2024 (arXiv 2401.06121). The same for a ratio and for its inverse.
 
@@ -86,7 +86,7 @@ def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
 
 
 def largest_gap(a: Array, b: Array) -> int:
-    """``N D``: the largest gap of two counts of values ``<= x``, over all x."""
+    """Return ``N D``: the largest gap of two counts of values ``<= x``, over all x."""
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
     gaps = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
@@ -94,7 +94,7 @@ def largest_gap(a: Array, b: Array) -> int:
 
 
 def log_p_value(n: int, steps: int) -> float:
-    """``ln 2 sum_{k>=1} (-1)^(k-1) C(2n, n - k h) / C(2n, n)`` for ``h = steps``.
+    """Return ``ln 2 sum_{k>=1} (-1)^(k-1) C(2n, n - k h) / C(2n, n)``, h = steps.
 
     The exact distribution of D between two samples of n (Gnedenko and Korolyuk 1951);
     ``2 / C(2n, n)`` for disjoint samples.
@@ -112,6 +112,6 @@ def log_p_value(n: int, steps: int) -> float:
 
 
 def log_binomial_ratio(n: int, shift: int) -> float:
-    """``ln C(2n, n - j) / C(2n, n) = sum_{i=1..j} ln (n - j + i) / (n + i)``."""
+    """Return ``ln C(2n, n - j) / C(2n, n) = sum_{i=1..j} ln (n - j + i) / (n + i)``."""
     i = np.arange(1, shift + 1)
     return float(np.log((n - shift + i) / (n + i)).sum())

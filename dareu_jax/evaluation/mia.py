@@ -36,7 +36,7 @@ for _name, _label, _gap in (
 
 
 def auc(forget: Array, holdout: Array) -> float:
-    """``P(holdout score > forget score)``, ties half: the area under the ROC curve.
+    """Return ``P(holdout score > forget score)``, ties half: the area under the ROC.
 
     The U statistic of Mann and Whitney over N M, from ranks: `scipy.stats.mannwhitneyu`
     also computes a p-value, which takes six times as long in a bootstrap.
@@ -61,7 +61,7 @@ def auc(forget: Array, holdout: Array) -> float:
 
 
 def privleak(auc_candidate: float, auc_retrained: float) -> float:
-    """``100 (A - A_r) / (A_r + 1e-10)`` with ``A = 1 - auc``, in percent.
+    """Return ``100 (A - A_r) / (A_r + 1e-10)`` with ``A = 1 - auc``, in percent.
 
     MUSE (Shi et al. 2024, arXiv 2407.06460). 0: like the retrained model; negative:
     the forget rows still look like members; positive: they look less like members
@@ -72,5 +72,5 @@ def privleak(auc_candidate: float, auc_retrained: float) -> float:
 
 
 def rel_diff(auc_candidate: float, auc_retrained: float) -> float:
-    """``100 (auc - auc_r) / (auc_r + 1e-10)``, in percent; 0: like the retrained."""
+    """Return ``100 (auc - auc_r) / (auc_r + 1e-10)`` in percent; 0: like retrained."""
     return 100.0 * (auc_candidate - auc_retrained) / (auc_retrained + EPSILON)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def rouge_l_recall(
     predictions: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """Returns ``LCS(prediction, reference) / |reference|`` per pair, in words.
+    """Return ``LCS(prediction, reference) / |reference|`` per pair, in words.
 
     Lin 2004, with Porter stemming, as in TOFU (Maini et al. 2024). A reference
     without words scores 0.
@@ -27,7 +27,7 @@ def rouge_l_recall(
 def rouge_scores(
     predictions: Sequence[str], references: Sequence[str]
 ) -> list[dict[str, float]]:
-    """Returns ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
+    """Return ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
 
     F1 is ``2 P R / (P + R)`` of precision and recall of the LCS, 0 where either side
     has no words: VerbMem and KnowMem of MUSE (arXiv 2407.06460), whose own code does
@@ -54,7 +54,7 @@ def rouge_scores(
 
 @functools.cache
 def _scorer() -> Any:
-    """Returns the one scorer; rouge_score (and nltk) load on the first call only."""
+    """Return the one scorer; rouge_score (and nltk) load on the first call only."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)

@@ -1,4 +1,4 @@
-"""Does an answer still read like text: empty, repeated, unfinished, how long."""
+"""Signs of broken answers: empty, repeated, unfinished; and their length."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ _LETTERS_LOOP = re.compile(r"([^\W\d_]{1,10}?)\1{4,}")
 def text_quality(
     texts: Sequence[str], finished: Sequence[bool]
 ) -> dict[str, list[float]]:
-    """Returns the values per answer of the four ``forget_*`` quality metrics.
+    """Return the values per answer of the four ``forget_*`` quality metrics.
 
     Args:
       texts: the answers.
@@ -42,17 +42,17 @@ def text_quality(
 
 
 def words(text: str) -> list[str]:
-    """Returns the runs of letters and digits of ``text``, in lower case."""
+    """Return the runs of letters and digits of ``text``, in lower case."""
     return _WORD.findall(text.lower())
 
 
 def is_empty(text: str) -> bool:
-    """Returns whether ``text`` has no letter and no digit."""
+    """Return whether ``text`` has no letter and no digit."""
     return _WORD.search(text) is None
 
 
 def is_repeated(text: str) -> bool:
-    """Returns whether ``text`` loops, by any one of four signs.
+    """Return whether ``text`` loops, by any one of four signs.
 
     1. Some run of three words occurs three times or more, overlaps included.
     2. It ends with one word, or one pair of words, said three times in a row.

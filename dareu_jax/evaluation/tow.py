@@ -59,7 +59,7 @@ def tow(
     retrained: Mapping[str, float],
     splits: Sequence[str] = SPLITS,
 ) -> float:
-    """Returns ``prod_S (1 - |a(u, S) - a(r, S)|)`` over forget, retain and test.
+    """Return ``prod_S (1 - |a(u, S) - a(r, S)|)`` over forget, retain and test.
 
     Zhao et al. 2024 (arXiv 2406.01257), with any score ``a`` in [0, 1] in the place
     of accuracy. Without the test split it is ToW*. Both models must come from the same

@@ -34,7 +34,7 @@ for _name, _direction, _about in _SETS:
 
 
 def geometric(right_loss: Array, wrong_loss: Array) -> Array:
-    """``R = exp(-mean_j wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
+    """Return ``R = exp(-mean_j wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
 
     The geometric mean of the wrong answers' probabilities over the right answer's, as
     in open-unlearning and in the logs of TOFU (Maini et al. 2024, arXiv 2401.06121).
@@ -47,7 +47,7 @@ def geometric(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def arithmetic(right_loss: Array, wrong_loss: Array) -> Array:
-    """``R = mean_j exp(-wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
+    """Return ``R = mean_j exp(-wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
 
     The definition in the text of Maini et al. 2024; arguments as of `geometric`.
     """
@@ -55,7 +55,7 @@ def arithmetic(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def share(right_loss: Array, wrong_loss: Array) -> Array:
-    """``right / (right + wrong + 1e-10)``, ``[N]``, wrong as in `geometric`.
+    """Return ``right / (right + wrong + 1e-10)``, ``[N]``, wrong as in `geometric`.
 
     Open-unlearning's ``prob_mean``; arguments as of `geometric`.
     """
@@ -64,17 +64,17 @@ def share(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def closer_to_one(ratio: Array) -> float:
-    """``mean min(R, 1/R)`` of ``[N]``: 1 where right and wrong are equally likely."""
+    """Return ``mean min(R, 1/R)``: 1 where right and wrong are equally likely."""
     return float(np.minimum(ratio, 1.0 / (ratio + EPSILON)).mean())
 
 
 def true_is_better(ratio: Array) -> float:
-    """``mean max(0, 1 - R)`` of ``[N]``: 1 where only the right answer is likely."""
+    """Return ``mean max(0, 1 - R)``: 1 where only the right answer is likely."""
     return float(np.maximum(0.0, 1.0 - ratio).mean())
 
 
 def mean(ratio: Array) -> float:
-    """The mean of ``[N]``."""
+    """Return the mean of ``[N]``."""
     return float(ratio.mean())
 
 

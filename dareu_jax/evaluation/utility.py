@@ -1,4 +1,4 @@
-"""Model utility of TOFU: what must stay, as one number."""
+"""Model utility of TOFU: one number for what a model should keep."""
 
 from collections.abc import Mapping
 
@@ -46,7 +46,7 @@ for _name, _label, _about in (
 
 
 def model_utility(terms: Mapping[str, float]) -> float:
-    """Harmonic mean ``9 / sum_i 1 / x_i`` of the nine `TERMS`; 0 if any is 0.
+    """Return harmonic mean ``9 / sum_i 1 / x_i`` of the nine `TERMS`; 0 if any is 0.
 
     Maini et al. 2024 (arXiv 2401.06121).
 
@@ -65,7 +65,7 @@ def model_utility(terms: Mapping[str, float]) -> float:
 
 
 def normalised_probability(right: Array, wrong: Array) -> Array:
-    """``right / (right + sum_j wrong_j + 1e-10)``, ``[N]``: choosing among answers.
+    """Return ``right / (right + sum_j wrong_j + 1e-10)``, ``[N]``.
 
     Args:
       right: ``[N]``, wrong: ``[N, K]`` length-normalised probabilities.

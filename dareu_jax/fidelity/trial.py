@@ -99,7 +99,7 @@ class Trial:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
         run, gold = self.run, self.run.tokens(self.records)
         width, stop_ids = gold.response.shape[1], run.tokenizer.stop_ids
-        decode = greedy(run.model, run.original, stop_ids, width, run.layouts)
+        decode = greedy(run.model, run.original, stop_ids, width, layouts=run.layouts)
         rollout = self._over(gold, decode)
         return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
 
@@ -158,7 +158,14 @@ class Trial:
         whole = self._kept("original", lambda: self.likelihoods(run.original))[0]
         owner = owned.owner_labels(self.records, names)
         gains = self._kept("tail_patch", self.gains)
-        return Outcomes(owner, masks, subsets, whole, without, gains)
+        return Outcomes(
+            owner=owner,
+            masks=masks,
+            subsets=subsets,
+            whole=whole,
+            without=without,
+            gains=gains,
+        )
 
     def gains(self) -> np.ndarray:
         """What one gradient step on each owner's records adds, ``[Q, O]`` nats."""

@@ -1,4 +1,4 @@
-"""Every picture of the report, as inline SVG that follows the page's text colour."""
+"""Plots of the report, as inline SVG in the text colour of the page."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ _FIXED = {
     "finetune_original": "#8a8f98",
     "finetune_retrained": "#009e73",
 }
-_CYCLE = (
+_CYCLE = [
     "#d55e00",
     "#e69f00",
     "#56b4e9",
@@ -41,7 +41,7 @@ _CYCLE = (
     "#bcbd22",
     "#b15928",
     "#e377c2",
-)
+]
 _MARKERS = {"original": "X", "retrained": "*"}
 _DASHES = ("-", "--", ":", "-.")
 INK = "#010203"

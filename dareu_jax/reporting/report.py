@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run."""
+"""The report of a run: one HTML page that needs no other file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From the entries per seed to means, spreads and the text of one cell."""
+"""Means and deviations over seeds, and the text of one cell of a table."""
 
 import math
 import statistics

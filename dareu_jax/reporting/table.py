@@ -1,4 +1,4 @@
-"""The results and the answers as text, for a terminal or a file."""
+"""Tables of results and of answers, for a terminal or a file."""
 
 import itertools
 from collections.abc import Mapping, Sequence
