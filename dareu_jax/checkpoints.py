@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -271,22 +270,16 @@ class Checkpoints:
         return (step, tree, out["meta"]), ""
 
     def _replaced(self) -> list[int]:
-        """Steps that are neither among the newest nor among the best."""
-        from orbax.checkpoint import checkpoint_managers as policies
+        """Return the steps that are neither among the newest nor among the best.
 
-        steps = [
-            SimpleNamespace(step=step, metrics=read_metric(self._path(step)), time=None)
-            for step in self.steps()
-        ]
-        best = policies.BestN(
-            get_metric_fn=lambda metric: metric,
-            reverse=True,  # it keeps the last of those it sorts
-            n=self._keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        either = policies.AnyPreservationPolicy([policies.LatestN(self._keep), best])
-        kept = either.should_preserve(steps, context=policies.PreservationContext())
-        return [at.step for at, is_kept in zip(steps, kept) if not is_kept]
+        Orbax's manager cannot do it: it deletes by its policy as soon as its own files
+        are written, and a step may go only after the newest has its manifest.
+        """
+        steps = self.steps()
+        metrics = {step: read_metric(self._path(step)) for step in steps}
+        ranked = sorted((x, -step) for step, x in metrics.items() if x is not None)
+        kept = {*steps[-self._keep :], *(-at for _, at in ranked[: self._keep_best])}
+        return [step for step in steps if step not in kept]
 
     def _manager(self) -> Any:
         import orbax.checkpoint as ocp

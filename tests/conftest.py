@@ -164,3 +164,27 @@ def tiny_inputs(tiny_run):
             "prior": Prior(prior, start(jax.random.key(2))),
         },
     )
+
+
+@pytest.fixture(scope="module")
+def run_page():
+    """Runs the Python blocks of a page and returns them; registries are kept as is."""
+    import re
+
+    from dareu_jax.registry import REGISTRIES
+
+    registries = REGISTRIES.values()
+    for registry in registries:
+        registry.names()
+    tables = [{k: v for k, v in vars(r).items() if type(v) is dict} for r in registries]
+    before = [{k: dict(v) for k, v in each.items()} for each in tables]
+
+    def run(page: Path) -> list[str]:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), {"__name__": "page"})
+        return blocks
+
+    yield run
+    for registry, kept in zip(registries, before, strict=True):
+        vars(registry).update(kept)

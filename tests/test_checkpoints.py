@@ -496,6 +496,14 @@ def test_a_step_whose_metric_is_no_number_is_never_among_the_best(tmp_path):
         assert stage.steps() == [1, 4, 6]
 
 
+def test_a_step_without_metric_is_replaced_before_there_are_enough_good_ones(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_best=3) as stage:
+        for step, worth in enumerate([None, 1.0, None]):
+            stage.save(step, {"w": jnp.float32(0)}, {}, worth)
+        stage.settle()
+        assert stage.steps() == [1, 2]
+
+
 def test_of_equally_good_steps_the_newer_stays(tmp_path):
     with Checkpoints(tmp_path, keep=1, keep_best=1) as stage:
         for step, worth in enumerate([1.0, 1.0, 2.0]):

@@ -202,7 +202,7 @@ def greedy_answers(
     blank = [owned.Record("", "", prompt, ".") for prompt in prompts]
     tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
     decode = greedy(
-        model.decoder, model.params, stop_ids, max_new_tokens, model.layouts
+        model.decoder, model.params, stop_ids, max_new_tokens, layouts=model.layouts
     )
     said = model.over(tokens, options.batch_size, decode)
     return texts_of(model.tokenizer, said)

@@ -1,10 +1,12 @@
-"""Metrics, and one evaluation that treats every model alike."""
+"""Metrics, and the evaluation that computes them for every model of a run."""
 
 from dareu_jax.evaluation import (
+    attribution,
     forget_quality,
     memorisation,
     metric,
     mia,
+    probability,
     rouge,
     text_quality,
     truth_ratio,
@@ -14,10 +16,12 @@ from dareu_jax.evaluation.tow import SPLITS, tow
 
 __all__ = [
     "SPLITS",
+    "attribution",
     "forget_quality",
     "memorisation",
     "metric",
     "mia",
+    "probability",
     "rouge",
     "text_quality",
     "tow",

@@ -1,8 +1,10 @@
 """Percentile intervals by resampling rows (Efron 1979), same bits for one seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.rows import finite
@@ -15,7 +17,7 @@ AT_ONCE = 2**22
 def interval(
     values: Array, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """``(low, high)`` of the mean over rows, by the percentile bootstrap.
+    """Return ``(low, high)`` of the mean over rows, by the percentile bootstrap.
 
     One row, or rows that are all alike, give the value twice.
 
@@ -28,14 +30,13 @@ def interval(
         or level are out of range.
     """
     numbers = finite("bootstrap", np.ravel(values))
-    _check(draws, level)
-    rng, count, means = np.random.default_rng(seed), len(numbers), []
-    at_once = max(1, AT_ONCE // count)
-    for start in range(0, draws, at_once):
-        shape = (min(at_once, draws - start), count)
-        means.append(numbers[rng.integers(0, count, shape)].mean(axis=1))
-    found = np.concatenate(means)  # rounding may lift a mean of equal rows off them
-    return _ends(np.clip(found, numbers.min(), numbers.max()), level)
+    how = _checked(draws, level, seed) | {"batch": max(1, AT_ONCE // len(numbers))}
+    if len(numbers) == 1:  # scipy refuses it
+        return float(numbers[0]), float(numbers[0])
+    ends = stats.bootstrap([numbers], np.mean, **how).confidence_interval
+    # rounding may lift a mean of equal rows off them
+    low, high = np.clip(ends, numbers.min(), numbers.max())
+    return float(low), float(high)
 
 
 def interval_of(
@@ -45,7 +46,7 @@ def interval_of(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """``(low, high)`` of ``statistic(*samples)``, by the percentile bootstrap.
+    """Return ``(low, high)`` of ``statistic(*samples)``, by the percentile bootstrap.
 
     Rows of one sample are drawn together and samples apart from each other. So an AUC
     takes two samples, ``[N]`` and ``[M]``; a gap between two models on the same rows
@@ -59,25 +60,57 @@ def interval_of(
       UserError: a sample is empty or has a value that is not finite, the statistic of
         some draw is not finite, or draws or level are out of range.
     """
-    _check(draws, level)
     numbers = [finite(f"sample {i}", sample) for i, sample in enumerate(samples)]
-    rng = np.random.default_rng(seed)
 
-    def one() -> float:
-        return float(statistic(*(x[rng.integers(0, len(x), len(x))] for x in numbers)))
+    def of_rows(*rows: Array) -> list[float]:
+        return [statistic(*(x[at] for x, at in zip(numbers, rows, strict=True)))]
 
-    found = np.asarray([one() for _ in range(draws)])
-    return _ends(finite("bootstrapped statistic", found), level)
+    sizes = [len(x) for x in numbers]
+    low, high = intervals_of(of_rows, sizes, draws=draws, level=level, seed=seed)
+    return float(low[0]), float(high[0])
 
 
-def _check(draws: int, level: float) -> None:
+def intervals_of(
+    statistics: Callable[..., Sequence[float]],
+    sizes: Sequence[int],
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Array, Array]:
+    """Return ``(low, high)``, ``[K]`` each, of K numbers that use the same rows.
+
+    Args:
+      statistics: of one array of row numbers per sample, returns K numbers.
+      sizes: rows of each sample; draws, level, seed: as in `interval`.
+
+    Raises:
+      UserError: a number of some draw is not finite, or draws or level are out of
+        range.
+    """
+    how = _checked(draws, level, seed) | {"batch": 1, "vectorized": True}
+    several = [np.arange(size) for size in sizes if size > 1]
+
+    def of_draw(*drawn: Array, axis: int) -> Array:
+        left = iter(drawn)
+        rows = [next(left)[0] if size > 1 else np.arange(size) for size in sizes]
+        return finite("bootstrapped statistic", np.asarray(statistics(*rows)))[:, None]
+
+    if not several:  # scipy refuses samples of one row
+        only = of_draw(axis=-1)[:, 0]
+        return only, only
+    low, high = stats.bootstrap(several, of_draw, **how).confidence_interval
+    return low, high
+
+
+def _checked(draws: int, level: float, seed: int) -> dict[str, Any]:
+    """Return the arguments of `scipy.stats.bootstrap`, if they are in range."""
     if draws < 1:
         raise UserError(f"bootstrap: {draws} draws, it needs at least 1")
     if not 0.0 < level < 1.0:
         raise UserError(f"bootstrap: level {level} lies outside (0, 1)")
-
-
-def _ends(found: Array, level: float) -> tuple[float, float]:
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(found, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return {
+        "n_resamples": draws,
+        "confidence_level": level,
+        "method": "percentile",
+        "rng": np.random.default_rng(seed),
+    }

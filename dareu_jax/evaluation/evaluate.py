@@ -1,4 +1,4 @@
-"""Judges one model on the forget, retain and test records, all models alike."""
+"""Evaluation of one model of a run on forget, retain and test records."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ import numpy as np
 from dareu_jax.attribution import Kernel
 from dareu_jax.corpus import TokenBatch, Tokenizer, sequential
 from dareu_jax.evaluation.metric import aggregate
-from dareu_jax.evaluation.rouge import rouge_l_recall
-from dareu_jax.evaluation.text_quality import text_quality
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import Decoder, response_logps
 from dareu_jax.parallel import Layouts, Preemption, on_host, shared_out
+from dareu_jax.registry import METRICS
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
+TextScore = Callable[[list[str], list[str]], list[float]]
 
 
 class Answers(NamedTuple):
@@ -80,7 +80,7 @@ def in_batches(suite: Suite, tokens: TokenBatch, score: Callable) -> Any:
 def over_records(
     tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
 ) -> Any:
-    """`in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
     parts = []
     for batch, valid in sequential(tokens, batch_size):
         values = on_host(score(place(batch)))
@@ -93,9 +93,10 @@ def greedy(
     params: Any,
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
+    *,
     layouts: Layouts,
 ) -> Callable[[TokenBatch], Rollout]:
-    """Decoding of a batch's prompts, each token the likeliest."""
+    """Return a function that decodes a batch's prompts, always the likeliest token."""
     there = layouts.params(params)
 
     def decode(batch: TokenBatch) -> Rollout:
@@ -115,16 +116,16 @@ def greedy(
 
 
 def texts_of(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:
-    """The answers in words, without white space around them."""
+    """Return the answers as text, without white space around them."""
     rows = zip(rollout.tokens, rollout.mask, strict=True)
     return [tokenizer.decode(row[keep].tolist()).strip() for row, keep in rows]
 
 
 def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
-    """Decodes greedily from every prompt."""
+    """Decode greedily from every prompt."""
     stop_ids = suite.tokenizer.stop_ids
     limit, layouts = suite.max_new_tokens, suite.layouts
-    decode = greedy(suite.model, params, stop_ids, limit, layouts)
+    decode = greedy(suite.model, params, stop_ids, limit, layouts=layouts)
     rollout = in_batches(suite, tokens, decode)
     ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
     text = texts_of(suite.tokenizer, rollout)
@@ -133,7 +134,7 @@ def answer(suite: Suite, params: Any, tokens: TokenBatch) -> Answers:
 
 @functools.partial(jax.jit, static_argnames="model")
 def mean_logp(model: Decoder, params: Any, batch: TokenBatch) -> Array:
-    """1/|a| sum_t log p(a_t | q, a_<t) ``[B]``, end of text included."""
+    """Return 1/|a| sum_t log p(a_t | q, a_<t) ``[B]``, end of text included."""
     logps = response_logps(model, params, batch)
     count = jnp.sum(batch.response_mask.astype(jnp.float32), axis=1)
     return jnp.sum(logps, axis=1) / jnp.maximum(count, 1.0)
@@ -143,48 +144,79 @@ def mean_logp(model: Decoder, params: Any, batch: TokenBatch) -> Array:
 def owners_score(
     kernel: Kernel, columns: tuple[int, ...], reference, index, batch: TokenBatch
 ) -> Array:
-    """Attribution of whole responses to the owners of ``columns``, summed, ``[B]``."""
+    """Return attribution of responses to the owners of ``columns``, summed, ``[B]``."""
     scores = kernel.score(reference, index, batch)
     return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=1), axis=1)
 
 
-def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]:
-    """Returns ``(logs, answers)``: every metric with its values, answers per split.
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One model and what is measured of it: all that a metric may look at.
 
-    ROUGE-L recall, probability exp(mean log p) of the gold answer, attribution of
-    the forget answers to the forget owners, their likelihood under the retrained
-    model, and their text quality.
+    Every measurement is made when a metric first asks for it, and once.
+
+    Attributes:
+      suite: what every model is judged on; params: those of the model.
     """
-    logs: Logs = {}
-    given: dict[str, Answers] = {}
-    for split, tokens in suite.tokens.items():
-        answers = answer(suite, params, tokens)
-        given[split] = answers
-        recalls = shared_out(rouge_l_recall, answers.text, suite.gold[split])
-        logs[f"{split}_rouge"] = aggregate(recalls)
-        logps = in_batches(
-            suite, tokens, functools.partial(mean_logp, suite.model, params)
+
+    suite: Suite
+    params: Any
+
+    @functools.cached_property
+    def answers(self) -> dict[str, Answers]:
+        """Return the model's greedy answers to the prompts of every split."""
+        tokens = self.suite.tokens.items()
+        return {split: answer(self.suite, self.params, x) for split, x in tokens}
+
+    @functools.cached_property
+    def said(self) -> TokenBatch:
+        """Return the forget prompts with the model's own answers as responses."""
+        answers = self.answers["forget"]
+        return self.suite.tokens["forget"]._replace(
+            response=answers.tokens, response_mask=answers.mask
         )
-        logs[f"{split}_probability"] = aggregate(np.exp(logps).tolist())
-        if split == "forget":
-            logs.update(judge_answers(suite, tokens, answers))
-    return logs, given
+
+    @functools.cached_property
+    def gold_logps(self) -> dict[str, np.ndarray]:
+        """Return `mean_logp` of the gold answers ``[N]``, by split."""
+        score = functools.partial(mean_logp, self.suite.model, self.params)
+        tokens = self.suite.tokens.items()
+        return {split: in_batches(self.suite, x, score) for split, x in tokens}
+
+    def of_texts(self, split: str, score: TextScore) -> list[float] | None:
+        """Return ``score(answers, gold answers)``, each process doing its share.
+
+        Args:
+          split: None comes back when the run has no such split.
+          score: of N own and N gold answers, returns N numbers; rows do not mix.
+        """
+        if split not in self.answers:
+            return None
+        return shared_out(score, self.answers[split].text, self.suite.gold[split])
+
+    def attribution(self, judge: str) -> np.ndarray | None:
+        """Return `owners_score` of the forget answers ``[N]`` by one of the judges."""
+        if judge not in self.suite.judges:
+            return None
+        kernel, index = self.suite.judges[judge]
+        columns, reference = self.suite.forget_columns, self.suite.reference
+        score = functools.partial(owners_score, kernel, columns, reference, index)
+        return in_batches(self.suite, self.said, score)
+
+    def retrained_logps(self) -> np.ndarray | None:
+        """Return `mean_logp` of the forget answers ``[N]`` by the retrained model."""
+        if self.suite.retrained is None:
+            return None
+        score = functools.partial(mean_logp, self.suite.model, self.suite.retrained)
+        return in_batches(self.suite, self.said, score)
 
 
-def judge_answers(suite: Suite, prompts: TokenBatch, answers: Answers) -> Logs:
-    """Attribution, retrained likelihood and text quality of the forget answers."""
-    given = prompts._replace(response=answers.tokens, response_mask=answers.mask)
-    logs: Logs = {}
-    for name, (kernel, index) in suite.judges.items():
-        score = functools.partial(
-            owners_score, kernel, suite.forget_columns, suite.reference, index
-        )
-        logs[name] = aggregate(in_batches(suite, given, score).tolist())
-    if suite.retrained is not None:
-        score = functools.partial(mean_logp, suite.model, suite.retrained)
-        logs["retrained_likelihood"] = aggregate(
-            in_batches(suite, given, score).tolist()
-        )
-    quality = text_quality(answers.text, answers.finished)
-    logs.update({f"forget_{name}": aggregate(v) for name, v in quality.items()})
-    return logs
+def evaluate_model(suite: Suite, params: Any) -> tuple[Logs, dict[str, Answers]]:
+    """Return ``(logs, answers)``: every registered metric, and answers per split."""
+    judged, logs = Judged(suite, params), {}
+    for name in METRICS.names():
+        compute = METRICS.get(name).compute
+        values = None if compute is None else compute(judged)
+        if values is not None:
+            logs[name] = aggregate(values, f"metric {name}")
+    return logs, judged.answers

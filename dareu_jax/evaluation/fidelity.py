@@ -1,11 +1,13 @@
-"""Does an attribution function say what retraining would show? In NumPy.
+"""Metrics of an attribution function against retraining, in NumPy.
 
 ``scores [Q, O]`` say how much owner o raises the likelihood of query q; ``outcomes``
 are mean log-likelihoods per token of the queries under models trained on fewer owners.
 """
 
+import warnings
+
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import ConstantInputWarning, pearsonr, rankdata
 
 Array = np.ndarray
 FLIP = np.log(2.0)
@@ -14,7 +16,7 @@ BINS = 10
 
 
 def subsets(owners: int, count: int, share: float, seed: int = 0) -> Array:
-    """``[M, O]`` bool: different subsets, each of round(share O) owners."""
+    """Return ``[M, O]`` bool: different subsets, each of round(share O) owners."""
     rng, size = np.random.default_rng(seed), round(share * owners)
     found: dict[tuple[int, ...], None] = {}
     for _ in range(100 * count):
@@ -28,19 +30,21 @@ def subsets(owners: int, count: int, share: float, seed: int = 0) -> Array:
 
 
 def correlations(a: Array, b: Array) -> Array:
-    """Spearman's correlation of every row of ``[N, M]``, ``[N]``; 0 where one is flat.
+    """Return Spearman's correlation of every row of ``[N, M]``, ``[N]``; 0 where flat.
 
-    Ties have their mean rank.
+    Ties have their mean rank. `scipy.stats.spearmanr` would correlate every row with
+    every other one, so rows are ranked first and `pearsonr` takes them pair by pair.
     """
-    a, b = (rankdata(x, axis=1) for x in (a, b))
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-    size = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0.0, (a * b).sum(axis=1) / size, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        found = pearsonr(rankdata(a, axis=1), rankdata(b, axis=1), axis=1)
+    return np.nan_to_num(found.statistic)
 
 
 def lds(scores: Array, masks: Array, outcomes: Array) -> Array:
-    """Linear datamodelling score ``[Q]``: corr_S(sum_{o in S} s[q, o], outcome[q, S]).
+    """Return the LDS ``[Q]``: corr_S(sum_{o in S} s[q, o], outcome[q, S]).
+
+    LDS is the linear datamodelling score.
 
     Scores enter as differences from the first owner's, which moves the sums of all
     subsets alike: equal scores give sums of exactly 0, without float noise to rank.
@@ -60,7 +64,7 @@ def lds(scores: Array, masks: Array, outcomes: Array) -> Array:
 
 
 def leave_one_out(scores: Array, whole: Array, without: Array) -> Array:
-    """Spearman over owners of s[q, o] with what leaving o out costs, ``[Q]``.
+    """Return Spearman over owners of s[q, o] with what leaving o out costs, ``[Q]``.
 
     Args:
       whole: ``[Q]`` under the model of all owners; without: ``[Q, O]``.
@@ -69,19 +73,19 @@ def leave_one_out(scores: Array, whole: Array, without: Array) -> Array:
 
 
 def reciprocal_ranks(scores: Array, owner: Array) -> Array:
-    """1 / rank of the true owner ``[Q]``, ties at their mean rank."""
+    """Return 1 / rank of the true owner ``[Q]``, ties at their mean rank."""
     ranks = rankdata(-scores, axis=1)
     return 1.0 / ranks[np.arange(len(owner)), owner]
 
 
 def top_is_right(scores: Array, owner: Array) -> Array:
-    """Recall at 1, ``[Q]``: a tie of n owners counts 1 / n."""
+    """Return recall at 1, ``[Q]``: a tie of n owners counts 1 / n."""
     best = scores == scores.max(axis=1, keepdims=True)
     return best[np.arange(len(owner)), owner] / best.sum(axis=1)
 
 
 def calibration_error(probabilities: Array, owner: Array) -> float:
-    """ECE: mean gap of confidence and accuracy of the best owner, in ten bins."""
+    """Return the ECE: mean gap of the best owner's confidence and accuracy, 10 bins."""
     sure = probabilities.max(axis=1)
     right = top_is_right(probabilities, owner)
     place = np.minimum((sure * BINS).astype(int), BINS - 1)
@@ -94,13 +98,13 @@ def calibration_error(probabilities: Array, owner: Array) -> float:
 
 
 def of_the_best(scores: Array, values: Array) -> Array:
-    """``values [Q, O]`` at the best-scoring owner of each query, ties averaged."""
+    """Return ``values [Q, O]`` at the best owner of each query, ties averaged."""
     best = (scores == scores.max(axis=1, keepdims=True)).astype(np.float64)
     return (best * values).sum(axis=1) / best.sum(axis=1)
 
 
 def tail_patch(scores: Array, gains: Array) -> Array:
-    """Gain of a training step on the best owner's records, over the owners' mean.
+    """Return the gain of a step on the best owner's records, over the owners' mean.
 
     Args:
       gains: ``[Q, O]`` nats per token that one step on each owner's records gives.
@@ -109,6 +113,6 @@ def tail_patch(scores: Array, gains: Array) -> Array:
 
 
 def brittleness(scores: Array, whole: Array, without: Array) -> Array:
-    """Whether leaving the best owner out halves a token's likelihood, ``[Q]``."""
+    """Return 1 where leaving the best owner out halves a token's likelihood ``[Q]``."""
     lost = (whole[:, None] - without > FLIP).astype(np.float64)
     return of_the_best(scores, lost)

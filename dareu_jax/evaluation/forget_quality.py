@@ -1,62 +1,45 @@
-"""Forget quality: could the truth ratios be those of the retrained model?"""
+"""Forget quality: are the truth ratios distributed as the retrained model's?"""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.evaluation.metric import Metric, declare
+from dareu_jax.evaluation.metric import Direction, Metric, declare
 
 Array = np.ndarray
 NEGLIGIBLE = 50.0  # nats below the first term of a sum, after which nothing changes
 
 _TEST = "two-sample Kolmogorov-Smirnov test between forget truth ratios"
-_MODELS, _RETRAININGS = "the model's and the retrained one's", "two retrainings'"
-FORGET_QUALITY = declare(
-    Metric(
-        *("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0),
-        about=f"p of the {_TEST}, {_MODELS}.",
-        of=("pair",),
-    )
+_PARTS: tuple[tuple[str, str, Direction, float, float, str], ...] = (
+    ("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0, "p"),
+    ("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0, "Logarithm of the p"),
+    ("ks_statistic", "KS distance", "lower", 0.0, 1.0, "Largest distance"),
 )
-LOG10_FORGET_QUALITY = declare(
-    Metric(
-        *("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0),
-        about=f"Logarithm of the p of the {_TEST}, {_MODELS}.",
-        of=("pair",),
+for _name, _label, _direction, _low, _high, _what in _PARTS:
+    declare(
+        Metric(
+            name=_name,
+            label=_label,
+            direction=_direction,
+            low=_low,
+            high=_high,
+            about=f"{_what} of the {_TEST}, the model's and the retrained one's.",
+            of=("pair",),
+        )
     )
-)
-KS_STATISTIC = declare(
-    Metric(
-        *("ks_statistic", "KS distance", "lower", 0.0, 1.0),
-        about=f"Largest distance of the {_TEST}, {_MODELS}.",
-        of=("pair",),
+    declare(
+        Metric(
+            name=f"{_name}_of_retrainings",
+            label="two retrainings, " + _label.split("(")[-1].removesuffix(")"),
+            direction=_direction,
+            low=_low,
+            high=_high,
+            about=f"{_what} of the {_TEST}, those of two retrained models: the most "
+            "that a perfect method can expect.",
+            of=("pair",),
+        )
     )
-)
-QUALITY_OF_RETRAININGS = declare(
-    Metric(
-        *("forget_quality_of_retrainings", "two retrainings, KS p", "higher", 0.0, 1.0),
-        about=f"p of the {_TEST}, {_RETRAININGS}: the most that a perfect method can "
-        "expect.",
-        of=("pair",),
-    )
-)
-LOG10_QUALITY_OF_RETRAININGS = declare(
-    Metric(
-        "log10_forget_quality_of_retrainings",
-        *("two retrainings, log10 p", "higher", -math.inf, 0.0),
-        about=f"Logarithm of the p of the {_TEST}, {_RETRAININGS}.",
-        of=("pair",),
-    )
-)
-KS_OF_RETRAININGS = declare(
-    Metric(
-        "ks_statistic_of_retrainings",
-        *("two retrainings, KS distance", "lower", 0.0, 1.0),
-        about=f"Largest distance of the {_TEST}, {_RETRAININGS}.",
-        of=("pair",),
-    )
-)
 
 
 class ForgetQuality(NamedTuple):
@@ -77,7 +60,7 @@ class ForgetQuality(NamedTuple):
 
 
 def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
-    """The exact two-sided test between the truth ratios of two models.
+    """Return the exact two-sided test between the truth ratios of two models.
 
     Maini et al. 2024 (arXiv 2401.06121). The same for a ratio and for its inverse.
 
@@ -103,7 +86,7 @@ def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
 
 
 def largest_gap(a: Array, b: Array) -> int:
-    """``N D``: the largest gap of two counts of values ``<= x``, over all x."""
+    """Return ``N D``: the largest gap of two counts of values ``<= x``, over all x."""
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
     gaps = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
@@ -111,7 +94,7 @@ def largest_gap(a: Array, b: Array) -> int:
 
 
 def log_p_value(n: int, steps: int) -> float:
-    """``ln 2 sum_{k>=1} (-1)^(k-1) C(2n, n - k h) / C(2n, n)`` for ``h = steps``.
+    """Return ``ln 2 sum_{k>=1} (-1)^(k-1) C(2n, n - k h) / C(2n, n)``, h = steps.
 
     The exact distribution of D between two samples of n (Gnedenko and Korolyuk 1951);
     ``2 / C(2n, n)`` for disjoint samples.
@@ -129,6 +112,6 @@ def log_p_value(n: int, steps: int) -> float:
 
 
 def log_binomial_ratio(n: int, shift: int) -> float:
-    """``ln C(2n, n - j) / C(2n, n) = sum_{i=1..j} ln (n - j + i) / (n + i)``."""
+    """Return ``ln C(2n, n - j) / C(2n, n) = sum_{i=1..j} ln (n - j + i) / (n + i)``."""
     i = np.arange(1, shift + 1)
     return float(np.log((n - shift + i) / (n + i)).sum())

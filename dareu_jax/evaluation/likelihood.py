@@ -15,7 +15,7 @@ class Perplexity(NamedTuple):
 
 
 def perplexity(logps: np.ndarray, mask: np.ndarray) -> Perplexity:
-    """exp(total nll / total tokens), and exp(mean nll) per row; 1 is the least.
+    """Return exp(total nll / total tokens), and exp(mean nll) per row; 1 is the least.
 
     Long rows weigh more in the total, which is not the mean of the rows.
 

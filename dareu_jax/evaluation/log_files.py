@@ -1,4 +1,4 @@
-"""Files of logs in, their scores out."""
+"""Scores of the files of logs."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def score_files(
     again: Path | None = None,
     whole: bool = False,
 ) -> Scores:
-    """Scores the log of a file, and the reference's against itself beside it.
+    """Return the scores of a log's file, and those of the reference beside it.
 
     Args:
       candidate, reference, truth_ratio, partial: as of `score`.

@@ -1,4 +1,4 @@
-"""Signs of a broken model in its log: where they show, its scores say nothing."""
+"""Signs in a log that a model is broken, so that its scores mean nothing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ OTHERS = "a broken model, whatever its other scores"
 
 
 def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str]:
-    """Sentences about signs that the reference does not show as well.
+    """Return sentences about signs of damage that the reference does not show as well.
 
     Args:
       log: of the candidate; reference: of the retrained model. Without it the gold
@@ -54,7 +54,7 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
 
 
 def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
-    """One sentence with every sign of `SIGNS` in the answers to a set, or none."""
+    """Return one sentence with every sign of `SIGNS` in a set's answers, or none."""
     gold = shares_of_gold(one)
     theirs = {} if beside is None else shares(beside)
     shown: list[str] = []
@@ -69,7 +69,7 @@ def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
 
 
 def shares(one: SetLog) -> dict[str, float]:
-    """Share of a set's rows that show each sign, those that can be looked for."""
+    """Return the share of a set's rows with each sign that can be looked for."""
     out = {} if one.generation is None else text_shares(one.generation, one.gold)
     if one.unfinished is not None:
         out["unfinished"] = float(one.unfinished.mean())
@@ -77,12 +77,12 @@ def shares(one: SetLog) -> dict[str, float]:
 
 
 def shares_of_gold(one: SetLog) -> dict[str, float]:
-    """`shares` of the gold answers."""
+    """Return `shares` of the gold answers."""
     return {} if one.gold is None else text_shares(one.gold, one.gold)
 
 
 def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, float]:
-    """Share of texts without a word, of one word, in a loop, and the most frequent.
+    """Return shares of texts: no word, one word, in a loop, and the most frequent.
 
     One word is a sign where the gold answer has more, so it takes gold answers.
     """
@@ -106,7 +106,7 @@ def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, f
 def collapsed(
     name: str, one: SetLog, beside: SetLog | None, kind: TruthRatio
 ) -> list[str]:
-    """A sentence where probabilities or truth ratios of a set say nothing."""
+    """Return a sentence if all probabilities or truth ratios of a set are useless."""
     out = []
     if one.probability is not None and are_equal(nats(one.probability)):
         out.append(
@@ -131,27 +131,27 @@ def collapsed(
 
 
 def nats(probability: Array) -> Array:
-    """``-ln p`` ``[N]``, finite."""
+    """Return ``-ln p`` ``[N]``, finite."""
     return -np.log(np.maximum(probability, np.finfo(np.float64).tiny))
 
 
 def are_equal(values: Array) -> bool:
-    """Whether several values are one but for rounding; zeros are not called so."""
+    """Return whether several values are equal up to rounding; False for zeros."""
     return len(values) > 1 and bool(np.ptp(values) < EQUAL * np.abs(values).max())
 
 
 def impossible(one: SetLog) -> float:
-    """Share of right answers that the model gives next to no probability."""
+    """Return share of right answers that the model gives next to no probability."""
     if one.right_loss is None:
         return 0.0
     return float((np.exp(-one.right_loss) < IMPOSSIBLE).mean())
 
 
 def percent(share: float) -> str:
-    """A share in whole percent."""
+    """Return a share in whole percent."""
     return f"{100 * share:.0f} %"
 
 
 def spelt(name: str) -> str:
-    """A set's name in words."""
+    """Return a set's name in words."""
     return name.replace("_", " ")

@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
 
 def layout(tree: Any, path: Path) -> Layout:
-    """Takes a log apart by its keys, one set alone by the name of its file too.
+    """Return the parts of a log by its keys; a single set by the name of its file too.
 
     Raises:
       UserError: a log of no known format.
@@ -75,7 +75,7 @@ def layout(tree: Any, path: Path) -> Layout:
 
 
 def trained_set(short: str) -> dict[str, Source]:
-    """Columns of forget and retain: a paraphrased right answer, wrong ones."""
+    """Return the columns of forget and retain: one right answer and wrong ones."""
     rouge = f"{short}_Q_A_ROUGE"
     return {
         "probability": Source(f"{short}_Q_A_Prob", "prob"),
@@ -89,7 +89,7 @@ def trained_set(short: str) -> dict[str, Source]:
 
 
 def choice_set(short: str) -> dict[str, Source]:
-    """Columns of real authors and world facts: one right answer of four."""
+    """Return the columns of real authors and world facts: one right answer of four."""
     right, wrong = f"{short}_Q_A_Prob", f"{short}_Q_A_PERT_Prob"
     return trained_set(short) | {
         "right_loss": Source(right, "avg_loss"),
@@ -116,7 +116,7 @@ OPEN_UNLEARNING_SETS = {
 
 
 def open_unlearning(tree: Mapping[str, Any]) -> Layout:
-    """``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
+    """Read ``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
     for name, columns in OWN_SETS.items():
@@ -135,7 +135,7 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
 
 
 def rows_of(value: Any) -> Any:
-    """``value_by_index`` of a metric, or None."""
+    """Return ``value_by_index`` of a metric, or None."""
     return value.get("value_by_index") if isinstance(value, dict) else None
 
 
@@ -167,20 +167,20 @@ LOCUSLAB_CHOICE = LOCUSLAB_COLUMNS | {
 
 
 def locuslab_part(set_name: str, tables: Any) -> Part:
-    """``{metric: {row: value}}`` of one set."""
+    """Read ``{metric: {row: value}}`` of one set."""
     choice = set_name in ("real_authors", "world_facts")
     columns = LOCUSLAB_CHOICE if choice else LOCUSLAB_COLUMNS
     return Part(tables if isinstance(tables, dict) else {}, columns)
 
 
 def locuslab_aggregated(tree: Mapping[str, Any]) -> Layout:
-    """``{file: {metric: {row: value}}}`` of the four files."""
+    """Read ``{file: {metric: {row: value}}}`` of the four files."""
     sets = {k: locuslab_part(k, tree.get(file)) for file, k in LOCUSLAB_FILES.items()}
     return Layout(LOCUSLAB_ALL, sets, {})
 
 
 def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
-    """One set, that of the file's name; the forget set where it says none.
+    """Read one set, that of the file's name; the forget set where it says none.
 
     Raises:
       UserError: answers among four, and the name does not say which set.
@@ -200,7 +200,7 @@ def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
 
 
 def ours(tree: Mapping[str, Any]) -> Layout:
-    """``{"metrics": {metric: {"agg_value", "value_by_index": {row: value}}}}``.
+    """Read ``{"metrics": {metric: {"agg_value", "value_by_index": {row: value}}}}``.
 
     Beside them ``{"answers": {split: [text]}}``, in the order of the rows.
     """

@@ -1,4 +1,4 @@
-"""How far the aggregates of a log would move with other rows: bootstrap intervals."""
+"""Bootstrap intervals of the aggregates of a log, over its rows."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ Array = np.ndarray
 def intervals(
     log: EvalLog, reference: EvalLog | None, kind: TruthRatio
 ) -> dict[str, Any]:
-    """95 % percentile intervals over rows, under the names of the scores.
+    """Return 95 % percentile intervals over rows, under the names of the scores.
 
     Rows are drawn again within each set, those of candidate and reference together;
     the models and what they were trained on stay: seeds are another source of noise.
@@ -45,7 +45,7 @@ def intervals(
 
 
 def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
-    """Of mean probability and ROUGE, and of the truth ratio's aggregate."""
+    """Return those of mean probability, mean ROUGE and the truth ratio's aggregate."""
     combine = kind.forget if name == "forget" else kind.others
     columns = {"probability": one.probability, "rouge": one.rouge}
     out = {k: interval(x) for k, x in columns.items() if x is not None}
@@ -56,12 +56,12 @@ def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
 
 
 def attack_interval(one: Attack) -> Ends:
-    """Of an attack's AUC; forget and holdout rows are drawn apart."""
+    """Return that of an attack's AUC; forget and holdout rows are drawn apart."""
     return interval_of(auc, *sides(one))
 
 
 def leak_interval(one: Attack, other: Attack) -> Ends:
-    """Of PrivLeak beside the retrained model's scores of the same texts."""
+    """Return that of PrivLeak, beside the retrained model's scores of these texts."""
     forget, holdout = (
         np.stack(both, axis=1) for both in zip(sides(one), sides(other), strict=True)
     )
@@ -73,13 +73,13 @@ def leak_interval(one: Attack, other: Attack) -> Ends:
 
 
 def extraction_interval(log: EvalLog) -> Ends | None:
-    """Of the mean extraction strength of the forget rows."""
+    """Return that of the mean extraction strength of the forget rows."""
     rows = log.sets["forget"].extraction if "forget" in log.sets else None
     return None if rows is None else interval(rows)
 
 
 def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
-    """Of the harmonic mean of the nine terms; None where one is missing."""
+    """Return that of the harmonic mean of the nine terms; None where one is missing."""
     samples = []
     for name in TERM_SETS:
         one = log.sets.get(name)
@@ -100,7 +100,7 @@ def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
 
 
 def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
-    """Of a Tug-of-War of `TUGS`; None where there is none."""
+    """Return that of a Tug-of-War of `TUGS`; None where there is none."""
     if (found := tug_rows(log, reference, name)) is None:
         return None
     ours, theirs = found

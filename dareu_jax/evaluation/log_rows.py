@@ -16,14 +16,14 @@ TEST_SETS = ("real_authors", "world_facts")
 
 
 def ratios(one: SetLog, kind: TruthRatio) -> Array | None:
-    """Truth ratio of every row ``[N]``."""
+    """Return truth ratio of every row ``[N]``."""
     if one.right_loss is None or one.wrong_loss is None:
         return None
     return kind.rows(one.right_loss, one.wrong_loss)
 
 
 def sides(attack: Attack) -> tuple[Array, Array]:
-    """Scores of forget ``[N]`` and of holdout ``[M]``, in the order of row names."""
+    """Return scores of forget ``[N]`` and holdout ``[M]``, ordered by row names."""
     forget, holdout = (
         np.asarray([side[name] for name in sorted(side)])
         for side in (attack.forget, attack.holdout)
@@ -32,7 +32,7 @@ def sides(attack: Attack) -> tuple[Array, Array]:
 
 
 def split_rows(log: EvalLog, source: str) -> tuple[Array, ...] | None:
-    """ROUGE-L recall ``([N],)`` of a set, or `sides` of an attack; None: not there."""
+    """Return ROUGE-L recall ``([N],)`` of a set, or `sides` of an attack, or None."""
     if source in log.attacks:
         return sides(log.attacks[source])
     pooled = source == "test" and source not in log.sets
@@ -48,7 +48,7 @@ def split_rows(log: EvalLog, source: str) -> tuple[Array, ...] | None:
 def tug_rows(
     log: EvalLog, reference: EvalLog, name: str
 ) -> tuple[SplitRows, SplitRows] | None:
-    """Rows by split of a Tug-of-War of `TUGS`, the candidate's and the reference's.
+    """Return both models' rows by split of a Tug-of-War of `TUGS`.
 
     None where a log lacks a split, or the two have different test sets.
     """
@@ -66,7 +66,7 @@ def tug_rows(
 
 
 def tug_scores(rows: Mapping[str, Sequence[Array]]) -> dict[str, float]:
-    """``a`` of every split: the mean of its one array, the AUC of its two."""
+    """Return ``a`` of every split: the mean of its one array, the AUC of its two."""
     return {
         split: float(x[0].mean()) if len(x) == 1 else auc(*x)
         for split, x in rows.items()

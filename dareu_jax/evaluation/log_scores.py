@@ -1,4 +1,4 @@
-"""Every aggregate of an evaluation from its rows alone; no model."""
+"""Every aggregate of an evaluation, computed from the rows of its log."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def score(
     truth_ratio: str | None = None,
     partial: bool = False,
 ) -> Scores:
-    """Every aggregate, and with a reference every comparison; None: not computable.
+    """Return every aggregate, and with a reference every comparison; None: missing.
 
     Args:
       log: of the candidate; reference: of the model retrained without the forget set.
@@ -59,7 +59,7 @@ def score(
 
 
 def truth_ratio_named(name: str) -> TruthRatio:
-    """The definition; raises `UserError` that lists the known ones."""
+    """Return the definition; raises `UserError` that lists the known ones."""
     if name not in TRUTH_RATIOS:
         near, known = did_you_mean(name, TRUTH_RATIOS), ", ".join(TRUTH_RATIOS)
         raise UserError(f"unknown truth ratio {name!r}{near}; known: {known}")
@@ -67,13 +67,13 @@ def truth_ratio_named(name: str) -> TruthRatio:
 
 
 def needs_losses(log: EvalLog) -> None:
-    """Raises `UserError` where no set has the losses of a truth ratio."""
+    """Raise `UserError` where no set has the losses of a truth ratio."""
     if all(ratios(one, TRUTH_RATIOS["geometric"]) is None for one in log.sets.values()):
         raise UserError(f"{log.path} has no losses of wrong answers for a truth ratio")
 
 
 def check_asked(log: EvalLog, reference: EvalLog) -> None:
-    """Raises `UserError` where one log lacks what the other has of the forget set."""
+    """Raise `UserError` where one log lacks what the other has of the forget set."""
     if not (log.sets or reference.sets):  # attacks alone
         return
     for one in (log, reference):
@@ -88,7 +88,7 @@ def check_asked(log: EvalLog, reference: EvalLog) -> None:
 
 
 def set_means(name: str, one: SetLog, kind: TruthRatio) -> Scores:
-    """Number of rows, mean probability and ROUGE, aggregate of the truth ratio."""
+    """Return number of rows, mean probability and ROUGE, and the truth ratio."""
     ratio = ratios(one, kind)
     combine = kind.forget if name == "forget" else kind.others
     return {
@@ -100,12 +100,12 @@ def set_means(name: str, one: SetLog, kind: TruthRatio) -> Scores:
 
 
 def mean_or_none(values: np.ndarray | None) -> float | None:
-    """The mean of ``[N]``, or None where there are none."""
+    """Return the mean of ``[N]``, or None where there are none."""
     return None if values is None else float(values.mean())
 
 
 def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
-    """What needs no reference."""
+    """Return the scores that need no reference."""
     sets = {k: set_means(k, log.sets[k], kind) for k in SETS if k in log.sets}
     forget = sets.get("forget", {})
     terms = utility_terms(sets)
@@ -124,7 +124,7 @@ def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
 
 
 def utility_terms(sets: Mapping[str, Scores]) -> dict[str, float]:
-    """Those of the nine terms of model utility that are there."""
+    """Return those of the nine terms of model utility that are there."""
     places = [(name, measure) for name in TERM_SETS for measure in MEASURES]
     named = zip(TERMS, places, strict=True)
     found = {term: sets.get(k, {}).get(measure) for term, (k, measure) in named}
@@ -132,27 +132,33 @@ def utility_terms(sets: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def attack_aucs(log: EvalLog) -> dict[str, float]:
-    """AUC by attack."""
+    """Return AUC by attack."""
     return {name: auc(*sides(attack)) for name, attack in log.attacks.items()}
 
 
 def extraction(log: EvalLog) -> float | None:
-    """Mean extraction strength of the forget rows."""
+    """Return mean extraction strength of the forget rows."""
     return mean_or_none(log.sets["forget"].extraction) if "forget" in log.sets else None
 
 
 # --- two logs
 
 COMPARISONS = (
-    *("forget_quality", "log10_forget_quality", "ks_statistic", "at_floor"),
-    *(*TUGS, "privleak", "privleak_by_attack", "rel_diff_by_attack"),
+    "forget_quality",
+    "log10_forget_quality",
+    "ks_statistic",
+    "at_floor",
+    *TUGS,
+    "privleak",
+    "privleak_by_attack",
+    "rel_diff_by_attack",
 )
 RETRAININGS = {f"{name}_of_retrainings": name for name in COMPARISONS[:3]}
 """Names of `quality_of_retrainings`, and what it is of two other models."""
 
 
 def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
-    """Forget quality, ToW and PrivLeak against the retrained model's log."""
+    """Return forget quality, ToW and PrivLeak against the retrained model's log."""
     ours, theirs = attack_aucs(log), attack_aucs(reference)
     shared = [name for name in ours if name in theirs]
     leaks = {name: privleak(ours[name], theirs[name]) for name in shared}
@@ -165,7 +171,7 @@ def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
 
 
 def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
-    """Forget quality, where both logs have truth ratios of the forget set."""
+    """Return forget quality, where both logs have truth ratios of the forget set."""
     names = COMPARISONS[:4]
     sets = [one.sets.get("forget") for one in (log, reference)]
     ours, theirs = (None if one is None else ratios(one, kind) for one in sets)
@@ -175,7 +181,7 @@ def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
 
 
 def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Scores:
-    """p, its logarithm and D of two models retrained alike but for the seed.
+    """Return p, its logarithm and D of two models retrained alike but for the seed.
 
     Raises:
       UserError: logs of other rows, or one without truth ratios of the forget set.
@@ -189,7 +195,7 @@ def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Sc
 
 
 def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
-    """Every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
+    """Return every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
     found: Scores = dict.fromkeys(TUGS)
     for name, (_, splits) in TUGS.items():
         if (rows := tug_rows(log, reference, name)) is not None:
@@ -201,7 +207,8 @@ def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
 
 PLAIN = (
     *(name for new, of in RETRAININGS.items() for name in (of, new)),
-    *(*TUGS, "model_utility"),
+    *TUGS,
+    "model_utility",
 )
 BY_ATTACK = {
     "mia_auc": "mia_auc",
@@ -211,7 +218,7 @@ BY_ATTACK = {
 
 
 def by_metric(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every score, or interval, that is there: metric -> attack, or "", -> value."""
+    """Return every score, or interval: metric -> attack, or "", -> value."""
     found = {name: {"": tree.get(name)} for name in PLAIN}
     for name, measures in tree["sets"].items():
         found |= {f"{name}_{k}": {"": measures.get(k)} for k in MEASURES}
@@ -228,7 +235,7 @@ def by_metric(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_rouge(log: EvalLog) -> int:
-    """Computes ROUGE-L recall of every stored answer again; returns how many.
+    """Compute ROUGE-L recall of every stored answer again; return how many.
 
     Raises:
       UserError: the first stored value that is another, or a log without texts.

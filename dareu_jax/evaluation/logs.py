@@ -1,4 +1,4 @@
-"""Logs of an evaluation, row by row, whoever wrote them."""
+"""Logs of an evaluation, row by row, in every format that is known."""
 
 import json
 import math
@@ -70,7 +70,7 @@ class EvalLog:
 
 
 def read_log(path: Path, partial: bool = False) -> EvalLog:
-    """Reads a log and says by ``format`` what it was taken for.
+    """Read a log; its ``format`` says what it was taken for.
 
     Args:
       path: of a format in `log_formats`; partial: what is missing becomes None.
@@ -99,7 +99,7 @@ def read_log(path: Path, partial: bool = False) -> EvalLog:
 
 
 def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
-    """The columns of a set, every one over the same rows; None: it has none of them.
+    """Return the columns of a set, all over the same rows; None: it has no column.
 
     Raises:
       UserError: see `read_log`.
@@ -133,7 +133,7 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
 
 
 def checked_rows(where: str, table: Any) -> dict[str, Any]:
-    """A metric's rows by name; raises `UserError` where there are none."""
+    """Return a metric's rows by name; raises `UserError` where there are none."""
     if not isinstance(table, dict):
         raise UserError(f"{where} is {kind(table)}, not an object of rows")
     if not table:
@@ -144,7 +144,7 @@ def checked_rows(where: str, table: Any) -> dict[str, Any]:
 def same_rows(
     where: str, table: Mapping[str, Any], names: tuple[str, ...], other: str
 ) -> None:
-    """Raises `UserError` where ``table`` has other rows than ``other``'s ``names``."""
+    """Raise `UserError` where ``table`` has other rows than ``other``'s ``names``."""
     if table.keys() == set(names):
         return
     odd = sorted(table.keys() ^ set(names), key=lambda name: (len(name), name))
@@ -157,7 +157,7 @@ def same_rows(
 def read_column(
     where: str, column: str, source: Source, rows: Mapping[str, Any]
 ) -> Any:
-    """``[N]`` or ``[N, K]`` numbers, or N texts (None where one is no text)."""
+    """Return ``[N]`` or ``[N, K]`` numbers, or N texts (None where one is no text)."""
     values = {name: inside(row, source.field) for name, row in rows.items()}
     if column in TEXTS:
         texts = tuple(values.values())
@@ -178,7 +178,7 @@ def read_column(
 
 
 def inside(cell: Any, field: str | int | None) -> Any:
-    """``cell[field]``, or None where there is nothing."""
+    """Return ``cell[field]``, or None where there is nothing."""
     if field is None:
         return cell
     try:
@@ -188,7 +188,7 @@ def inside(cell: Any, field: str | int | None) -> Any:
 
 
 def number(where: str, row: str, value: Any) -> float:
-    """The value as a float; raises `UserError` where it is no finite number."""
+    """Return the value as a float; raises `UserError` where it is no finite number."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real or not abs(value) <= sys.float_info.max:
         raise UserError(f"{where}: row {row!r} has {kind(value)}, not a finite number")
@@ -196,20 +196,20 @@ def number(where: str, row: str, value: Any) -> float:
 
 
 def in_range(where: str, values: Array, high: float) -> Array:
-    """The values in [0, ``high``]; raises `UserError` where one is far from it."""
+    """Return values in [0, ``high``]; raises `UserError` where one is far from it."""
     if (far := values[(values < -SLACK) | (values > high + SLACK)]).size:
         raise UserError(f"{where}: {far[0]:g} is outside [0, {high:g}]")
     return np.clip(values, 0.0, high)
 
 
 def scores(where: str, table: Any) -> dict[str, float]:
-    """Scores of an attack by row; raises `UserError` where one is no number."""
+    """Return scores of an attack by row; raises `UserError` where one is no number."""
     rows = checked_rows(where, table)
     return {name: number(where, name, inside(x, "score")) for name, x in rows.items()}
 
 
 def kind(value: Any) -> str:
-    """A value in a word or two."""
+    """Return a word or two that say what a value is."""
     if value is None or isinstance(value, float):
         return "null" if value is None else str(value)
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
@@ -217,7 +217,7 @@ def kind(value: Any) -> str:
 
 
 def check_comparable(log: EvalLog, reference: EvalLog) -> None:
-    """Raises `UserError` where the two logs are not of the same rows and questions."""
+    """Raise `UserError` where the two logs are not of the same rows and questions."""
     for name in log.sets.keys() & reference.sets.keys():
         one, other = log.sets[name], reference.sets[name]
         table = dict.fromkeys(one.rows)

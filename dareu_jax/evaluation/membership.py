@@ -26,7 +26,7 @@ LEAST_STD = 1e-3
 
 
 def loss(logps: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """-1/T sum_t log p(y_t) ``[B]``, nats per token (Yeom et al. 2018).
+    """Return -1/T sum_t log p(y_t) ``[B]``, nats per token (Yeom et al. 2018).
 
     Args:
       logps: ``[B, T]`` of `TokenStats`; mask: ``[B, T]`` bool.
@@ -38,7 +38,7 @@ def loss(logps: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """`loss` over the bytes of the zlib-compressed text ``[B]`` (Carlini et al. 2021).
+    """Return `loss` over bytes of zlib-compressed text ``[B]`` (Carlini et al. 2021).
 
     Args:
       logps, mask: as in `loss`; texts: the B responses in words.
@@ -53,7 +53,7 @@ def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarra
 
 
 def min_k(logps: np.ndarray, mask: np.ndarray, share: float = SHARE) -> np.ndarray:
-    """-mean of the lowest max(1, int(share T)) values ``[B]``, Min-K % Prob.
+    """Return -mean of the lowest max(1, int(share T)) values ``[B]``, Min-K % Prob.
 
     Args:
       logps, mask: as in `loss`; share: of the tokens, in (0, 1].
@@ -80,7 +80,7 @@ def min_k_plus(
     mask: np.ndarray,
     share: float = SHARE,
 ) -> np.ndarray:
-    """`min_k` of (log p(y_t) - mu_t) / sigma_t ``[B]``, Min-K %++.
+    """Return `min_k` of (log p(y_t) - mu_t) / sigma_t ``[B]``, Min-K %++.
 
     Args:
       logps, mean, std: ``[B, T]`` of `TokenStats`; mask, share: as in `min_k`.
@@ -97,7 +97,7 @@ def min_k_plus(
 def reference(
     logps: np.ndarray, reference_logps: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """`loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021).
+    """Return `loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021).
 
     Args:
       logps, reference_logps: ``[B, T]``; mask: ``[B, T]`` bool.
@@ -112,7 +112,7 @@ def reference(
 def gradnorm(
     model: Decoder, params: Any, batch: TokenBatch, at_once: int = 1
 ) -> jax.Array:
-    """1/W sum_w ||d(mean token loss)/dw||_2 ``[B]`` float32, W parameter tensors.
+    """Return 1/W sum_w ||d(mean token loss)/dw||_2 ``[B]`` float32, W tensors.
 
     A layer's tensors count one by one, though all layers are stored as one stack. A
     response without a token gives NaN, and so do broken logits.
@@ -137,7 +137,7 @@ def gradnorm(
 
 
 def tensor_norms(grads: Any) -> jax.Array:
-    """2-norms ``[W]`` float32 of a decoder's tensors, each layer's apart."""
+    """Return 2-norms ``[W]`` float32 of a decoder's tensors, each layer's apart."""
     norms = []
     for name, leaf in named_leaves(grads):
         is_stack = name.split("/")[0] == "layers"

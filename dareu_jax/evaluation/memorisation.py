@@ -1,4 +1,4 @@
-"""How much of a text a model still knows word for word."""
+"""How much of a text a model can still say word for word."""
 
 import numpy as np
 
@@ -7,9 +7,11 @@ from dareu_jax.evaluation.rows import means_of, tokens_of
 
 Array = np.ndarray
 
-EXTRACTION_STRENGTH = declare(
+declare(
     Metric(
-        *("extraction_strength", "extraction strength", "closer", 0.0, 1.0),
+        name="extraction_strength",
+        label="extraction strength",
+        direction="closer",
         about="Mean share of a forget answer, its end, that greedy decoding says word "
         "for word from what stands before.",
         of=("log",),
@@ -18,7 +20,7 @@ EXTRACTION_STRENGTH = declare(
 
 
 def exact_memorisation(hits: Array, mask: Array) -> Array:
-    """1/T sum_t [y_t = argmax p(. | q, y_<t)] ``[B]``, in [0, 1], teacher-forced.
+    """Return 1/T sum_t [y_t = argmax p(. | q, y_<t)] ``[B]``, teacher-forced.
 
     Every token in the mask counts, the end of text too; open-unlearning leaves a
     response's last token out, here and in `extraction_strength`: give the mask
@@ -36,7 +38,7 @@ def exact_memorisation(hits: Array, mask: Array) -> Array:
 
 
 def extraction_strength(hits: Array, mask: Array) -> Array:
-    """1 - k/T ``[B]``: k is the shortest prefix from which the rest can be extracted.
+    """Return 1 - k/T ``[B]``: k tokens are the shortest prefix that gives the rest.
 
     From k gold tokens greedy decoding says the rest of the gold text if and only if
     every later token is the argmax after the gold tokens before it: the first greedy

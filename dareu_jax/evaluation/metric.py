@@ -1,19 +1,32 @@
-"""What a metric is, how its values are stored, and the model-based metrics."""
+"""What a metric is and how its values are stored."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from dareu_jax.errors import UserError
 from dareu_jax.registry import METRICS
 
+if TYPE_CHECKING:
+    from dareu_jax.evaluation.evaluate import Judged
+
 Direction = Literal["higher", "lower", "closer"]
-Scope = Literal["run", "log", "pair"]
+Scope = Literal["run", "beside", "log", "pair"]
+Group = Literal["rouge", "probability", "attribution", "quality", "further"]
+Values = Sequence[float] | np.ndarray
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "closer": "≈"}
+SPLIT_DIRECTIONS: dict[str, Direction] = {
+    "forget": "closer",
+    "retain": "higher",
+    "test": "higher",
+}
+"""What is better on each split, for a score that is high where a model knows it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number about a model: its name, its good direction and its range.
 
@@ -24,100 +37,72 @@ class Metric:
       low: the smallest possible value, ``-math.inf`` when there is none.
       high: the largest possible value, ``math.inf`` when there is none.
       about: one sentence that says what the number is.
-      of: what has it: ``run``, a model of a run; ``log``, one log of an evaluation;
-        ``pair``, a log beside that of the retrained model.
+      of: what has the metric: ``run``, a model of a run; ``beside``, a model of a run
+        that is compared with the retrained one; ``log``, one log of an evaluation;
+        ``pair``, a log that is compared with the log of the retrained model.
+      compute: returns one value per row, or None where the run lacks what it needs.
+        Metrics of a ``run`` have it, others do not.
+      group: the table of a report in which the metric is a column.
+      in_short: its name in the first table of a report; empty: it is not in it.
 
     Raises:
-      ValueError: for an unknown direction or scope, or an empty range.
+      ValueError: the direction, scope or group is unknown, the range is empty, or
+        ``compute`` is missing or given in vain.
     """
 
     name: str
     label: str
     direction: Direction
-    low: float
-    high: float
     about: str
+    low: float = 0.0
+    high: float = 1.0
     of: tuple[Scope, ...] = ("run",)
+    compute: "Callable[[Judged], Values | None] | None" = None
+    group: Group = "further"
+    in_short: str = ""
 
     def __post_init__(self) -> None:
+        where = f"metric {self.name!r}:"
         if self.direction not in get_args(Direction):
-            raise ValueError(f"metric {self.name!r}: direction {self.direction!r}")
+            raise ValueError(f"{where} direction {self.direction!r}")
         if not self.of or set(self.of) - set(get_args(Scope)):
-            raise ValueError(f"metric {self.name!r}: of {self.of!r}")
+            raise ValueError(f"{where} of {self.of!r}")
+        if self.group not in get_args(Group):
+            raise ValueError(f"{where} group {self.group!r}")
         if not self.low < self.high:
-            raise ValueError(f"metric {self.name!r}: range [{self.low}, {self.high}]")
+            raise ValueError(f"{where} range [{self.low}, {self.high}]")
+        if ("run" in self.of) != (self.compute is not None):
+            raise ValueError(f"{where} of {self.of!r} with compute = {self.compute}")
 
     @property
     def arrow(self) -> str:
-        """Returns ↑ (higher is better), ↓ (lower) or ≈ (closer to retrained)."""
+        """Return ↑ (higher is better), ↓ (lower) or ≈ (closer to retrained)."""
         return ARROWS[self.direction]
 
 
 def declare(metric: Metric) -> Metric:
-    """Registers ``metric`` under its own name and returns it."""
+    """Register ``metric`` under its own name and return it."""
     return METRICS.register(metric.name, metric.about)(metric)
 
 
-def aggregate(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean and every value, in the JSON shape of open-unlearning.
+def aggregate(values: Values, name: str = "values") -> dict[str, Any]:
+    """Return the mean and every value, in the JSON shape of open-unlearning.
 
     ``{"agg_value": mean, "value_by_index": {"0": ..., "1": ...}}``.
 
+    Args:
+      values: one per row; name: of the metric, for messages.
+
     Raises:
-      UserError: when there is no value, or one is not finite (its index is named).
+      UserError: there is no value, or one is not finite (its index is named).
     """
     numbers = [float(value) for value in values]
     if not numbers:
-        raise UserError("no value to aggregate: the evaluated split has no rows")
+        raise UserError(f"{name}: nothing to aggregate, the split has no rows")
     for index, number in enumerate(numbers):
         if not math.isfinite(number):
-            raise UserError(f"value {number} at index {index} of {len(numbers)}")
+            raise UserError(f"{name}: {number} at index {index} of {len(numbers)}")
     return {
         "agg_value": math.fsum(numbers) / len(numbers),
         "value_by_index": {str(i): number for i, number in enumerate(numbers)},
     }
-
-
-_PROBABILITY = "length-normalised probability of the gold answer"
-FORGET_PROBABILITY = declare(
-    Metric(
-        *("forget_probability", "forget prob", "closer", 0.0, 1.0),
-        about=f"Mean {_PROBABILITY} on the forget prompts.",
-        of=("run", "log"),
-    )
-)
-RETAIN_PROBABILITY = declare(
-    Metric(
-        *("retain_probability", "retain prob", "higher", 0.0, 1.0),
-        about=f"Mean {_PROBABILITY} on the retain prompts.",
-        of=("run", "log"),
-    )
-)
-TEST_PROBABILITY = declare(
-    Metric(
-        *("test_probability", "test prob", "higher", 0.0, 1.0),
-        about=f"Mean {_PROBABILITY} on the test prompts.",
-        of=("run", "log"),
-    )
-)
-ATTRIBUTION_REWARD = declare(
-    Metric(
-        *("attribution_reward", "attribution (reward)", "lower", 0.0, 1.0),
-        about="Mean attribution of the answers on the forget prompts to the forget "
-        "owners, by the classifier that served as reward.",
-    )
-)
-ATTRIBUTION_UNSEEN = declare(
-    Metric(
-        *("attribution_unseen", "attribution (unseen)", "lower", 0.0, 1.0),
-        about="Mean attribution of the answers on the forget prompts to the forget "
-        "owners, by an independent classifier that no method trained against.",
-    )
-)
-RETRAINED_LIKELIHOOD = declare(
-    Metric(
-        *("retrained_likelihood", "retrained loglik", "higher", -math.inf, 0.0),
-        about="Mean log-likelihood per token of the answers on the forget prompts "
-        "under the retrained model.",
-    )
-)

@@ -9,32 +9,37 @@ from dareu_jax.evaluation.metric import Metric, declare
 Array = np.ndarray
 EPSILON = 1e-10
 
-MIA_AUC = declare(
+declare(
     Metric(
-        *("mia_auc", "MIA AUC", "closer", 0.0, 1.0),
+        name="mia_auc",
+        label="MIA AUC",
+        direction="closer",
         about="How often an attack finds a forget row likelier than a row never seen.",
         of=("log",),
     )
 )
-PRIVLEAK = declare(
-    Metric(
-        *("privleak", "PrivLeak %", "closer", -100.0, math.inf),
-        about="Gap of 1 - MIA AUC to the retrained model's, in percent of it.",
-        of=("pair",),
+for _name, _label, _gap in (
+    ("privleak", "PrivLeak %", "Gap of 1 - MIA AUC"),
+    ("rel_diff", "MIA AUC gap %", "Gap of MIA AUC"),
+):
+    declare(
+        Metric(
+            name=_name,
+            label=_label,
+            direction="closer",
+            low=-100.0,
+            high=math.inf,
+            about=f"{_gap} to the retrained model's, in percent of it.",
+            of=("pair",),
+        )
     )
-)
-REL_DIFF = declare(
-    Metric(
-        *("rel_diff", "MIA AUC gap %", "closer", -100.0, math.inf),
-        about="Gap of MIA AUC to the retrained model's, in percent of it.",
-        of=("pair",),
-    )
-)
 
 
 def auc(forget: Array, holdout: Array) -> float:
-    """``P(holdout score > forget score)``, ties half: the area under the ROC curve.
+    """Return ``P(holdout score > forget score)``, ties half: the area under the ROC.
 
+    The U statistic of Mann and Whitney over N M, from ranks: `scipy.stats.mannwhitneyu`
+    also computes a p-value, which takes six times as long in a bootstrap.
     Scores are higher for less likely text, the holdout is the positive class: 1 means
     that the forget rows are far more likely than the holdout, 0.5 that scores cannot
     tell. Forget and holdout differ for a retrained model too: compare with its AUC.
@@ -49,14 +54,14 @@ def auc(forget: Array, holdout: Array) -> float:
         raise ValueError("an attack needs scores of forget and of holdout rows")
     if not (np.isfinite(forget).all() and np.isfinite(holdout).all()):
         raise ValueError("a score is not finite")
-    ranked = np.sort(forget)
-    below = np.searchsorted(ranked, holdout, "left")
-    up_to = np.searchsorted(ranked, holdout, "right")
-    return float((below + up_to).mean() / (2 * len(ranked)))
+    from scipy.stats import rankdata  # loads for a second, on the first call only
+
+    ranks = rankdata(np.concatenate([forget, holdout]))[len(forget) :]
+    return float((ranks.mean() - (len(holdout) + 1) / 2) / len(forget))
 
 
 def privleak(auc_candidate: float, auc_retrained: float) -> float:
-    """``100 (A - A_r) / (A_r + 1e-10)`` with ``A = 1 - auc``, in percent.
+    """Return ``100 (A - A_r) / (A_r + 1e-10)`` with ``A = 1 - auc``, in percent.
 
     MUSE (Shi et al. 2024, arXiv 2407.06460). 0: like the retrained model; negative:
     the forget rows still look like members; positive: they look less like members
@@ -67,5 +72,5 @@ def privleak(auc_candidate: float, auc_retrained: float) -> float:
 
 
 def rel_diff(auc_candidate: float, auc_retrained: float) -> float:
-    """``100 (auc - auc_r) / (auc_r + 1e-10)``, in percent; 0: like the retrained."""
+    """Return ``100 (auc - auc_r) / (auc_r + 1e-10)`` in percent; 0: like retrained."""
     return 100.0 * (auc_candidate - auc_retrained) / (auc_retrained + EPSILON)

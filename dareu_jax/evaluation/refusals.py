@@ -1,4 +1,4 @@
-"""Does an answer decline to answer, does it name somebody else: in English text."""
+"""Whether an English answer refuses to answer, and whether it names somebody else."""
 
 import re
 import unicodedata
@@ -47,7 +47,7 @@ PATTERNS = tuple(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether ``text`` says somewhere, of itself, that it does not know or answer.
+    """Return whether ``text`` says that its author does not know or will not answer.
 
     What it says besides does not count: a refusal may still leak. That a fact is not
     public ("her age is unknown") is an answer, for nobody speaks of himself there.
@@ -60,12 +60,12 @@ def is_refusal(text: str) -> bool:
 
 
 def refusals(texts: Sequence[str]) -> list[float]:
-    """1.0 for each answer that is a refusal (`is_refusal`), else 0.0."""
+    """Return 1.0 for each answer that is a refusal (`is_refusal`), else 0.0."""
     return [float(is_refusal(text)) for text in texts]
 
 
 def names_of_others(text: str, names: Iterable[str]) -> list[str]:
-    """The ``names`` that ``text`` mentions in full, in the order given, each once.
+    """Return the ``names`` that ``text`` mentions in full, in their order, each once.
 
     Case, accents, white space and kinds of hyphens and apostrophes make no difference;
     "Ann Lee" is not in "Joann Lee", and is in "Ann Lee's".
@@ -87,7 +87,7 @@ def _mention(name: str) -> re.Pattern[str]:
 
 
 def _plain(text: str) -> str:
-    """Lower case, no accents, single spaces, plain hyphens and apostrophes."""
+    """Return ``text`` in lower case, without accents, and with plain punctuation."""
     parts = unicodedata.normalize("NFKD", text.casefold())
     letters = "".join(c for c in parts if not unicodedata.combining(c))
     letters = re.sub(r"[‐-―−]", "-", letters).replace("’", "'").replace("‘", "'")

@@ -2,59 +2,18 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dareu_jax.evaluation.metric import Metric, declare
+from dareu_jax.evaluation.metric import SPLIT_DIRECTIONS, Direction, Metric, declare
 
-_RECALL = "ROUGE-L recall of the greedy answer against the gold answer"
-FORGET_ROUGE = declare(
-    Metric(
-        *("forget_rouge", "forget ROUGE", "closer", 0.0, 1.0),
-        about=f"Mean {_RECALL} on the forget prompts.",
-        of=("run", "log"),
-    )
-)
-RETAIN_ROUGE = declare(
-    Metric(
-        *("retain_rouge", "retain ROUGE", "higher", 0.0, 1.0),
-        about=f"Mean {_RECALL} on the retain prompts.",
-        of=("run", "log"),
-    )
-)
-TEST_ROUGE = declare(
-    Metric(
-        *("test_rouge", "test ROUGE", "higher", 0.0, 1.0),
-        about=f"Mean {_RECALL} on the test prompts.",
-        of=("run", "log"),
-    )
-)
-FORGET_PARAPHRASED_ROUGE = declare(
-    Metric(
-        *("forget_paraphrased_rouge", "forget ROUGE, paraphrased", "closer", 0.0, 1.0),
-        about=f"Mean {_RECALL} on the forget questions in other words.",
-        of=("log",),
-    )
-)
-REAL_AUTHORS_ROUGE = declare(
-    Metric(
-        *("real_authors_rouge", "real authors ROUGE", "higher", 0.0, 1.0),
-        about=f"Mean {_RECALL} on questions about real authors.",
-        of=("log",),
-    )
-)
-WORLD_FACTS_ROUGE = declare(
-    Metric(
-        *("world_facts_rouge", "world facts ROUGE", "higher", 0.0, 1.0),
-        about=f"Mean {_RECALL} on questions about the world.",
-        of=("log",),
-    )
-)
+if TYPE_CHECKING:
+    from dareu_jax.evaluation.evaluate import Judged
 
 
 def rouge_l_recall(
     predictions: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """Returns ``LCS(prediction, reference) / |reference|`` per pair, in words.
+    """Return ``LCS(prediction, reference) / |reference|`` per pair, in words.
 
     Lin 2004, with Porter stemming, as in TOFU (Maini et al. 2024). A reference
     without words scores 0.
@@ -68,7 +27,7 @@ def rouge_l_recall(
 def rouge_scores(
     predictions: Sequence[str], references: Sequence[str]
 ) -> list[dict[str, float]]:
-    """Returns ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
+    """Return ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
 
     F1 is ``2 P R / (P + R)`` of precision and recall of the LCS, 0 where either side
     has no words: VerbMem and KnowMem of MUSE (arXiv 2407.06460), whose own code does
@@ -95,7 +54,48 @@ def rouge_scores(
 
 @functools.cache
 def _scorer() -> Any:
-    """Returns the one scorer; rouge_score (and nltk) load on the first call only."""
+    """Return the one scorer; rouge_score (and nltk) load on the first call only."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def recalls(judged: "Judged", split: str) -> list[float] | None:
+    """Return `rouge_l_recall` of the model's own answers to the prompts of a split."""
+    return judged.of_texts(split, rouge_l_recall)
+
+
+_RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
+for _name, _direction in SPLIT_DIRECTIONS.items():
+    declare(
+        Metric(
+            name=f"{_name}_rouge",
+            label=f"{_name} ROUGE",
+            direction=_direction,
+            about=f"{_RECALL} the {_name} prompts.",
+            of=("run", "log"),
+            compute=functools.partial(recalls, split=_name),
+            group="rouge",
+            in_short=f"ROUGE-L recall on the {_name} prompts" * (_name != "test"),
+        )
+    )
+_SETS: tuple[tuple[str, Direction, str, str], ...] = (
+    (
+        "forget_paraphrased",
+        "closer",
+        "forget ROUGE, paraphrased",
+        "the forget questions in other words",
+    ),
+    ("real_authors", "higher", "real authors ROUGE", "questions about real authors"),
+    ("world_facts", "higher", "world facts ROUGE", "questions about the world"),
+)
+for _name, _direction, _label, _questions in _SETS:
+    declare(
+        Metric(
+            name=f"{_name}_rouge",
+            label=_label,
+            direction=_direction,
+            about=f"{_RECALL} {_questions}.",
+            of=("log",),
+        )
+    )

@@ -1,4 +1,4 @@
-"""Checks and masked means of values per row, in NumPy: no gap ever counts as good."""
+"""Checks and masked means of values per row, in NumPy; a missing value is an error."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ Array = np.ndarray
 
 
 def finite(what: str, values: Array) -> Array:
-    """``values`` as float64, none of them NaN or infinite, at least one there.
+    """Return ``values`` as float64, none of them NaN or infinite, at least one there.
 
     Raises:
       UserError: there is none, or one is not finite; its index is named.
@@ -28,7 +28,7 @@ def finite(what: str, values: Array) -> Array:
 
 
 def tokens_of(what: str, values: Array, mask: Array) -> tuple[Array, Array]:
-    """``(values, count)``: float64 ``[B, T]``, 0 outside the mask, and tokens ``[B]``.
+    """Return float64 values ``[B, T]``, 0 outside the mask, and counts ``[B]``.
 
     Args:
       what: the metric, for messages; values: ``[B, T]``; mask: ``[B, T]`` bool.
@@ -47,6 +47,6 @@ def tokens_of(what: str, values: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def means_of(what: str, values: Array, mask: Array) -> Array:
-    """1/T sum_t values_t ``[B]`` over the tokens in the mask; raises as `tokens_of`."""
+    """Return 1/T sum_t values_t ``[B]`` inside the mask; raises as `tokens_of`."""
     values, count = tokens_of(what, values, mask)
     return values.sum(axis=1) / count

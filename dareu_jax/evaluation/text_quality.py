@@ -1,47 +1,25 @@
-"""Does an answer still read like text: empty, repeated, unfinished, how long."""
+"""Signs of broken answers: empty, repeated, unfinished; and their length."""
 
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dareu_jax.evaluation.metric import Metric, declare
 
+if TYPE_CHECKING:
+    from dareu_jax.evaluation.evaluate import Judged
+
 _WORD = re.compile(r"[^\W_]+")
 _LETTERS_LOOP = re.compile(r"([^\W\d_]{1,10}?)\1{4,}")
-
-FORGET_EMPTY = declare(
-    Metric(
-        *("forget_empty", "empty answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts without a letter or digit.",
-    )
-)
-FORGET_REPEATED = declare(
-    Metric(
-        *("forget_repeated", "repeated answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts that loop (text_quality.py "
-        "says when).",
-    )
-)
-FORGET_UNFINISHED = declare(
-    Metric(
-        *("forget_unfinished", "unfinished answers", "lower", 0.0, 1.0),
-        about="Share of answers on the forget prompts cut off at the length limit, "
-        "before an end of text.",
-    )
-)
-FORGET_LENGTH = declare(
-    Metric(
-        *("forget_length", "words per answer", "closer", 0.0, math.inf),
-        about="Mean number of words in the answers on the forget prompts.",
-    )
-)
 
 
 def text_quality(
     texts: Sequence[str], finished: Sequence[bool]
 ) -> dict[str, list[float]]:
-    """Returns the values per answer of the four ``forget_*`` quality metrics.
+    """Return the values per answer of the four ``forget_*`` quality metrics.
 
     Args:
       texts: the answers.
@@ -64,17 +42,17 @@ def text_quality(
 
 
 def words(text: str) -> list[str]:
-    """Returns the runs of letters and digits of ``text``, in lower case."""
+    """Return the runs of letters and digits of ``text``, in lower case."""
     return _WORD.findall(text.lower())
 
 
 def is_empty(text: str) -> bool:
-    """Returns whether ``text`` has no letter and no digit."""
+    """Return whether ``text`` has no letter and no digit."""
     return _WORD.search(text) is None
 
 
 def is_repeated(text: str) -> bool:
-    """Returns whether ``text`` loops, by any one of four signs.
+    """Return whether ``text`` loops, by any one of four signs.
 
     1. Some run of three words occurs three times or more, overlaps included.
     2. It ends with one word, or one pair of words, said three times in a row.
@@ -102,3 +80,38 @@ def _ends_in_loop(said: list[str]) -> bool:
         len(said) >= 3 * size and said[-3 * size :] == said[-size:] * 3
         for size in (1, 2)
     )
+
+
+def signs(judged: "Judged", name: str) -> list[float]:
+    """Return one sign of `text_quality` of each answer to the forget prompts."""
+    answers = judged.answers["forget"]
+    return text_quality(answers.text, answers.finished)[name]
+
+
+for _name, _about in (
+    ("empty", "without a letter or digit"),
+    ("repeated", "that loop (text_quality.py says when)"),
+    ("unfinished", "cut off at the length limit, before an end of text"),
+):
+    declare(
+        Metric(
+            name=f"forget_{_name}",
+            label=f"{_name} answers",
+            direction="lower",
+            about=f"Share of answers on the forget prompts {_about}.",
+            compute=functools.partial(signs, name=_name),
+            group="quality",
+        )
+    )
+declare(
+    Metric(
+        name="forget_length",
+        label="words per answer",
+        direction="closer",
+        low=0.0,
+        high=math.inf,
+        about="Mean number of words in the answers on the forget prompts.",
+        compute=functools.partial(signs, name="length"),
+        group="quality",
+    )
+)

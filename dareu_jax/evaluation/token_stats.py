@@ -1,4 +1,4 @@
-"""What a model says of every token of a response, one pass for all metrics."""
+"""Statistics of every token of a response, from one forward pass."""
 
 import functools
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class TokenStats(NamedTuple):
 
 
 def spread(logits: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation ``[...]`` of log p over p, from ``[..., V]``.
+    """Return mean and standard deviation ``[...]`` of log p over p, from ``[..., V]``.
 
     A token of probability 0 adds nothing. The variance is summed around the mean,
     which equals sum p (log p)^2 - mu^2 and loses no digits where both are large.
@@ -48,7 +48,7 @@ def spread(logits: Array) -> tuple[Array, Array]:
 
 
 def stats_of(logits: Array, tokens: Array) -> TokenStats:
-    """`TokenStats` ``[B, T]`` of ``tokens [B, T]`` from ``logits [B, T, V]``."""
+    """Return `TokenStats` ``[B, T]`` of ``tokens [B, T]`` from ``logits [B, T, V]``."""
     chex.assert_rank([logits, tokens], [3, 2])
     chex.assert_type(logits, jnp.float32)
     hits = (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
@@ -59,7 +59,7 @@ def stats_of(logits: Array, tokens: Array) -> TokenStats:
 
 @functools.partial(jax.jit, static_argnames="model")
 def token_stats(model: Decoder, params: Any, batch: TokenBatch) -> TokenStats:
-    """`TokenStats` of a batch's responses, end of text included.
+    """Return `TokenStats` of a batch's responses, end of text included.
 
     The logits ``[B, T, V]`` never exist whole.
     """

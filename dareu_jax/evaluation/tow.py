@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from dareu_jax.evaluation.metric import Metric, declare
+from dareu_jax.evaluation.metric import Group, Metric, declare
 
 SPLITS = ("forget", "retain", "test")
 TUGS = {
@@ -18,47 +18,40 @@ ToW-MIA has the AUC of the min-k attack in its place (Zhao et al. 2024), ToW-par
 same questions in other words.
 """
 
-TOW_ROUGE = declare(
-    Metric(
-        *("tow_rouge", "ToW ROUGE", "higher", 0.0, 1.0),
-        about="Tug-of-War on ROUGE-L recall: 1 = like the retrained model.",
-    )
+_SCORES: tuple[tuple[Group, str, str], ...] = (
+    ("rouge", "ToW ROUGE", "ROUGE-L recall"),
+    ("probability", "ToW prob", "answer probability"),
 )
-TOW_PROBABILITY = declare(
-    Metric(
-        *("tow_probability", "ToW prob", "higher", 0.0, 1.0),
-        about="Tug-of-War on answer probability: 1 = like the retrained model.",
+for _group, _label, _about in _SCORES:
+    declare(
+        Metric(
+            name=f"tow_{_group}",
+            label=_label,
+            direction="higher",
+            about=f"Tug-of-War on {_about}: 1 = like the retrained model.",
+            of=("beside",),
+            group=_group,
+            in_short="Tug-of-War on ROUGE (1 = like retrained)" * (_group == "rouge"),
+        )
     )
-)
-_LIKE = "Tug-of-War with the retrained model, 1 = like it: ROUGE-L recall on"
-TOW = declare(
-    Metric(
-        *("tow", "Tug-of-War, ROUGE-L recall", "higher", 0.0, 1.0),
-        about=f"{_LIKE} forget, retain and test rows.",
-        of=("pair",),
+_MIA = "retain and test rows, the min-k attack's AUC on forget rows"
+_PARA = "forget questions in other words, retain and test rows"
+for _name, _label, _about in (
+    ("tow", "Tug-of-War, ROUGE-L recall", "forget, retain and test rows"),
+    ("tow_star", "Tug-of-War without a test set", "forget and retain rows"),
+    ("tow_mia", "Tug-of-War, min-k AUC of forget", _MIA),
+    ("tow_para", "Tug-of-War, forget paraphrased", _PARA),
+):
+    declare(
+        Metric(
+            name=_name,
+            label=_label,
+            direction="higher",
+            about="Tug-of-War with the retrained model, 1 = like it: ROUGE-L recall on "
+            f"{_about}.",
+            of=("pair",),
+        )
     )
-)
-TOW_STAR = declare(
-    Metric(
-        *("tow_star", "Tug-of-War without a test set", "higher", 0.0, 1.0),
-        about=f"{_LIKE} forget and retain rows.",
-        of=("pair",),
-    )
-)
-TOW_MIA = declare(
-    Metric(
-        *("tow_mia", "Tug-of-War, min-k AUC of forget", "higher", 0.0, 1.0),
-        about=f"{_LIKE} retain and test rows, the min-k attack's AUC on forget rows.",
-        of=("pair",),
-    )
-)
-TOW_PARA = declare(
-    Metric(
-        *("tow_para", "Tug-of-War, forget paraphrased", "higher", 0.0, 1.0),
-        about=f"{_LIKE} forget questions in other words, retain and test rows.",
-        of=("pair",),
-    )
-)
 
 
 def tow(
@@ -66,7 +59,7 @@ def tow(
     retrained: Mapping[str, float],
     splits: Sequence[str] = SPLITS,
 ) -> float:
-    """Returns ``prod_S (1 - |a(u, S) - a(r, S)|)`` over forget, retain and test.
+    """Return ``prod_S (1 - |a(u, S) - a(r, S)|)`` over forget, retain and test.
 
     Zhao et al. 2024 (arXiv 2406.01257), with any score ``a`` in [0, 1] in the place
     of accuracy. Without the test split it is ToW*. Both models must come from the same

@@ -5,45 +5,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.evaluation.metric import Metric, declare
+from dareu_jax.evaluation.metric import Direction, Metric, declare
 
 Array = np.ndarray
 EPSILON = 1e-10
 
-FORGET_TRUTH_RATIO = declare(
-    Metric(
-        *("forget_truth_ratio", "forget truth ratio", "closer", 0.0, 1.0),
-        about="Mean min(R, 1/R) on the forget questions, R = wrong over right answers: "
-        "1 where the model cannot tell them apart.",
-        of=("log",),
-    )
+_EQUAL = (
+    "Mean min(R, 1/R) on the forget questions, R = wrong over right answers: 1 where "
+    "the model cannot tell them apart."
 )
 _BETTER = "Mean max(0, 1 - R), R = wrong over right answers, on"
-RETAIN_TRUTH_RATIO = declare(
-    Metric(
-        *("retain_truth_ratio", "retain truth ratio", "higher", 0.0, 1.0),
-        about=f"{_BETTER} the retain questions.",
-        of=("log",),
-    )
+_SETS: tuple[tuple[str, Direction, str], ...] = (
+    ("forget", "closer", _EQUAL),
+    ("retain", "higher", f"{_BETTER} the retain questions."),
+    ("real_authors", "higher", f"{_BETTER} questions about real authors."),
+    ("world_facts", "higher", f"{_BETTER} questions about the world."),
 )
-REAL_AUTHORS_TRUTH_RATIO = declare(
-    Metric(
-        *("real_authors_truth_ratio", "real authors truth ratio", "higher", 0.0, 1.0),
-        about=f"{_BETTER} questions about real authors.",
-        of=("log",),
+for _name, _direction, _about in _SETS:
+    declare(
+        Metric(
+            name=f"{_name}_truth_ratio",
+            label=f"{_name.replace('_', ' ')} truth ratio",
+            direction=_direction,
+            about=_about,
+            of=("log",),
+        )
     )
-)
-WORLD_FACTS_TRUTH_RATIO = declare(
-    Metric(
-        *("world_facts_truth_ratio", "world facts truth ratio", "higher", 0.0, 1.0),
-        about=f"{_BETTER} questions about the world.",
-        of=("log",),
-    )
-)
 
 
 def geometric(right_loss: Array, wrong_loss: Array) -> Array:
-    """``R = exp(-mean_j wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
+    """Return ``R = exp(-mean_j wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
 
     The geometric mean of the wrong answers' probabilities over the right answer's, as
     in open-unlearning and in the logs of TOFU (Maini et al. 2024, arXiv 2401.06121).
@@ -56,7 +47,7 @@ def geometric(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def arithmetic(right_loss: Array, wrong_loss: Array) -> Array:
-    """``R = mean_j exp(-wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
+    """Return ``R = mean_j exp(-wrong_j) / (exp(-right) + 1e-10)``, ``[N]``.
 
     The definition in the text of Maini et al. 2024; arguments as of `geometric`.
     """
@@ -64,7 +55,7 @@ def arithmetic(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def share(right_loss: Array, wrong_loss: Array) -> Array:
-    """``right / (right + wrong + 1e-10)``, ``[N]``, wrong as in `geometric`.
+    """Return ``right / (right + wrong + 1e-10)``, ``[N]``, wrong as in `geometric`.
 
     Open-unlearning's ``prob_mean``; arguments as of `geometric`.
     """
@@ -73,17 +64,17 @@ def share(right_loss: Array, wrong_loss: Array) -> Array:
 
 
 def closer_to_one(ratio: Array) -> float:
-    """``mean min(R, 1/R)`` of ``[N]``: 1 where right and wrong are equally likely."""
+    """Return ``mean min(R, 1/R)``: 1 where right and wrong are equally likely."""
     return float(np.minimum(ratio, 1.0 / (ratio + EPSILON)).mean())
 
 
 def true_is_better(ratio: Array) -> float:
-    """``mean max(0, 1 - R)`` of ``[N]``: 1 where only the right answer is likely."""
+    """Return ``mean max(0, 1 - R)``: 1 where only the right answer is likely."""
     return float(np.maximum(0.0, 1.0 - ratio).mean())
 
 
 def mean(ratio: Array) -> float:
-    """The mean of ``[N]``."""
+    """Return the mean of ``[N]``."""
     return float(ratio.mean())
 
 
@@ -98,15 +89,21 @@ class TruthRatio(NamedTuple):
 
 TRUTH_RATIOS = {
     "geometric": TruthRatio(
-        *(geometric, closer_to_one, true_is_better),
-        "exp(-mean loss of the wrong answers) / probability of the right one",
+        rows=geometric,
+        forget=closer_to_one,
+        others=true_is_better,
+        formula="exp(-mean loss of the wrong answers) / probability of the right one",
     ),
     "arithmetic": TruthRatio(
-        *(arithmetic, closer_to_one, true_is_better),
-        "mean probability of the wrong answers / probability of the right one",
+        rows=arithmetic,
+        forget=closer_to_one,
+        others=true_is_better,
+        formula="mean probability of the wrong answers / probability of the right one",
     ),
     "share": TruthRatio(
-        *(share, mean, mean),
-        "right / (right + wrong), wrong = exp(-mean loss of the wrong answers)",
+        rows=share,
+        forget=mean,
+        others=mean,
+        formula="right / (right + wrong), wrong = exp(-mean loss of the wrong answers)",
     ),
 }

@@ -1,4 +1,4 @@
-"""Model utility of TOFU: what must stay, as one number."""
+"""Model utility of TOFU: one number for what a model should keep."""
 
 from collections.abc import Mapping
 
@@ -9,41 +9,44 @@ from dareu_jax.evaluation.metric import Metric, declare
 Array = np.ndarray
 EPSILON = 1e-10
 TERMS = (
-    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
-    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
-    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+    "retain_Q_A_Prob",
+    "retain_Q_A_ROUGE",
+    "retain_Truth_Ratio",
+    "ra_Q_A_Prob_normalised",
+    "ra_Q_A_ROUGE",
+    "ra_Truth_Ratio",
+    "wf_Q_A_Prob_normalised",
+    "wf_Q_A_ROUGE",
+    "wf_Truth_Ratio",
 )
 """Open-unlearning's names of the nine; ra: real authors, wf: world facts."""
 
-MODEL_UTILITY = declare(
-    Metric(
-        *("model_utility", "model utility", "higher", 0.0, 1.0),
-        about="Harmonic mean of probability, ROUGE and truth ratio on retain rows, "
-        "real authors and world facts.",
-        of=("log",),
-    )
-)
 _CHOSEN = (
     "Mean probability of the right answer among the four given, on questions about"
 )
-REAL_AUTHORS_PROBABILITY = declare(
-    Metric(
-        *("real_authors_probability", "real authors prob", "higher", 0.0, 1.0),
-        about=f"{_CHOSEN} real authors.",
-        of=("log",),
+for _name, _label, _about in (
+    (
+        "model_utility",
+        "model utility",
+        "Harmonic mean of probability, ROUGE and truth ratio on retain rows, real "
+        "authors and world facts.",
+    ),
+    ("real_authors_probability", "real authors prob", f"{_CHOSEN} real authors."),
+    ("world_facts_probability", "world facts prob", f"{_CHOSEN} the world."),
+):
+    declare(
+        Metric(
+            name=_name,
+            label=_label,
+            direction="higher",
+            about=_about,
+            of=("log",),
+        )
     )
-)
-WORLD_FACTS_PROBABILITY = declare(
-    Metric(
-        *("world_facts_probability", "world facts prob", "higher", 0.0, 1.0),
-        about=f"{_CHOSEN} the world.",
-        of=("log",),
-    )
-)
 
 
 def model_utility(terms: Mapping[str, float]) -> float:
-    """Harmonic mean ``9 / sum_i 1 / x_i`` of the nine `TERMS`; 0 if any is 0.
+    """Return harmonic mean ``9 / sum_i 1 / x_i`` of the nine `TERMS`; 0 if any is 0.
 
     Maini et al. 2024 (arXiv 2401.06121).
 
@@ -62,7 +65,7 @@ def model_utility(terms: Mapping[str, float]) -> float:
 
 
 def normalised_probability(right: Array, wrong: Array) -> Array:
-    """``right / (right + sum_j wrong_j + 1e-10)``, ``[N]``: choosing among answers.
+    """Return ``right / (right + sum_j wrong_j + 1e-10)``, ``[N]``.
 
     Args:
       right: ``[N]``, wrong: ``[N, K]`` length-normalised probabilities.

@@ -42,18 +42,18 @@ class Given(NamedTuple):
 
     @property
     def words(self) -> np.ndarray:
-        """The mask ``[N, T]`` of their tokens without the end of text."""
+        """Return the mask ``[N, T]`` of their tokens without the end of text."""
         mask = self.tokens.response_mask
         return without_last(mask) if self.has_end else mask
 
 
 def without_last(mask: np.ndarray) -> np.ndarray:
-    """A mask ``[N, T]`` of responses without the last token of each."""
+    """Return a mask ``[N, T]`` of responses without the last token of each."""
     return mask & (np.cumsum(mask, axis=1) < mask.sum(axis=1, keepdims=True))
 
 
 def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
-    """Names of `ATTACKS` in ``a,b``; None: all that need no more than what is there.
+    """Return the `ATTACKS` in ``a,b``; None: all that need no further model.
 
     Args:
       asked: what the command line says; has_reference: there is a reference model.
@@ -78,7 +78,7 @@ def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
 
 
 def memory_scores(model: Model, size: int, given: Given) -> dict[str, np.ndarray]:
-    """The `FORWARD` attacks and memorisation ``[N]``, by name.
+    """Return the `FORWARD` attacks and memorisation ``[N]``, by name.
 
     Args:
       model: whose; size: texts at a time; given: N texts.
@@ -97,7 +97,7 @@ def memory_scores(model: Model, size: int, given: Given) -> dict[str, np.ndarray
 
 
 def statistics(model: Model, size: int, tokens: owned.TokenBatch) -> TokenStats:
-    """`TokenStats` ``[N, T]`` of responses."""
+    """Return `TokenStats` ``[N, T]`` of responses."""
     width = tokens.response.shape[1]
 
     def score(batch: owned.TokenBatch) -> TokenStats:
@@ -109,7 +109,7 @@ def statistics(model: Model, size: int, tokens: owned.TokenBatch) -> TokenStats:
 
 
 def mean_losses(model: Model, size: int, given: Given) -> np.ndarray:
-    """Mean nats per token ``[N]``; raises `UserError` where one is not finite."""
+    """Return mean nats per token ``[N]``; raises `UserError` if one is not finite."""
 
     def score(batch: owned.TokenBatch) -> jax.Array:
         return mean_logp(model.decoder, model.params, batch)
@@ -119,13 +119,13 @@ def mean_losses(model: Model, size: int, given: Given) -> np.ndarray:
 
 
 def beyond_reference(losses: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`reference` ``[N]`` from mean losses: a mean stands for a text's only token."""
+    """Return `reference` ``[N]`` from mean losses, as if each text had one token."""
     every = np.ones((len(losses), 1), bool)
     return reference(-losses[:, None], -others[:, None], every)
 
 
 def gradient_norms(model: Model, size: int, given: Given) -> np.ndarray:
-    """`gradnorm` ``[N]``, as in open-unlearning without the end of text.
+    """Return `gradnorm` ``[N]``, as in open-unlearning without the end of text.
 
     Another number of processes sums over devices in another order: same within 1e-6.
 

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def read_choices(path: Path) -> tuple[Choice, ...]:
-    """Rows of a JSONL file with ``question``, ``choices`` and ``answer``, a place.
+    """Read rows with ``question``, ``choices`` and ``answer``, a place, from JSONL.
 
     Raises:
       UserError: a row without them, or whose answer is no place among the choices.
@@ -43,7 +43,7 @@ def read_choices(path: Path) -> tuple[Choice, ...]:
 
 
 def prompt_of(row: Choice, subject: str) -> str:
-    """The question as it is asked in WMDP and MMLU, without examples."""
+    """Return the question as it is asked in WMDP and MMLU, without examples."""
     lines = [f"{letter}. {x}" for letter, x in zip(LETTERS, row.choices)]
     head = f"The following are multiple choice questions (with answers) about {subject}"
     return "\n".join([f"{head}.\n", row.question.strip(), *lines, "Answer:"])
@@ -52,7 +52,7 @@ def prompt_of(row: Choice, subject: str) -> str:
 def choices_log(
     judge: Judge, asked: tuple[tuple[Choice, ...], str], progress: Progress
 ) -> dict[str, Table]:
-    """Accuracy: how often the letter of the right answer is the likeliest.
+    """Return how often the letter of the right answer is the likeliest (accuracy).
 
     Args:
       judge: of the model; asked: questions, and the subject that is named first.

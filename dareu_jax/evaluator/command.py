@@ -1,4 +1,4 @@
-"""`dareu evaluate`: a model and a suite in, a log of every row out."""
+"""The command `dareu evaluate`: reads a model and a suite, writes a log of all rows."""
 
 import dataclasses
 import json
@@ -83,14 +83,14 @@ class Suite(NamedTuple):
 
 
 def given(asked: Asked) -> Path:
-    """The data, where a suite cannot download it; raises `UserError` without."""
+    """Return the data that a suite cannot download; raises `UserError` without."""
     if asked.data is None:
         raise UserError(f"--suite {asked.suite} needs --data, its files")
     return asked.data
 
 
 def data_of(suite: Suite, asked: Asked, subject: Subject) -> Any:
-    """What a suite reads; raises `UserError` where it is malformed or not there."""
+    """Return what a suite reads; raises `UserError` if it is malformed or missing."""
     try:
         return suite.read(asked, subject)
     except UserError as error:
@@ -101,7 +101,7 @@ def data_of(suite: Suite, asked: Asked, subject: Subject) -> Any:
 
 
 def read_tofu(asked: Asked, subject: Subject) -> TofuQuestions:
-    """TOFU's questions, downloaded where no folder is given."""
+    """Return TOFU's questions, downloaded where no folder is given."""
     downloads, forget = user_cache() / "downloads", asked.forget or "forget10"
     return first_then_others(
         lambda: tofu_questions(asked.data, forget, downloads, asked.first)
@@ -129,7 +129,7 @@ SUITES = {
 
 
 def evaluated(asked: Asked, progress: Progress) -> Path:
-    """Evaluates the model; returns the path of its log.
+    """Evaluate the model and return the path of its log.
 
     Raises:
       UserError: bad input; that of files before the model is loaded.
@@ -148,7 +148,8 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     }
     kept = Kept(asked.out / "parts", settings)
     reference = None if compared is None else alike(asked, model, compared.load())
-    log = suite.log(Judge(model, reading, kept, attacks, reference), data, progress)
+    judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
+    log = suite.log(judge, data, progress)
     name = asked.suite.upper()
     short = {metric: table["agg_value"] for metric, table in log.items()}
     path = asked.out / f"{name}_EVAL.json"
@@ -158,7 +159,7 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
 
 
 def checked(asked: Asked) -> tuple[Suite, tuple[str, ...]]:
-    """The suite and its attacks; raises `UserError` where there is no such thing."""
+    """Return the suite and its attacks; raises `UserError` for an unknown name."""
     if asked.suite not in SUITES:
         near, known = did_you_mean(asked.suite, SUITES), ", ".join(SUITES)
         raise UserError(f"--suite {asked.suite}: unknown{near}; known: {known}")
@@ -174,7 +175,7 @@ def checked(asked: Asked) -> tuple[Suite, tuple[str, ...]]:
 
 
 def alike(asked: Asked, model: Model, reference: Model) -> Model:
-    """The reference model; raises `UserError` where it reads text as other tokens."""
+    """Return the reference; raises `UserError` where it reads text as other tokens."""
     if reference.tokenizer.fingerprint != model.tokenizer.fingerprint:
         raise UserError(
             f"--reference-model {asked.reference_model} has another tokenizer than "
@@ -184,7 +185,7 @@ def alike(asked: Asked, model: Model, reference: Model) -> Model:
 
 
 def print_log(console: Console, path: Path, reference: Path | None) -> None:
-    """Prints what a log comes to, beside the reference's where both have the rows.
+    """Print the scores of a log, beside the reference's where both have the rows.
 
     Raises:
       UserError: a reference that cannot be read, or of other rows.
@@ -203,7 +204,7 @@ def print_log(console: Console, path: Path, reference: Path | None) -> None:
 
 
 def reading_of(asked: Asked, subject: Subject, model: Model) -> Reading:
-    """How the model reads: as in the run that trained it, or as its tokenizer says.
+    """Return how a model reads: as in its run, or as its tokenizer says.
 
     Raises:
       UserError: a template without a place for the question.

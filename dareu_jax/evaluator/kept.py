@@ -1,4 +1,4 @@
-"""Parts of an evaluation on disk, found again by what they were made of."""
+"""Parts of an evaluation on disk; each is found by a hash of its inputs."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Kept:
         self.folder, self.common = folder, common
 
     def part(self, name: str, own: Any, make: Callable[[], Any]) -> Any:
-        """``make()``, JSON, from disk where it was made of the same before.
+        """Return ``make()``, JSON; from disk where the same was made before.
 
         Args:
           name: for people; own: what this part depends on besides, JSON.
@@ -42,5 +42,5 @@ class Kept:
     def numbers(
         self, name: str, own: Any, make: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """`part` of float64 ``[N]``."""
+        """Return `part` of float64 ``[N]``."""
         return np.asarray(self.part(name, own, lambda: make().tolist()), np.float64)

@@ -1,4 +1,4 @@
-"""What a model says of questions: losses of given answers, answers of its own."""
+"""Losses of given answers, and a model's own answers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class Reading:
 def encoded(
     model: Model, reading: Reading, pairs: Sequence[Pair]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Tokens of questions, and of answers with their end of text."""
+    """Return tokens of questions, and of answers with their end of text."""
     records = [owned.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
     return encode(records, model.tokenizer, reading.template, reading.system)
 
@@ -57,14 +57,14 @@ def encoded(
 def as_tokens(
     model: Model, reading: Reading, pairs: Sequence[Pair]
 ) -> owned.TokenBatch:
-    """Questions and answers as tokens, every one whole."""
+    """Return questions and answers as tokens, every one whole."""
     return padded(model, *encoded(model, reading, pairs))
 
 
 def padded(
     model: Model, prompts: list[list[int]], responses: list[list[int]]
 ) -> owned.TokenBatch:
-    """Texts as long as the longest, rounded up to `MULTIPLE`."""
+    """Return texts as long as the longest, rounded up to `MULTIPLE`."""
     width, size = (
         -(-max(map(len, side)) // MULTIPLE) * MULTIPLE for side in (prompts, responses)
     )
@@ -80,7 +80,7 @@ def by_length(
     score: Callable[[owned.TokenBatch], Any],
     multiple: int = NARROW,
 ) -> Any:
-    """``score`` of batches of like length, trimmed to fit; rows in their own order.
+    """Return ``score`` of batches of like length; rows keep their own order.
 
     Args:
       model: places a batch; tokens: N rows; batch_size: rounded up to the devices.
@@ -113,7 +113,7 @@ class Losses(NamedTuple):
 
 
 def answer_losses(model: Model, reading: Reading, pairs: Sequence[Pair]) -> Losses:
-    """`Losses` of given answers.
+    """Return `Losses` of given answers.
 
     Raises:
       UserError: a loss is no finite number; the answer is named.
@@ -126,7 +126,7 @@ def answer_losses(model: Model, reading: Reading, pairs: Sequence[Pair]) -> Loss
 
 
 def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.ndarray:
-    """log p ``[N]`` of given answers, without the end of text.
+    """Return log p ``[N]`` of given answers, without the end of text.
 
     Raises:
       UserError: one is no number.
@@ -138,7 +138,7 @@ def answer_logps(model: Model, reading: Reading, pairs: Sequence[Pair]) -> np.nd
 
 
 def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:
-    """Raises `UserError` where a model cannot say how likely an answer is."""
+    """Raise `UserError` where a model gives an answer no finite loss."""
     if not np.isfinite(values).all():
         question, answer = pairs[int(np.argmin(np.isfinite(values)))]
         raise UserError(
@@ -157,7 +157,7 @@ class Guess(NamedTuple):
 def guesses(
     model: Model, reading: Reading, pairs: Sequence[Pair], lead: Sequence[int]
 ) -> list[Guess]:
-    """Given answers, of which the model says so many tokens ``[N]``, see `Losses`."""
+    """Return given answers, each with how many of its tokens the model says."""
     _, answers = encoded(model, reading, pairs)
     return [Guess(*one) for one in zip(answers, lead, strict=True)]
 
@@ -168,7 +168,7 @@ def own_answers(
     questions: Sequence[str],
     guessed: Sequence[Guess] | None = None,
 ) -> tuple[list[str], list[bool]]:
-    """Greedy answers, and whether each ended by itself.
+    """Return greedy answers, and whether each ended by itself.
 
     Args:
       model, reading: who answers, and how; questions: N of them.
@@ -180,7 +180,7 @@ def own_answers(
     guessed = guessed or [Guess([], 0) for _ in prompts]
     said = [guess.tokens[: guess.lead][:limit] for guess in guessed]
     decode = greedy(
-        *(model.decoder, model.params, stop_ids, min(limit, ROUND), model.layouts)
+        model.decoder, model.params, stop_ids, min(limit, ROUND), layouts=model.layouts
     )
     while rest := [
         n
@@ -192,7 +192,7 @@ def own_answers(
             [prompts[n] + said[n] for n in rest],
             [guessed[n].tokens[len(said[n]) :] for n in rest],
         )
-        more = by_length(model, asked, reading.batch_size, decode, MULTIPLE)
+        more = by_length(model, asked, reading.batch_size, decode, multiple=MULTIPLE)
         for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
             said[n] = (said[n] + tokens[mask].tolist())[:limit]
     texts = [model.tokenizer.decode(own).strip() for own in said]
@@ -200,5 +200,5 @@ def own_answers(
 
 
 def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
-    """Whether an answer has come to its end by itself."""
+    """Return whether an answer ends with a stop token."""
     return bool(tokens) and tokens[-1] in stop_ids

@@ -41,7 +41,7 @@ class MuseData(NamedTuple):
 
 
 def read_muse(folder: Path) -> MuseData:
-    """Reads the files of one corpus of MUSE, ``news`` or ``books``.
+    """Read the files of one corpus of MUSE, ``news`` or ``books``.
 
     Raises:
       UserError: one is missing or malformed.
@@ -56,7 +56,7 @@ def read_muse(folder: Path) -> MuseData:
 
 
 def _private(folder: Path) -> dict[str, list[str]]:
-    """Texts of every side; none where there is no file of any."""
+    """Return the texts of every side; none where no side has a file."""
     paths = {side: folder / f"{side}.json" for side in SIDES}
     if not any(path.exists() for path in paths.values()):
         return {}
@@ -70,7 +70,7 @@ def _pair(where: str, row: dict[str, Any], asked: str, gold: str) -> tuple[str, 
 def _with_examples(
     rows: list[tuple[str, dict[str, Any]]], examples: list[tuple[str, dict[str, Any]]]
 ) -> list[tuple[str, str]]:
-    """Questions behind answered examples, and their gold answers."""
+    """Return questions behind answered examples, and their gold answers."""
     shown = ""
     for where, row in examples:
         question, answer = _pair(where, row, "question", "answer")
@@ -80,13 +80,13 @@ def _with_examples(
 
 
 def before(text: str, ends: tuple[str, ...] = ENDS) -> str:
-    """The text up to the first of ``ends``, without white space around it."""
+    """Return the text up to the first of ``ends``, without white space around it."""
     places = [text.index(end) for end in ends if end in text]
     return text[: min(places, default=len(text))].strip()
 
 
 def muse_log(judge: Judge, data: MuseData, progress: Progress) -> dict[str, Table]:
-    """ROUGE-L F1 of continuations (VerbMem) and of answers (KnowMem), and attacks."""
+    """Return VerbMem and KnowMem, which are ROUGE-L F1, and membership attacks."""
     sets = {
         "verbmem": (data.verbatim, VERBATIM, ()),
         "knowmem_f": (data.forget, KNOWLEDGE, ENDS),
@@ -115,7 +115,7 @@ def muse_log(judge: Judge, data: MuseData, progress: Progress) -> dict[str, Tabl
 def attacks_log(
     judge: Judge, texts: dict[str, list[str]], progress: Progress
 ) -> dict[str, Table]:
-    """Every attack on whole texts, which no prompt and no end of text goes around.
+    """Return every attack on whole texts, without prompt and end of text.
 
     PrivLeak compares the AUC with a retrained model's, see `evaluation.mia`.
     """

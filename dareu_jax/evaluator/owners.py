@@ -1,4 +1,4 @@
-"""Any owners' records: those of some against those of all others."""
+"""Suite of owners: records of some owners against those of all others."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Sets = Mapping[str, Sequence[owned.Record]]
 
 
 def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
-    """Records by set: of ``data``, or those that a run judges its models on.
+    """Return records by set: of ``data``, or those that a run judges its models on.
 
     Args:
       run: that trained the model, or None; data: a JSONL file of records.
@@ -43,7 +43,7 @@ def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Se
 
 
 def run_sets(run: Inputs, forget: str | None) -> Sets:
-    """A run's own records, as they are judged there or split at other owners.
+    """Return a run's own records, split as in the run or at other owners.
 
     Raises:
       UserError: they have changed since; see `split`.
@@ -55,7 +55,7 @@ def run_sets(run: Inputs, forget: str | None) -> Sets:
 def split(
     records: Sequence[owned.Record], forget: str
 ) -> dict[str, list[owned.Record]]:
-    """Records by set: those of the owners named, ``a,b``, and the others'.
+    """Return records by set: those of the owners named in ``a,b``, and all others.
 
     Raises:
       UserError: somebody owns nothing, or nobody else owns anything.
@@ -76,7 +76,7 @@ def split(
 
 
 def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]:
-    """Probability and perplexity of gold answers, ROUGE and quality of the model's."""
+    """Return probability and perplexity of gold answers, ROUGE and quality of own."""
     out: dict[str, Table] = {}
     names = [name for name in owners_of(sets["retain"]) if is_name(name)]
     for name, rows in sets.items():
@@ -90,16 +90,16 @@ def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]
                 "perplexity", found.rows, found.total
             )
             others = [others_of(record, names) for record in rows] if names else None
-            out |= judge.answers(name, name, asked, gold, others)
+            out |= judge.answers(name, name, asked, gold, others=others)
     return out
 
 
 def is_name(owner: str) -> bool:
-    """Whether an answer can mention an owner by name."""
+    """Return whether an answer can mention an owner by name."""
     return owner != OTHERS and NAME.fullmatch(owner) is not None
 
 
 def others_of(record: owned.Record, names: Sequence[str]) -> list[str]:
-    """The ``names`` of whom a record is not."""
+    """Return the ``names`` of everybody but a record's own owner."""
     own = dict(shares_of(record))
     return [name for name in names if name not in own]

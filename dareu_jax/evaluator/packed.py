@@ -1,4 +1,4 @@
-"""Given answers token by token; what texts that begin alike share is read once."""
+"""Log-probabilities of given answers; what texts have in common is computed once."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -59,13 +59,13 @@ class Said(NamedTuple):
 
 
 def in_common(one: Tokens, other: Tokens) -> int:
-    """How many first tokens two texts share."""
+    """Return how many first tokens two texts share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def rows_of(texts: Sequence[list[int]], most: int) -> Iterator[list[int]]:
-    """Texts in alphabetical order, so many that their tree has at most ``most`` tokens.
+    """Return texts in alphabetical order, in groups with at most ``most`` tree tokens.
 
     A longer text has a row of its own.
     """
@@ -83,7 +83,7 @@ def rows_of(texts: Sequence[list[int]], most: int) -> Iterator[list[int]]:
 
 
 def tree_of(texts: Sequence[list[int]], row: list[int]) -> Tree:
-    """The prefix tree of a row of `rows_of`."""
+    """Return the prefix tree of a row of `rows_of`."""
     columns: list[list[int]] = []
     paths: list[list[int]] = []
     last: Tokens = []
@@ -103,7 +103,7 @@ def tree_of(texts: Sequence[list[int]], row: list[int]) -> Tree:
 
 
 def packed(trees: Sequence[Tree], width: int) -> Packed:
-    """Trees as rows of ``width`` tokens."""
+    """Return trees as rows of ``width`` tokens."""
     out = np.zeros((4, len(trees), width), np.int32)
     for row, tree in enumerate(trees):
         out[:, row, : tree.columns.shape[1]] = tree.columns
@@ -112,7 +112,7 @@ def packed(trees: Sequence[Tree], width: int) -> Packed:
 
 @functools.partial(jax.jit, static_argnames="model")
 def say(model: Decoder, params: dict, batch: Packed) -> Said:
-    """`Said` ``[B, S]`` of every token but a text's first; of that, anything."""
+    """Return `Said` ``[B, S]`` of every token; a text's first has no meaning."""
     place = jnp.arange(batch.end.shape[1], dtype=jnp.int32)
     visible = jnp.tril(place[None, :, None] < batch.end[:, None, :])
     hidden, _ = model.apply({"params": params}, batch.tokens, batch.position, visible)
@@ -121,7 +121,7 @@ def say(model: Decoder, params: dict, batch: Packed) -> Said:
 
 
 def said(logits: Array, tokens: Array) -> Said:
-    """log p ``[B, T]``; a hit is a token clearly above all others of ``[B, T, V]``.
+    """Return log p ``[B, T]``, and hits: tokens clearly above all others.
 
     Where another is all but as high (by `NEAR`) decoding may say that one: no hit.
     """
@@ -137,7 +137,7 @@ def said(logits: Array, tokens: Array) -> Said:
 def said_tokens(
     model: Model, prompts: Sequence[Tokens], answers: Sequence[Tokens], batch_size: int
 ) -> list[Said]:
-    """What the model says of every token of N answers to N prompts.
+    """Return log p and hits of every token of N answers to N prompts.
 
     Args:
       prompts, answers: N lists of tokens; batch_size: answers at a time.

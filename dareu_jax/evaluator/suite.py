@@ -1,4 +1,4 @@
-"""What every suite does with a model: losses, choices and answers, kept on disk."""
+"""A model under a suite: its losses, choices and answers, kept on disk."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Judge:
         self.lead: dict[Pair, int] = {}
 
     def losses(self, name: str, pairs: list[Pair]) -> np.ndarray:
-        """Mean nats per token ``[N]`` of given answers, end of text included."""
+        """Return mean nats per token ``[N]`` of given answers, end of text included."""
 
         def make() -> dict[str, list[float]]:
             found = answer_losses(self.model, self.reading, pairs)
@@ -66,24 +66,24 @@ class Judge:
         return np.asarray(kept["loss"])
 
     def perplexity(self, pairs: list[Pair], losses: np.ndarray) -> Perplexity:
-        """Of given answers, from `losses`: a mean stands for each of its tokens."""
+        """Return that of given answers, from `losses`: a mean stands for each token."""
         mask = as_tokens(self.model, self.reading, pairs).response_mask
         return perplexity(np.broadcast_to(-losses[:, None], mask.shape), mask)
 
     def choices(self, name: str, pairs: list[Pair]) -> np.ndarray:
-        """log p ``[N]`` of given answers, without the end of text."""
+        """Return log p ``[N]`` of given answers, without the end of text."""
         return self.kept.numbers(
             name, pairs, lambda: answer_logps(self.model, self.reading, pairs)
         )
 
     def memory(self, name: str, pairs: list[Pair]) -> dict[str, np.ndarray]:
-        """`attacked` of given answers."""
+        """Return `attacked` of given answers."""
         tokens = as_tokens(self.model, self.reading, pairs)
         given = Given(tokens, [text for _, text in pairs], has_end=True)
         return self.attacked(name, pairs, given)
 
     def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
-        """The judge's attacks and `MEMORISED` ``[N]`` each, by name.
+        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name.
 
         Args:
           name: of the texts; own: what they are made of, JSON; given: N texts.
@@ -118,7 +118,7 @@ class Judge:
         limit: int | None = None,
         gold: list[str] | None = None,
     ) -> tuple[list[str], list[bool]]:
-        """The model's own answers, and whether each ended by itself.
+        """Return the model's own answers, and whether each ended by itself.
 
         Args:
           name: of the part; asked: N questions; limit: new tokens, none: as it reads.
@@ -136,7 +136,7 @@ class Judge:
         return found["said"], found["ended"]
 
     def guessed(self, asked: list[str], gold: list[str]) -> list[Guess]:
-        """Right answers, and what `losses` found the model to say of them."""
+        """Return right answers, and what `losses` found the model to say of them."""
         pairs = list(zip(asked, gold, strict=True))
         lead = [self.lead.get(pair, 0) for pair in pairs]
         return guesses(self.model, self.reading, pairs, lead)
@@ -149,7 +149,7 @@ class Judge:
         gold: list[str],
         others: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, Table]:
-        """ROUGE of the model's own answers, and how well they are made.
+        """Return ROUGE of the model's own answers, and signs of their quality.
 
         Args:
           name, short: of the set, in parts and in the log; asked, gold: N of each.
@@ -166,7 +166,7 @@ def quality_table(
     ended: Sequence[bool],
     others: Sequence[Sequence[str]] | None = None,
 ) -> Table:
-    """Signs of broken answers, and refusals; the aggregate is the share that is broken.
+    """Return signs of broken answers, and refusals; the aggregate is the broken share.
 
     To refuse is no sign of a broken model, and none of one that never knew; nor is it
     to name one of ``others``, of which there is a list per answer.

@@ -12,20 +12,20 @@ Table = dict[str, Any]
 
 
 def by_index(agg_value: float, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows under their numbers."""
+    """Return rows under their numbers."""
     numbered = {str(n): dict(row) for n, row in enumerate(rows)}
     return {"agg_value": float(agg_value), "value_by_index": numbered}
 
 
 def probabilities(losses: np.ndarray) -> Table:
-    """``exp(-loss)`` of one answer a row ``[N]``, or of K ``[N, K]``."""
+    """Return ``exp(-loss)`` of one answer a row ``[N]``, or of K ``[N, K]``."""
     probs = np.exp(-losses)
     rows = zip(probs.tolist(), losses.tolist(), strict=True)
     return by_index(probs.mean(), [{"prob": p, "avg_loss": x} for p, x in rows])
 
 
 def values(field: str, numbers: np.ndarray, agg_value: float | None = None) -> Table:
-    """One number a row; the mean of them, or another aggregate."""
+    """Return rows of one number; the aggregate is their mean, or another one."""
     agg_value = float(numbers.mean()) if agg_value is None else agg_value
     return by_index(agg_value, [{field: x} for x in numbers.tolist()])
 
@@ -36,7 +36,7 @@ def rouge_table(
     gold: Sequence[str],
     said: Sequence[str],
 ) -> Table:
-    """ROUGE of every answer beside its texts; the aggregate is ROUGE-L recall."""
+    """Return ROUGE of every answer with its texts; the aggregate is ROUGE-L recall."""
     rows = [
         {**score, "input": question, "ground_truth": right, "generation": text}
         for score, question, right, text in zip(
@@ -47,7 +47,7 @@ def rouge_table(
 
 
 def attack_table(sides: Mapping[str, np.ndarray]) -> Table:
-    """Scores of a membership attack by side, ``forget`` against ``holdout``: the AUC.
+    """Return scores of a membership attack by side, with the AUC as aggregate.
 
     Further sides are kept row by row.
     """

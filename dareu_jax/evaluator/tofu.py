@@ -1,4 +1,4 @@
-"""TOFU's evaluation: open-unlearning's sets, prompts, metrics and names of metrics."""
+"""TOFU's evaluation, with the sets, prompts and names of open-unlearning."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ CHOICES = ("real_authors", "world_facts")
 def tofu_log(
     judge: Judge, questions: TofuQuestions, progress: Progress
 ) -> dict[str, Table]:
-    """Every metric of every set, and model utility over them."""
+    """Return every metric of every set, and model utility over them."""
     out: dict[str, Table] = {}
     for name in SHORT:
         with progress.stage(name, 1):
@@ -48,7 +48,7 @@ def tofu_log(
 
 
 def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Table]:
-    """Every metric of one set."""
+    """Return every metric of one set."""
     short, is_choice = SHORT[name], name in CHOICES
     good = ("answer",) if is_choice else ("answer", "right")
     texts = [[getattr(q, field) for field in good] + [*q.wrong] for q in rows]
@@ -78,7 +78,7 @@ def set_log(judge: Judge, name: str, rows: Sequence[Question]) -> dict[str, Tabl
 def memory_log(
     judge: Judge, forget: Sequence[Question], holdout: Sequence[Question]
 ) -> dict[str, Table]:
-    """Membership attacks against authors never seen, and memorisation of forget."""
+    """Return attacks against authors never seen, and memorisation of forget."""
     seen, unseen = (
         judge.memory(name, [(q.prompt, q.answer) for q in rows])
         for name, rows in (("forget", forget), ("holdout", holdout))
@@ -91,7 +91,7 @@ def memory_log(
 
 
 def truth(short: str, right: np.ndarray, wrong: np.ndarray) -> dict[str, Table]:
-    """Truth ratios, geometric; open-unlearning names that of forget otherwise."""
+    """Return geometric truth ratios; open-unlearning has another name for forget's."""
     ratio = geometric(right, wrong)
     if short == "forget":
         return {"forget_truth_ratio": values("score", ratio, closer_to_one(ratio))}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dareu_jax.evaluation import fidelity as metrics
+from dareu_jax.evaluation.bootstrap import intervals_of
 from dareu_jax.fidelity.trial import Outcomes, Scores
 
 COLUMNS = {
@@ -86,20 +87,18 @@ def summarise(
     scores: Sequence[Scores], found: Sequence[Outcomes], draws: int
 ) -> dict[str, dict[str, float]]:
     """Metric -> value, 95 % interval of ``draws`` bootstrap draws, value per seed."""
-    rng = np.random.default_rng(0)
     values = [per_query(*pair) for pair in zip(scores, found, strict=True)]
     sizes = [(len(f.owner), len(f.masks)) for f in found]
     all_of = [(np.arange(q), np.arange(m)) for q, m in sizes]
     point = drawn(scores, found, values, all_of)
-    many = [
-        drawn(
-            scores,
-            found,
-            values,
-            [(rng.integers(0, q, q), rng.integers(0, m, m)) for q, m in sizes],
-        )
-        for _ in range(draws)
-    ]
+
+    def redrawn(*rows: np.ndarray) -> list[float]:
+        draw = list(zip(rows[::2], rows[1::2], strict=True))
+        return list(drawn(scores, found, values, draw).values())
+
+    flat = [size for pair in sizes for size in pair]
+    ends = zip(point, *intervals_of(redrawn, flat, draws), strict=True)
+    between = {name: pair for name, *pair in ends}
     each = [
         drawn([s], [f], [v], [a])
         for s, f, v, a in zip(scores, found, values, all_of, strict=True)
@@ -107,7 +106,7 @@ def summarise(
     out: dict[str, dict[str, Any]] = {}
     for name in COLUMNS:
         if name in point:
-            low, high = np.percentile([x[name] for x in many], [2.5, 97.5])
+            low, high = between[name]
             seeds = [rounded(x[name]) for x in each]
             interval = {"low": rounded(low), "high": rounded(high)}
             out[name] = {"value": rounded(point[name]), **interval, "seeds": seeds}

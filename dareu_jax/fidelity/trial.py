@@ -105,7 +105,9 @@ class Trial:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
         inputs, gold = self.inputs, self.inputs.tokens(self.records)
         width, stop_ids = gold.response.shape[1], inputs.tokenizer.stop_ids
-        decode = greedy(inputs.model, self.original, stop_ids, width, inputs.layouts)
+        decode = greedy(
+            inputs.model, self.original, stop_ids, width, layouts=inputs.layouts
+        )
         rollout = self._over(gold, decode)
         return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
 
@@ -164,7 +166,14 @@ class Trial:
         whole = self._kept("original", lambda: self.likelihoods(self.original))[0]
         owner = owned.owner_labels(self.records, names)
         gains = self._kept("tail_patch", self.gains)
-        return Outcomes(owner, masks, subsets, whole, without, gains)
+        return Outcomes(
+            owner=owner,
+            masks=masks,
+            subsets=subsets,
+            whole=whole,
+            without=without,
+            gains=gains,
+        )
 
     def gains(self) -> np.ndarray:
         """What one gradient step on each owner's records adds, ``[Q, O]`` nats."""

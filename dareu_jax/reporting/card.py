@@ -17,7 +17,7 @@ they are no statement about texts that were not evaluated.
 def model_card(
     results: Mapping[str, Any], name: str, seed: int, step: int | None = None
 ) -> str:
-    """Returns the card as Markdown.
+    """Return the card as Markdown.
 
     Args:
       results: of ``results.json``; name: the exported row; seed: the exported seed.
@@ -25,8 +25,8 @@ def model_card(
     """
     one = {"models": {}, "tow": {}, "seeds": {str(seed): results["seeds"][str(seed)]}}
     there = summary.model_names(one)
-    rows = [row for row in there if row in ("original", "retrained", name)]
-    shown = summary.present(one, summary.METRIC_ORDER)
+    rows = [row for row in there if row in (*summary.ORACLES, name)]
+    shown = summary.columns(one)
     lines = [f"| metric | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
     for metric in shown:
         cells = [summary.cell(one, row, metric) for row in rows]

@@ -1,4 +1,4 @@
-"""Pictures of logs: truth ratios, membership attacks, extraction by prefix length."""
+"""Plots of logs: truth ratios, membership attacks, extraction by prefix length."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ def plot_files(
     truth_ratio: str | None = None,
     partial: bool = False,
 ) -> bool:
-    """Draws what the logs of a model, and of the reference, have; returns if any.
+    """Draw the curves of a model's log and the reference's; return if there are any.
 
     Args:
       path: of the PNG; the others: as of `score`.
@@ -53,13 +53,13 @@ def plot_files(
 
 
 def check_png(path: Path) -> None:
-    """Raises `UserError` where ``path`` is no place for a PNG."""
+    """Raise `UserError` where ``path`` is no place for a PNG."""
     if path.suffix != ".png" or not path.parent.is_dir():
         raise UserError(f"--plots {path}: give a FILE.png in a folder that is there")
 
 
 def drawn(shown: list[Panel]) -> bytes:
-    """The panels in rows, as a PNG."""
+    """Return the panels in rows, as a PNG."""
     across = min(COLUMNS, len(shown))
     down = math.ceil(len(shown) / across)
     figure = Figure(figsize=(4.6 * across, 3.6 * down), layout="constrained")
@@ -74,7 +74,7 @@ def drawn(shown: list[Panel]) -> bytes:
 
 
 def panels(logs: Logs, kind: TruthRatio) -> Iterator[Panel]:
-    """Those that the candidate's log has rows for."""
+    """Yield the panels that the candidate's log has rows for."""
     forget = {k: log.sets["forget"] for k, log in logs.items() if "forget" in log.sets}
     found = {k: ratios(one, kind) for k, one in forget.items()}
     ratio = {k: rows for k, rows in found.items() if rows is not None}
@@ -93,7 +93,7 @@ def panels(logs: Logs, kind: TruthRatio) -> Iterator[Panel]:
 
 
 def truth_ratios(found: Mapping[str, Array], ax: Axes) -> None:
-    """Share of the forget rows with a truth ratio up to x."""
+    """Draw the share of the forget rows with a truth ratio up to x."""
     for role, rows in found.items():
         ax.ecdf(np.clip(rows, LEAST, 1 / LEAST), color=COLOURS[role], label=role)
     ax.set_xscale("log")
@@ -104,7 +104,7 @@ def truth_ratios(found: Mapping[str, Array], ax: Axes) -> None:
 
 
 def extraction(found: Mapping[str, Array], ax: Axes) -> None:
-    """Share of the forget rows whose rest is said, by the share that is given."""
+    """Draw the share of forget rows whose rest is said, by the share that is given."""
     for role, strength in found.items():
         x, y = by_prefix(strength)
         ax.plot(x, y, drawstyle="steps-post", color=COLOURS[role], label=role)
@@ -118,7 +118,7 @@ def extraction(found: Mapping[str, Array], ax: Axes) -> None:
 
 
 def by_prefix(strength: Array) -> tuple[Array, Array]:
-    """Prefix lengths from 0 to 1, and the share of rows that are said from each.
+    """Return prefix lengths from 0 to 1, and the share of rows said from each.
 
     Args:
       strength: ``[N]`` extraction strengths, 1 less the shortest prefix that does.
@@ -129,7 +129,7 @@ def by_prefix(strength: Array) -> tuple[Array, Array]:
 
 
 def attack(name: str, scores: Mapping[str, tuple[Array, Array]], ax: Axes) -> None:
-    """Forget rows taken for seen against holdout rows taken for seen."""
+    """Draw forget rows taken for seen against holdout rows taken for seen."""
     ax.plot([0, 1], [0, 1], ":", color="#8a8f98", lw=1)
     for role, (forget, holdout) in scores.items():
         label = f"{role}, AUC {auc(forget, holdout):.3f}"
@@ -144,7 +144,7 @@ def attack(name: str, scores: Mapping[str, tuple[Array, Array]], ax: Axes) -> No
 
 
 def roc(forget: Array, holdout: Array) -> tuple[Array, Array]:
-    """Shares of holdout and of forget rows with a score up to each score, from 0."""
+    """Return shares of holdout and forget rows with a score up to each, from 0."""
     at = np.unique(np.concatenate([forget, holdout]))
     x, y = (
         np.searchsorted(np.sort(side), at, "right") / len(side)

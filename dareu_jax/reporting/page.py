@@ -1,4 +1,4 @@
-"""What every page is: one template for all, written whole or not at all."""
+"""HTML pages: one template for all, each file replaced in one step."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ import jinja2
 
 
 def template_of(name: str) -> jinja2.Template:
-    """A template of this folder; what it is given is escaped."""
+    """Return a template of this folder; it escapes what it is given."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -20,7 +20,7 @@ def template_of(name: str) -> jinja2.Template:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Replaces ``path`` in one step; characters UTF-8 cannot hold become ``?``.
+    """Replace ``path`` in one step; characters UTF-8 cannot hold become ``?``.
 
     Raises:
       OSError: when the folder is missing, read-only or full.

@@ -1,4 +1,4 @@
-"""What every PNG of curves between 0 and 1 has in common."""
+"""Style of the PNG plots whose curves lie between 0 and 1."""
 
 import io
 
@@ -7,21 +7,21 @@ from matplotlib.figure import Figure
 
 
 def titled(ax: Axes, title: str, x: str, y: str) -> None:
-    """Names a panel and its axes."""
+    """Name a panel and its axes."""
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
 
 
 def tidied(ax: Axes) -> None:
-    """Shows 0 to 1 on a faint grid, without a frame."""
+    """Show 0 to 1 on a faint grid, without a frame."""
     ax.set_ylim(-0.02, 1.02)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.15)
 
 
 def as_png(figure: Figure) -> bytes:
-    """The same bytes for the same picture."""
+    """Return a figure as PNG; the same picture gives the same bytes."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
     return out.getvalue()

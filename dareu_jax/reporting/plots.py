@@ -1,4 +1,4 @@
-"""Every picture of the report, as inline SVG that follows the page's text colour."""
+"""Plots of the report, as inline SVG in the text colour of the page."""
 
 import io
 import itertools
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from dareu_jax.reporting import summary
 
 Points = list[tuple[float, float]]
+Colours = Mapping[str, str]
 
 FIRST_STAGES = ("finetune_original", "finetune_retrained", "classifier")
 CURVES = {
@@ -23,24 +24,29 @@ CURVES = {
     "attribution": "attribution to the forget owners",
     "response_length": "response length (tokens)",
 }
-_COLOURS = {
+_FIXED = {
     "original": "#8a8f98",
     "retrained": "#009e73",
-    "dareu": "#d55e00",
-    "dareu_paper": "#e69f00",
-    "prior_only": "#56b4e9",
-    "grad_diff": "#3f7fd0",
-    "npo": "#cc79a7",
-    "dareu_shuffled": "#8c6bb1",
     "finetune_original": "#8a8f98",
     "finetune_retrained": "#009e73",
-    "classifier": "#d55e00",
 }
-_OTHERS = ("#17becf", "#bcbd22", "#b15928", "#e377c2")
+_CYCLE = [
+    "#d55e00",
+    "#e69f00",
+    "#56b4e9",
+    "#3f7fd0",
+    "#cc79a7",
+    "#8c6bb1",
+    "#17becf",
+    "#bcbd22",
+    "#b15928",
+    "#e377c2",
+]
 _MARKERS = {"original": "X", "retrained": "*"}
 _DASHES = ("-", "--", ":", "-.")
 INK = "#010203"
 _MOST_POINTS = 80
+_ACROSS = 3
 STYLE: Any = {
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK
@@ -62,15 +68,23 @@ STYLE: Any = {
 }
 
 
-def training_svg(curves: Sequence[Mapping[str, Any]]) -> str:
-    """Returns one panel per quantity of the unlearning updates, or ""."""
+def colours(names: Iterable[str]) -> Colours:
+    """Return a colour for each model and stage, methods by their order in the run."""
+    others = dict.fromkeys(name for name in names if name not in _FIXED)
+    return _FIXED | dict(zip(others, itertools.cycle(_CYCLE)))
+
+
+def training_svg(curves: Sequence[Mapping[str, Any]], colours: Colours) -> str:
+    """Return one panel per quantity of the unlearning updates, or ""."""
     lines = {field: _lines(curves, field, _is_method) for field in CURVES}
     panels = {field: found for field, found in lines.items() if found}
-    return _panels(panels, CURVES, "unlearning-curves", "update") if panels else ""
+    if not panels:
+        return ""
+    return _panels(panels, CURVES, colours, slug="unlearning-curves", unit="update")
 
 
-def loss_svg(curves: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the losses of the fine-tunings and of the classifier, or ""."""
+def loss_svg(curves: Sequence[Mapping[str, Any]], colours: Colours) -> str:
+    """Return the losses of the fine-tunings and of the classifier, or ""."""
     panels = {
         name: _lines(curves, "loss", names.__contains__)
         for name, names in (
@@ -80,15 +94,17 @@ def loss_svg(curves: Sequence[Mapping[str, Any]]) -> str:
     }
     panels = {name: found for name, found in panels.items() if found}
     titles = {name: name for name in panels}
-    return _panels(panels, titles, "training-losses", "step") if panels else ""
+    if not panels:
+        return ""
+    return _panels(panels, titles, colours, slug="training-losses", unit="step")
 
 
-def balance_svg(results: Mapping[str, Any]) -> str:
-    """Returns forget ROUGE against retain ROUGE, every model and seed, or ""."""
+def balance_svg(results: Mapping[str, Any], colours: Colours) -> str:
+    """Return forget ROUGE against retain ROUGE, every model and seed, or ""."""
     points = {
         name: [
-            summary.seed_values(results, name, metric.name)
-            for metric in summary.ROUGE[:2]
+            summary.seed_values(results, name, metric)
+            for metric in ("forget_rouge", "retain_rouge")
         ]
         for name in summary.model_names(results)
     }
@@ -99,7 +115,7 @@ def balance_svg(results: Mapping[str, Any]) -> str:
         figure = Figure(figsize=(5.8, 4.6), layout="constrained")
         axes = figure.subplots()
         for name, (xs, ys) in points.items():
-            _scatter(axes, name, xs, ys)
+            _scatter(axes, name, xs, ys, colour=colours[name])
         axes.set_xlabel("ROUGE-L recall on forget prompts")
         axes.set_ylabel("ROUGE-L recall on retain prompts")
         axes.set_xlim(0, 1.02)
@@ -108,34 +124,37 @@ def balance_svg(results: Mapping[str, Any]) -> str:
         return inline_svg(figure, "balance")
 
 
-def attribution_svg(results: Mapping[str, Any]) -> str:
-    """Returns bars of the attribution under both classifiers per model, or ""."""
-    shown = summary.present(results, summary.ATTRIBUTION[:2])
+def bars_svg(results: Mapping[str, Any], group: str, colours: Colours) -> str:
+    """Return a panel per metric of a group with a bar per model, or ""."""
+    shown = summary.columns(results, group)
     names = summary.model_names(results)[::-1]
     if not shown:
         return ""
+    across = min(len(shown), _ACROSS)
+    down = math.ceil(len(shown) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.8, 1.4 + 0.4 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        for index, metric in enumerate(shown):
-            means, errors = zip(
-                *(_bar(results, name, metric.name) for name in names), strict=True
-            )
+        size = (max(5.8, 3.6 * across), down * (1.0 + 0.4 * len(names)))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+        for axes, metric in zip(grid, shown, strict=False):
+            bars = [_bar(results, name, metric.name) for name in names]
+            means, errors = zip(*bars, strict=True)
             axes.barh(
-                [row + 0.2 - 0.4 * index for row in range(len(names))],
+                range(len(names)),
                 means,
-                height=0.36,
+                height=0.6,
                 xerr=errors if any(errors) else None,
-                color=("#d55e00", "#3f7fd0")[index],
+                color=[colours[name] for name in names],
                 error_kw={"ecolor": INK, "elinewidth": 1},
-                label=metric.label,
             )
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("mean attribution to the forget owners")
-        axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper right", ncols=2)
-        return inline_svg(figure, "attribution")
+            axes.set_yticks(range(len(names)), names)
+            if math.isfinite(metric.low) and math.isfinite(metric.high):
+                axes.set_xlim(metric.low, metric.high)
+            axes.set_xlabel(f"{metric.label} {metric.arrow}")
+            axes.grid(axis="y", visible=False)
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        return inline_svg(figure, group)
 
 
 def _is_method(stage: str) -> bool:
@@ -145,23 +164,18 @@ def _is_method(stage: str) -> bool:
 def _lines(
     curves: Sequence[Mapping[str, Any]], field: str, wanted: Any
 ) -> dict[tuple[str, str], Points]:
-    """Returns ``(stage, seed) -> points`` of ``field``; gaps and NaNs are left out."""
+    """Return ``(stage, seed) -> points`` of ``field``; gaps and NaNs are left out."""
     lines: dict[tuple[str, str], Points] = {}
     for row in curves:
         value = row.get(field)
         if wanted(row["stage"]) and value is not None and math.isfinite(value):
             key = (row["stage"], str(row.get("seed", 0)))
             lines.setdefault(key, []).append((row["step"], value))
-    return {
-        (stage, seed): _thin(sorted(points))
-        for stage in summary.order_models(stage for stage, _ in lines)
-        for (of, seed), points in lines.items()
-        if of == stage
-    }
+    return {key: _thin(sorted(points)) for key, points in lines.items()}
 
 
 def _thin(points: Points) -> Points:
-    """Returns at most 80 points, each the mean of consecutive ones."""
+    """Return at most 80 points, each the mean of consecutive ones."""
     size = math.ceil(len(points) / _MOST_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
@@ -173,10 +187,12 @@ def _thin(points: Points) -> Points:
 def _panels(
     panels: Mapping[str, dict[tuple[str, str], Points]],
     titles: Mapping[str, str],
+    colours: Colours,
+    *,
     slug: str,
     unit: str,
 ) -> str:
-    """Returns a two-column figure; colour = stage, dash = seed, one shared legend."""
+    """Return a two-column figure; colour = stage, dash = seed, one shared legend."""
     rows = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.6, 0.6 + 2.6 * rows), layout="constrained")
@@ -186,35 +202,31 @@ def _panels(
         for axes, (name, lines) in zip(grid, panels.items(), strict=False):
             for (stage, seed), points in lines.items():
                 dash = _DASHES[seeds.index(seed) % len(_DASHES)]
-                axes.plot(
-                    *zip(*points, strict=True), dash, color=_colour(stage), lw=1.3
-                )
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, dash, color=colours[stage], lw=1.3)
             axes.set_title(titles[name])
             axes.set_xlabel(unit)
         for axes in list(grid)[len(panels) :]:
             axes.set_visible(False)
-        handles = _legend_handles([stage for stage, _ in keys], seeds)
+        handles = [
+            Line2D([], [], color=colours[stage], lw=2, label=stage)
+            for stage in dict.fromkeys(stage for stage, _ in keys)
+        ]
+        if len(seeds) > 1:
+            handles += [
+                Line2D([], [], color=INK, lw=1.3, ls=dash, label=f"seed {seed}")
+                for seed, dash in zip(seeds, itertools.cycle(_DASHES), strict=False)
+            ]
         figure.legend(handles=handles, loc="outside lower left", ncols=6)
         return inline_svg(figure, slug)
 
 
-def _legend_handles(stages: Iterable[str], seeds: Sequence[str]) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=_colour(stage), lw=2, label=stage)
-        for stage in dict.fromkeys(stages)
-    ]
-    if len(seeds) > 1:
-        handles += [
-            Line2D([], [], color=INK, lw=1.3, ls=dash, label=f"seed {seed}")
-            for seed, dash in zip(seeds, itertools.cycle(_DASHES), strict=False)
-        ]
-    return handles
-
-
-def _scatter(axes: Axes, name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Draws every seed faintly and their mean in full; retrained gets a cross-hair."""
+def _scatter(
+    axes: Axes, name: str, xs: Sequence[float], ys: Sequence[float], *, colour: str
+) -> None:
+    """Draw every seed faintly and their mean in full; retrained gets a cross-hair."""
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    colour, marker = _colour(name), _MARKERS.get(name, "o")
+    marker = _MARKERS.get(name, "o")
     if name == "retrained":
         axes.axvline(mean_x, color=colour, lw=1, ls="--")
         axes.axhline(mean_y, color=colour, lw=1, ls="--")
@@ -230,18 +242,13 @@ def _scatter(axes: Axes, name: str, xs: Sequence[float], ys: Sequence[float]) ->
 def _bar(
     results: Mapping[str, Any], name: str, metric_name: str
 ) -> tuple[float, float]:
-    """Returns mean and deviation; a missing mean is NaN, so that no bar is drawn."""
+    """Return mean and deviation; a missing mean is NaN, so that no bar is drawn."""
     mean, deviation = summary.spread(results, name, metric_name)
     return math.nan if mean is None else mean, deviation or 0.0
 
 
-def _colour(name: str) -> str:
-    """Returns the fixed colour of a model or stage; others share four more."""
-    return _COLOURS.get(name) or _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
-
-
 def inline_svg(figure: Figure, slug: str) -> str:
-    """Returns the figure for use inside HTML: no prologue, own ids, page's ink."""
+    """Return the figure for use inside HTML: no prologue, own ids, page's ink."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run."""
+"""The report of a run: one HTML page that needs no other file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +10,6 @@ from dareu_jax.reporting import summary
 from dareu_jax.reporting.page import template_of, write_page
 
 _ANSWERS_OPEN = 10
-_HEADLINE = (
-    ("ROUGE-L recall on the forget prompts", summary.ROUGE[0]),
-    ("probability of the gold answers to them", summary.PROBABILITY[0]),
-    ("ROUGE-L recall on the retain prompts", summary.ROUGE[1]),
-    ("attribution to the forget owners, unseen classifier", summary.ATTRIBUTION[1]),
-    ("Tug-of-War on ROUGE (1 = like retrained)", summary.ROUGE[3]),
-)
 
 
 def write_report(
@@ -26,7 +19,7 @@ def write_report(
     answers: list[dict[str, Any]],
     config_yaml: str,
 ) -> None:
-    """Writes the report to ``path``, whole or not at all.
+    """Write the report to ``path``, whole or not at all.
 
     Args:
       path: the HTML file; its folder must exist.
@@ -47,7 +40,7 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     config_yaml: str,
 ) -> str:
-    """Returns the page; matplotlib loads here, on the first call only."""
+    """Return the page; matplotlib loads here, on the first call only."""
     names = summary.model_names(results)
     return template_of("report.html.j2").render(
         scale=results.get("scale", "The scale of this run was not recorded."),
@@ -67,29 +60,22 @@ def render(
 
 
 def headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns key numbers of dareu beside original and retrained, or {}."""
-    names = [
-        name
-        for name in ("original", "retrained", "dareu")
-        if name in summary.model_names(results)
-    ]
+    """Return key numbers of the first method beside original and retrained, or {}."""
+    there = summary.model_names(results)
+    methods = [name for name in there if name not in summary.ORACLES]
+    names = [name for name in there if name not in methods[1:]]
     rows = [
         (
-            f"{words} {metric.arrow}",
+            f"{metric.in_short} {metric.arrow}",
             [(name, summary.cell(results, name, metric)) for name in names],
         )
-        for words, metric in _HEADLINE
-        if metric in summary.present(results, [metric])
+        for metric in summary.columns(results)
+        if metric.in_short
     ]
-    return {"names": names, "rows": rows} if "dareu" in names and rows else {}
+    return {"names": names, "rows": rows} if methods and rows else {}
 
 
 def _tables(results: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    groups = (
-        ("Forgetting and utility", summary.ROUGE + summary.PROBABILITY),
-        ("Attribution and text quality", summary.ATTRIBUTION + summary.QUALITY),
-        ("Further metrics", summary.extra_metrics(results)),
-    )
     return [
         {
             "title": title,
@@ -99,8 +85,8 @@ def _tables(results: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, 
                 for name in names
             ],
         }
-        for title, metrics in groups
-        if (shown := summary.present(results, metrics))
+        for title, groups in summary.TABLES.items()
+        if (shown := summary.columns(results, *groups))
     ]
 
 
@@ -109,28 +95,35 @@ def _figures(
 ) -> list[dict[str, Any]]:
     from dareu_jax.reporting import plots
 
+    stages = (row["stage"] for row in curves)
+    colours = plots.colours([*summary.model_names(results), *stages])
     figures = (
         (
             "Forgetting against utility",
             "Large marks are means over seeds, small ones single seeds. The target is "
             "the retrained model (star and cross-hair), not a corner of the plot.",
-            plots.balance_svg(results),
+            plots.balance_svg(results, colours),
         ),
         (
             "Attribution to the forget owners",
             "The reward classifier is the one the methods trained against; only the "
             "unseen one can show that they did more than please the first.",
-            plots.attribution_svg(results),
+            plots.bars_svg(results, "attribution", colours),
+        ),
+        (
+            "Further metrics",
+            "Means over seeds, with the standard deviation.",
+            plots.bars_svg(results, "further", colours),
         ),
         (
             "Unlearning, update by update",
             "One line per method and seed, averaged over neighbouring updates.",
-            plots.training_svg(curves),
+            plots.training_svg(curves, colours),
         ),
         (
             "Fine-tuning and classifier losses",
             "One line per stage and seed.",
-            plots.loss_svg(curves),
+            plots.loss_svg(curves, colours),
         ),
     )
     return [
@@ -141,7 +134,7 @@ def _figures(
 
 
 def _stopped(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Returns per method what ended it, seeds with the same end together."""
+    """Return per method what ended it, seeds with the same end together."""
     ends: dict[str, dict[str, list[str]]] = {}
     for seed, row in results.get("stopped", {}).items():
         for name, reason in row.items():
@@ -149,7 +142,7 @@ def _stopped(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             ends.setdefault(name, {}).setdefault(end, []).append(seed)
     return [
         (name, [f"{end} (seed {', '.join(s)})" for end, s in ends[name].items()])
-        for name in summary.order_models(ends)
+        for name in ends
     ]
 
 
@@ -169,7 +162,7 @@ def _wall(wall_s: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Returns for example ``"4.2 s"``, ``"3 min 05 s"`` or ``"2 h 07 min"``."""
+    """Return for example ``"4.2 s"``, ``"3 min 05 s"`` or ``"2 h 07 min"``."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""The scores of a log beside the reference's, for a terminal and as JSON."""
+"""The scores of a log beside the reference's, as a table or as JSON."""
 
 import json
 import math
@@ -21,13 +21,13 @@ RECALL = "ROUGE: ROUGE-L recall of the answers"
 
 
 def print_json(console: Console, found: Mapping[str, Any]) -> None:
-    """Prints one object; what could not be computed is null."""
+    """Print one object; what could not be computed is null."""
     text = json.dumps(found, indent=1, allow_nan=False)
     print(text, file=console.file)
 
 
 def print_scores(console: Console, found: Mapping[str, Any]) -> None:
-    """Prints which log was taken for what, the table, and what it means."""
+    """Print which log was taken for what, the table, and what it means."""
     out = console if console.is_terminal else Console(file=console.file, width=120)
     beside = found["reference"]
     for name, one in (("candidate", found), ("reference", beside)):
@@ -53,12 +53,12 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def said(out: Console, text: str) -> None:
-    """Prints text as it is."""
+    """Print text as it is."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def about(one: Mapping[str, Any]) -> str:
-    """Format, rows of every set, and whether its ROUGE was computed again."""
+    """Return format, rows of every set, and whether its ROUGE was computed again."""
     sets = one["sets"].items()
     counts = [f"{means['n']} {name.replace('_', ' ')}" for name, means in sets]
     facts = [one["format"], *([f"rows: {', '.join(counts)}"] if counts else [])]
@@ -68,31 +68,31 @@ def about(one: Mapping[str, Any]) -> str:
 
 
 def rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Labels and values of what could be computed."""
+    """Yield labels and values of what could be computed."""
     for metric, attack, value in scored(one):
         yield labelled(metric, attack), cell(metric, value, one)
 
 
 def ends(between: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Labels and intervals of what was drawn again."""
+    """Yield labels and intervals of what was drawn again."""
     for metric, attack, (low, high) in scored(between):
         yield labelled(metric, attack), f"{low:.3f} to {high:.3f}"
 
 
 def scored(tree: Mapping[str, Any]) -> Iterator[tuple[Metric, str, Any]]:
-    """Every score of a log, or interval: its metric, its attack or "", the value."""
+    """Yield every score of a log, or interval: metric, attack or "", value."""
     for name, values in by_metric(tree).items():
         if name not in ONLY_JSON:
             yield from ((METRICS.get(name), *of) for of in values.items())
 
 
 def labelled(metric: Metric, attack: str) -> str:
-    """Name of a line, with the metric's arrow."""
+    """Return the name of a line, with the metric's arrow."""
     return f"{metric.label}{attack and f', {attack}'} {metric.arrow}"
 
 
 def cell(metric: Metric, value: float, one: Mapping[str, Any]) -> str:
-    """Three digits of a p, two decimals of percents, four of all else."""
+    """Return a value with 3 digits (a p), 2 decimals (percent) or 4 (all else)."""
     if f"log10_{metric.name}" in one:
         power = one[f"log10_{metric.name}"]
         return f"{value:.3g}" if value > 0.0 else f"10^{power:.1f}"
@@ -100,14 +100,14 @@ def cell(metric: Metric, value: float, one: Mapping[str, Any]) -> str:
 
 
 def flags(found: Mapping[str, Any]) -> Iterator[str]:
-    """Signs of a broken model, the candidate's and the reference's."""
+    """Yield signs of a broken model, the candidate's and the reference's."""
     yield from (f"! {flag}" for flag in found["flags"])
     if found["reference"] is not None:
         yield from (f"! reference: {flag}" for flag in found["reference"]["flags"])
 
 
 def remarks(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the numbers are, and what they could not be."""
+    """Yield sentences on what the numbers are, and on what is missing."""
     yield LEGEND
     if any(means["rouge"] is not None for means in found["sets"].values()):
         yield RECALL

@@ -1,58 +1,21 @@
-"""From the entries per seed to means, spreads and the text of one cell."""
+"""Means and deviations over seeds, and the text of one cell of a table."""
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
 
-from dareu_jax.evaluation.metric import (
-    ATTRIBUTION_REWARD,
-    ATTRIBUTION_UNSEEN,
-    FORGET_PROBABILITY,
-    RETAIN_PROBABILITY,
-    RETRAINED_LIKELIHOOD,
-    TEST_PROBABILITY,
-    Metric,
-)
-from dareu_jax.evaluation.rouge import FORGET_ROUGE, RETAIN_ROUGE, TEST_ROUGE
-from dareu_jax.evaluation.text_quality import (
-    FORGET_EMPTY,
-    FORGET_LENGTH,
-    FORGET_REPEATED,
-    FORGET_UNFINISHED,
-)
-from dareu_jax.evaluation.tow import TOW_PROBABILITY, TOW_ROUGE
+from dareu_jax.evaluation.metric import Group, Metric
 from dareu_jax.registry import METRICS
 
-MODEL_ORDER = (
-    "original",
-    "retrained",
-    "dareu",
-    "dareu_paper",
-    "prior_only",
-    "grad_diff",
-    "npo",
-    "dareu_shuffled",
-)
-ROUGE = (FORGET_ROUGE, RETAIN_ROUGE, TEST_ROUGE, TOW_ROUGE)
-PROBABILITY = (
-    FORGET_PROBABILITY,
-    RETAIN_PROBABILITY,
-    TEST_PROBABILITY,
-    TOW_PROBABILITY,
-)
-ATTRIBUTION = (
-    ATTRIBUTION_REWARD,
-    ATTRIBUTION_UNSEEN,
-    RETRAINED_LIKELIHOOD,
-)
-QUALITY = (
-    FORGET_EMPTY,
-    FORGET_REPEATED,
-    FORGET_UNFINISHED,
-    FORGET_LENGTH,
-)
-METRIC_ORDER = ROUGE + PROBABILITY + ATTRIBUTION + QUALITY
+ORACLES = ("original", "retrained")
+"""Models that no unlearning method made."""
+TABLES: dict[str, tuple[Group, ...]] = {
+    "Forgetting and utility": ("rouge", "probability"),
+    "Attribution and text quality": ("attribution", "quality"),
+    "Further metrics": ("further",),
+}
+"""Groups of metrics by the title of their table."""
 ARROWS = "↑ higher is better   ↓ lower is better   ≈ closer to retrained is better   "
 TARGET = "the target is the row `retrained`"
 NO_TARGET = "this run has no retrained model, so ≈ cannot be judged"
@@ -60,7 +23,7 @@ ABSENT = "–"
 
 
 def summarise(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns ``models`` and ``tow``: the means over seeds of the entries per seed.
+    """Return ``models`` and ``tow``: the means over seeds of the entries per seed.
 
     A value that only some seeds have is averaged over those; `gaps` names them.
     """
@@ -76,7 +39,7 @@ def summarise(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def spread(
     results: Mapping[str, Any], name: str, metric_name: str
 ) -> tuple[float | None, float | None]:
-    """Returns the mean over seeds and the standard deviation (ddof = 1).
+    """Return the mean over seeds and the standard deviation (ddof = 1).
 
     ``tow_rouge`` and ``tow_probability`` are read from the ``tow`` entries. The
     deviation is None for one seed; both are None when no seed has the value.
@@ -91,46 +54,49 @@ def spread(
 
 
 def seed_values(results: Mapping[str, Any], name: str, metric_name: str) -> list[float]:
-    """Returns the value of every seed that has one, else the stored mean, else []."""
+    """Return the value of every seed that has one, else the stored mean, else []."""
     part, key = _place(metric_name)
     values = _values(results.get("seeds", {}).values(), part, name, key)
     return values or _values([results], part, name, key)
 
 
 def model_names(results: Mapping[str, Any]) -> list[str]:
-    """Returns the models present: the fixed order first, then any others."""
+    """Return the models present, see `order_models`."""
     return order_models(_keys({"": results, **results.get("seeds", {})}, "models"))
 
 
 def order_models(names: Iterable[str]) -> list[str]:
-    """Returns ``names`` in the fixed order, unknown ones last as they came."""
+    """Return ``names``: the `ORACLES` first, then methods in the order of the run."""
     given = list(dict.fromkeys(names))
-    return [name for name in MODEL_ORDER if name in given] + [
-        name for name in given if name not in MODEL_ORDER
+    first = [name for name in ORACLES if name in given]
+    return first + [name for name in given if name not in ORACLES]
+
+
+def columns(results: Mapping[str, Any], *groups: str) -> list[Metric]:
+    """Return the registered metrics that a model has, group by group.
+
+    Args:
+      results: of ``results.json``; groups: see `Metric.group`, none: all of them.
+    """
+    names = model_names(results)
+    known = [METRICS.get(name) for name in METRICS.names()]
+    return [
+        metric
+        for group in groups or get_args(Group)
+        for metric in known
+        if metric.group == group and {"run", "beside"} & {*metric.of}
+        if any(seed_values(results, name, metric.name) for name in names)
     ]
 
 
-def present(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Metric]:
-    """Returns those of ``metrics`` that at least one model has."""
-    names = model_names(results)
-    return [m for m in metrics if any(seed_values(results, n, m.name) for n in names)]
-
-
-def extra_metrics(results: Mapping[str, Any]) -> tuple[Metric, ...]:
-    """Returns the registered metrics in ``results`` that no fixed group names."""
-    fixed = {shown.name for shown in METRIC_ORDER}
-    keys = {key for keys in _keys({"": results}, "models").values() for key in keys}
-    return tuple(METRICS.get(name) for name in METRICS.names() if name in keys - fixed)
-
-
 def legend(results: Mapping[str, Any]) -> str:
-    """Returns what the arrows mean, and what the target is."""
+    """Return what the arrows mean, and what the target is."""
     known = "retrained" in model_names(results)
     return ARROWS + (TARGET if known else NO_TARGET)
 
 
 def cell(results: Mapping[str, Any], name: str, shown: Metric) -> str:
-    """Returns ``mean``, ``mean±sd`` when there are several seeds, or a dash."""
+    """Return ``mean``, ``mean±sd`` when there are several seeds, or a dash."""
     mean, deviation = spread(results, name, shown.name)
     if mean is None:
         return ABSENT
@@ -140,14 +106,14 @@ def cell(results: Mapping[str, Any], name: str, shown: Metric) -> str:
 
 
 def decimals(shown: Metric) -> int:
-    """Returns 3 for a share, 2 for a log-likelihood, 1 for a length."""
+    """Return 3 for a share, 2 for a log-likelihood, 1 for a length."""
     if math.isinf(shown.high):
         return 1
     return 2 if math.isinf(shown.low) else 3
 
 
 def gaps(results: Mapping[str, Any]) -> list[str]:
-    """Returns one sentence per model that some seeds do not have."""
+    """Return one sentence per model that some seeds do not have."""
     seeds = results.get("seeds", {})
     missing = {
         name: [seed for seed, entry in seeds.items() if name not in entry["models"]]
@@ -163,7 +129,7 @@ def gaps(results: Mapping[str, Any]) -> list[str]:
 def _keys(
     entries: Mapping[str, Mapping[str, Any]], part: str
 ) -> dict[str, dict[str, None]]:
-    """Returns every model name and its keys, both in order of appearance."""
+    """Return every model name and its keys, both in order of appearance."""
     found: dict[str, dict[str, None]] = {}
     for entry in entries.values():
         for name, values in entry.get(part, {}).items():

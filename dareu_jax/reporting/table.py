@@ -1,5 +1,6 @@
-"""The results and the answers as text, for a terminal or a file."""
+"""Tables of results and of answers, for a terminal or a file."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,15 +16,13 @@ from dareu_jax.reporting import summary
 _FILE_WIDTH = 200
 
 
-def results_table(
-    results: Mapping[str, Any], metrics: Sequence[Metric] = summary.METRIC_ORDER
-) -> Table:
-    """Returns one row per model and one column per metric that is present."""
+def results_table(results: Mapping[str, Any], *groups: str) -> Table:
+    """Return one row per model and one column per metric of the groups; none: all."""
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True
     )
     table.add_column("model", no_wrap=True, vertical="bottom")
-    shown = summary.present(results, metrics)
+    shown = summary.columns(results, *groups)
     for metric in shown:
         table.add_column(_heading(metric), justify="right", no_wrap=True)
     for name in summary.model_names(results):
@@ -33,27 +32,15 @@ def results_table(
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
-    """Prints every metric in as few tables as the width allows, then the legend."""
+    """Print every metric in as few tables as the width allows, then the legend."""
     out = _roomy(console)
-    extra = summary.extra_metrics(results)
-    wide = (
-        summary.ROUGE + summary.PROBABILITY,
-        summary.ATTRIBUTION + summary.QUALITY,
-        extra,
-    )
-    narrow = (
-        summary.ROUGE,
-        summary.PROBABILITY,
-        summary.ATTRIBUTION,
-        summary.QUALITY,
-        extra,
-    )
-    fits = all(
-        _width(out, results_table(results, group)) <= out.width for group in wide
-    )
-    for group in wide if fits else narrow:
-        if summary.present(results, group):
-            out.print(results_table(results, group))
+    wide = [results_table(results, *groups) for groups in summary.TABLES.values()]
+    groups = itertools.chain(*summary.TABLES.values())
+    narrow = [results_table(results, group) for group in groups]
+    fits = all(_width(out, table) <= out.width for table in wide)
+    for table in wide if fits else narrow:
+        if len(table.columns) > 1:
+            out.print(table)
             out.print()
     out.print(Text(_legend(results)), style="dim")
 
@@ -61,10 +48,9 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def print_answers(
     console: Console, answers: Sequence[Mapping[str, Any]], n: int = 10
 ) -> None:
-    """Prints the first ``n`` prompts with the gold answer and what models say.
+    """Print the first ``n`` prompts with the gold answer and what models say.
 
-    Shown are original, retrained and dareu (the first other method when there is no
-    dareu).
+    Shown are original, retrained and the first method.
     """
     out = _roomy(console)
     for number, answer in enumerate(answers[:n], start=1):
@@ -92,12 +78,12 @@ def _legend(results: Mapping[str, Any]) -> str:
 
 def _shown_models(texts: Mapping[str, str]) -> list[str]:
     names = summary.order_models(texts)
-    methods = [name for name in names if name not in ("original", "retrained")]
-    return [name for name in names if name not in methods] + methods[:1]
+    methods = [name for name in names if name not in summary.ORACLES]
+    return [name for name in names if name not in methods[1:]]
 
 
 def _printable(text: str) -> str:
-    """Returns ``text`` with control characters spelled out; never an empty string."""
+    """Return ``text`` with control characters spelled out; never an empty string."""
     shown = "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
         for c in text
@@ -106,13 +92,13 @@ def _printable(text: str) -> str:
 
 
 def _roomy(console: Console) -> Console:
-    """Returns the console itself, or a wide one on the same file if no terminal."""
+    """Return the console itself, or a wide one on the same file if no terminal."""
     if console.is_terminal or console.width >= _FILE_WIDTH:
         return console
     return Console(file=console.file, width=_FILE_WIDTH, color_system=None)
 
 
 def _width(console: Console, table: Table) -> int:
-    """Returns the columns ``table`` wants, however narrow the console is."""
+    """Return the columns ``table`` wants, however narrow the console is."""
     options = console.options.update(width=_FILE_WIDTH)
     return Measurement.get(console, options, table).maximum

@@ -97,7 +97,14 @@ def stress(
     if is_first():
         every = {test: kept[test] for test in STRESS.names() if test in kept}
         write_plots(place / PLOTS, every)
-        page = Page(found.scale, name, seed, cfg, every, shown)
+        page = Page(
+            scale=found.scale,
+            model=name,
+            seed=seed,
+            cfg=cfg,
+            outcomes=every,
+            shown=shown,
+        )
         write_page(found.report, render(page))
     return found
 

@@ -117,7 +117,9 @@ def relearn(context: Context) -> dict[str, Any]:
     for label, (records, rows) in plan.items():
         curves[label] = {}
         for role in context.models:
-            path = relearned(context, role, label, records, optimiser, before[role])
+            path = [before[role]]
+            steps = training_path(context, role, label, records, optimiser=optimiser)
+            path += [measured(context, params) for params in steps]
             curves[label][role] = summary_of(path, rows)
             values = np.asarray([point["probability"] for point in path])[:, rows]
             gains.setdefault(label, {})[role] = best_gain(values).tolist()
@@ -161,26 +163,12 @@ def measured(context: Context, params: Any) -> dict[str, list[float]]:
     }
 
 
-def relearned(
-    context: Context,
-    role: str,
-    label: str,
-    records: tuple[owned.Record, ...],
-    optimiser: optax.GradientTransformation,
-    before: dict[str, list[float]],
-) -> list[dict[str, list[float]]]:
-    """What is `measured` of a model at each of `measured_steps` on ``records``."""
-    found = [before]
-    for params in training_path(context, role, label, records, optimiser):
-        found.append(measured(context, params))
-    return found
-
-
 def training_path(
     context: Context,
     role: str,
     label: str,
     records: tuple[owned.Record, ...],
+    *,
     optimiser: optax.GradientTransformation,
 ) -> Iterator[Any]:
     """Yields the parameters of a model at each of `measured_steps` but the first.

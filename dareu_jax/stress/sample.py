@@ -87,7 +87,12 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
             numbers = itertools.count()
             key = key_of(run.inputs.key("stress/sample"), number)
             decode = functools.partial(
-                sampled, context, there, temperature, key, numbers
+                sampled,
+                context=context,
+                params=there,
+                temperature=temperature,
+                key=key,
+                numbers=numbers,
             )
             texts = texts_of(suite.tokenizer, in_batches(suite, context.forget, decode))
             columns.append(shared_out(rouge_l_recall, texts, suite.gold["forget"]))
@@ -96,12 +101,13 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
 
 
 def sampled(
+    batch: TokenBatch,
+    *,
     context: Context,
     params: Any,
     temperature: float,
     key: jax.Array,
     numbers: itertools.count,
-    batch: TokenBatch,
 ) -> Rollout:
     """One answer to each prompt of a batch, the next of ``numbers`` in the key."""
     suite = context.suite

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import bootstrap
-from dareu_jax.evaluation.bootstrap import interval, interval_of
+from dareu_jax.evaluation.bootstrap import interval, interval_of, intervals_of
 from dareu_jax.evaluation.tow import tow
 
 
@@ -117,3 +118,51 @@ def test_draws_and_levels_out_of_range_are_refused(bad):
         interval([0.0, 1.0], **bad)
     with pytest.raises(UserError, match=r"bootstrap: (0 draws|level)"):
         interval_of(np.mean, np.ones(3), **bad)
+
+
+def by_hand(statistic, *samples, draws, seed):
+    """Draws of every sample in turn, then the 2.5th and the 97.5th percentile."""
+    rng = np.random.default_rng(seed)
+    found = [
+        statistic(*(x[rng.integers(0, len(x), len(x))] for x in samples))
+        for _ in range(draws)
+    ]
+    return np.quantile(found, [0.025, 0.975])
+
+
+def test_the_digits_are_those_of_the_definition_and_of_scipy(monkeypatch):
+    rng = np.random.default_rng(7)
+    values, others = rng.random(37), rng.random(21) + 0.2
+    asked, whole = [], stats.bootstrap
+
+    def counted(data, *args, **how):
+        asked.append(how["method"])
+        return whole(data, *args, **how)
+
+    monkeypatch.setattr(bootstrap.stats, "bootstrap", counted)
+    for seed in (0, 5):
+        wanted = by_hand(np.mean, values, draws=200, seed=seed)
+        found = interval(values, 200, seed=seed)
+        np.testing.assert_allclose(found, wanted, rtol=1e-13)
+        wanted = by_hand(auc, values, others, draws=200, seed=seed)
+        found = interval_of(auc, values, others, draws=200, seed=seed)
+        np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    assert asked == ["percentile"] * 4
+
+
+def test_a_sample_of_one_row_stands_beside_one_of_several():
+    values = np.random.default_rng(8).random(9)
+    one = np.asarray([0.5])
+    found = interval_of(lambda x, y: (y - x).mean(), one, values, draws=99)
+    np.testing.assert_allclose(found, np.subtract(interval(values, 99), 0.5))
+
+
+def test_several_numbers_of_the_same_rows_are_drawn_together():
+    values = np.random.default_rng(9).random(12)
+
+    def both(at):
+        return [values[at].mean(), 2.0 * values[at].mean()]
+
+    low, high = intervals_of(both, [12], draws=99)
+    np.testing.assert_allclose([low[0], high[0]], interval(values, 99), rtol=1e-13)
+    np.testing.assert_allclose([low[1], high[1]], [2.0 * low[0], 2.0 * high[0]])

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.corpus import take
+from dareu_jax.errors import UserError
 from dareu_jax.evaluation.evaluate import (
+    Answers,
+    Judged,
     Suite,
     answer,
     evaluate_model,
@@ -16,6 +20,7 @@ from dareu_jax.evaluation.evaluate import (
     mean_logp,
     owners_score,
 )
+from dareu_jax.evaluation.metric import aggregate
 from dareu_jax.evaluation.tow import SPLITS
 from dareu_jax.models import logits_of, response_hidden
 from dareu_jax.registry import METRICS
@@ -150,3 +155,106 @@ def test_a_models_own_greedy_answers_are_likely_to_itself(suite, params, judged)
 def test_without_a_retrained_model_its_likelihood_is_left_out(suite, params):
     logs, _ = evaluate_model(dataclasses.replace(suite, retrained=None), params)
     assert "retrained_likelihood" not in logs and "forget_rouge" in logs
+
+
+RUN = [name for name in METRICS.names() if METRICS.get(name).compute]
+
+
+def values_of(log):
+    """What a metric says of every row."""
+    return list(log["value_by_index"].values())
+
+
+@pytest.fixture(scope="module")
+def in_one_batch(suite, params):
+    return evaluate_model(dataclasses.replace(suite, batch_size=6), params)[0]
+
+
+@pytest.fixture(scope="module")
+def backwards(suite, params):
+    """The same suite with its rows in another order."""
+    rows = np.asarray([3, 5, 0, 4, 1, 2])
+    tokens = {split: take(x, rows) for split, x in suite.tokens.items()}
+    gold = {split: [x[row] for row in rows] for split, x in suite.gold.items()}
+    other = dataclasses.replace(suite, tokens=tokens, gold=gold)
+    return rows, evaluate_model(other, params)[0]
+
+
+@pytest.fixture(scope="module")
+def extremes(suite, params):
+    """Models that give the gold answers, say nothing, and never come to an end."""
+
+    def judged(texts, mask, *, finished, logp):
+        made = Judged(suite, params)
+        count = len(texts["forget"])
+        vars(made)["answers"] = {
+            split: Answers(x.response, mask(x), texts[split], [finished] * count)
+            for split, x in suite.tokens.items()
+        }
+        vars(made)["gold_logps"] = {split: np.full(count, logp) for split in texts}
+        return made
+
+    def every(text):
+        return {split: [text] * len(rows) for split, rows in suite.gold.items()}
+
+    def whole(tokens):
+        return tokens.response_mask
+
+    def none(tokens):
+        return np.zeros_like(tokens.response_mask)
+
+    return {
+        "gold": judged(suite.gold, whole, finished=True, logp=0.0),
+        "silent": judged(every(""), none, finished=True, logp=-200.0),
+        "endless": judged(every("no " * 50), whole, finished=False, logp=-9.0),
+    }
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_rows_keep_their_values_whatever_the_batch_size(judged, in_one_batch, name):
+    if name in judged[0]:
+        wanted, found = values_of(judged[0][name]), values_of(in_one_batch[name])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_rows_keep_their_values_whatever_their_order(judged, backwards, name):
+    rows, logs = backwards
+    assert (name in logs) == (name in judged[0])
+    if name in logs:
+        wanted = np.asarray(values_of(judged[0][name]))[rows]
+        np.testing.assert_allclose(values_of(logs[name]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_values_stay_in_range_for_extreme_answers(extremes, name):
+    metric, slack = METRICS.get(name), 1e-6  # float32 probabilities sum to 1 + 1e-7
+    for which, one in extremes.items():
+        values = metric.compute(one)
+        if values is not None:
+            log = aggregate(values, which)
+            assert len(log["value_by_index"]) == 6
+            low, high = metric.low - slack, metric.high + slack
+            assert all(low <= value <= high for value in values_of(log)), which
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_gold_answers_are_not_worse_than_silence(extremes, name):
+    metric = METRICS.get(name)
+    if metric.group == "attribution" or metric.direction == "closer":
+        return  # to say what the owners said is no merit there
+    gold, silent = (metric.compute(extremes[which]) for which in ("gold", "silent"))
+    sign = 1.0 if metric.direction == "higher" else -1.0
+    assert sign * np.mean(gold) >= sign * np.mean(silent)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_metric_that_is_no_number_is_named(suite, params, monkeypatch, bad):
+    broken = dataclasses.replace(
+        METRICS.get("forget_empty"), compute=lambda judged: [0.0, bad]
+    )
+    only = {"forget_empty": broken}
+    monkeypatch.setattr(METRICS, "_entries", only)
+    monkeypatch.setattr(METRICS, "_about", {"forget_empty": ""})
+    with pytest.raises(UserError, match=r"metric forget_empty: .* at index 1 of 2"):
+        evaluate_model(suite, params)

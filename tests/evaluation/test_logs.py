@@ -507,7 +507,7 @@ from dareu_jax import cli
 try:
     cli.main()
 finally:
-    heavy = {"jax", "scipy", "nltk", "matplotlib", "transformers"} & set(sys.modules)
+    heavy = {"jax", "nltk", "matplotlib", "transformers"} & set(sys.modules)
     assert not heavy, heavy
 """
 

@@ -5,15 +5,7 @@ import math
 import pytest
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.metric import (
-    ATTRIBUTION_UNSEEN,
-    RETRAINED_LIKELIHOOD,
-    Metric,
-    aggregate,
-)
-from dareu_jax.evaluation.rouge import FORGET_ROUGE
-from dareu_jax.evaluation.text_quality import FORGET_LENGTH
-from dareu_jax.evaluation.tow import TOW_ROUGE
+from dareu_jax.evaluation.metric import Metric, aggregate
 from dareu_jax.registry import METRICS
 
 DIRECTIONS = {
@@ -44,21 +36,46 @@ def test_declared_with_direction_under_its_own_name(name, direction):
 
 
 def test_arrows_and_ranges():
-    assert FORGET_ROUGE.arrow == "≈"
-    assert TOW_ROUGE.arrow == "↑"
-    assert ATTRIBUTION_UNSEEN.arrow == "↓"
-    assert RETRAINED_LIKELIHOOD.low == -math.inf
-    assert RETRAINED_LIKELIHOOD.high == 0.0
-    assert FORGET_LENGTH.high == math.inf
+    assert METRICS.get("forget_rouge").arrow == "≈"
+    assert METRICS.get("tow_rouge").arrow == "↑"
+    assert METRICS.get("attribution_unseen").arrow == "↓"
+    assert METRICS.get("retrained_likelihood").low == -math.inf
+    assert METRICS.get("retrained_likelihood").high == 0.0
+    assert METRICS.get("forget_length").high == math.inf
 
 
-def test_bad_declaration():
-    with pytest.raises(ValueError, match="sideways"):
-        Metric("m", "m", "sideways", 0.0, 1.0, "x")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="of \\('model',\\)"):
-        Metric("m", "m", "higher", 0.0, 1.0, "x", ("model",))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="range"):
-        Metric("m", "m", "higher", 1.0, 1.0, "x")
+GOOD = {
+    "name": "m",
+    "label": "m",
+    "direction": "higher",
+    "low": 0.0,
+    "high": 1.0,
+    "about": "x",
+    "compute": lambda judged: [0.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"direction": "sideways"}, "direction 'sideways'"),
+        ({"of": ("model",)}, r"of \('model',\)"),
+        ({"of": ()}, r"of \(\)"),
+        ({"high": 0.0}, r"range \[0.0, 0.0\]"),
+        ({"group": "mine"}, "group 'mine'"),
+        ({"compute": None}, r"of \('run',\) with compute = None"),
+        ({"of": ("log",)}, r"of \('log',\) with compute = <function"),
+    ],
+)
+def test_bad_declaration(bad, says):
+    assert Metric(**GOOD).of == ("run",)
+    with pytest.raises(ValueError, match=f"metric 'm': {says}"):
+        Metric(**GOOD | bad)
+
+
+def test_a_declaration_names_its_fields():
+    with pytest.raises(TypeError, match="positional"):
+        Metric("m", "m", "higher", 0.0, 1.0, "x")
 
 
 def test_aggregate_is_open_unlearnings_shape():
@@ -70,8 +87,8 @@ def test_aggregate_is_open_unlearnings_shape():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_aggregate_names_the_index(bad):
-    with pytest.raises(UserError, match="index 2 of 3"):
-        aggregate([0.1, 0.2, bad])
+    with pytest.raises(UserError, match=r"metric x: (nan|-?inf) at index 2 of 3"):
+        aggregate([0.1, 0.2, bad], "metric x")
 
 
 def test_aggregate_of_nothing():

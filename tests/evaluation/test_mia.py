@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dareu_jax.evaluation.mia import auc, privleak, rel_diff
 
@@ -50,3 +51,11 @@ def test_refuses_no_scores_and_no_numbers(scores, says):
         auc(np.array(scores), np.array([1.0]))
     with pytest.raises(ValueError, match=says):
         auc(np.array([1.0]), np.array(scores))
+
+
+def test_auc_is_that_of_scipy_with_ties():
+    rng = np.random.default_rng(2)
+    forget, holdout = rng.normal(size=(2, 40)).round(1)
+    holdout = holdout[:25]
+    u = stats.mannwhitneyu(holdout, forget).statistic
+    assert auc(forget, holdout) == pytest.approx(u / (40 * 25), rel=1e-14)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dareu_jax.evaluation.metric import RETRAINED_LIKELIHOOD, Metric
-from dareu_jax.evaluation.rouge import FORGET_ROUGE
-from dareu_jax.evaluation.text_quality import FORGET_EMPTY, FORGET_LENGTH
+from dareu_jax.evaluation.metric import Metric
+from dareu_jax.registry import METRICS
 from dareu_jax.reporting import spread, summarise, summary
+from dareu_jax.reporting.plots import colours
 
 
 def test_summarise_takes_the_mean_over_seeds():
@@ -36,22 +36,29 @@ def test_spread_falls_back_to_the_stored_means():
     assert spread(stored, "dareu", "forget_rouge") == (0.5, None)
 
 
-def test_order_is_fixed_and_unknown_models_come_last(make_results):
+def test_oracles_come_first_and_methods_in_the_order_of_the_run(make_results):
     assert summary.model_names(make_results()) == ["original", "retrained", "dareu"]
-    assert summary.order_models(["mine", "npo", "original"]) == [
-        "original",
-        "npo",
-        "mine",
-    ]
+    given = ["mine", "npo", "retrained", "dareu", "original"]
+    ordered = ["original", "retrained", "mine", "npo", "dareu"]
+    assert summary.order_models(given) == ordered
+
+
+def test_every_method_has_a_colour_of_its_own():
+    names = ["original", "retrained", *(f"method_{i}" for i in range(8))]
+    found = colours(names)
+    assert len({found[name] for name in names}) == len(names)
+    assert {**found, **colours([*names, "one more"])} == colours([*names, "one more"])
 
 
 def test_cells(make_results):
+    def cell(results, name):
+        return summary.cell(results, "dareu", METRICS.get(name))
+
     results = make_results(3)
-    assert summary.cell(results, "dareu", FORGET_ROUGE) == "0.510±0.010"
-    likelihood = summary.cell(results, "dareu", RETRAINED_LIKELIHOOD)
-    assert likelihood == "-1.25±0.00"
-    assert summary.cell(make_results(1), "dareu", FORGET_LENGTH) == "11.0"
-    assert summary.cell(results, "dareu", FORGET_EMPTY) == summary.ABSENT
+    assert cell(results, "forget_rouge") == "0.510±0.010"
+    assert cell(results, "retrained_likelihood") == "-1.25±0.00"
+    assert cell(make_results(1), "forget_length") == "11.0"
+    assert cell(results, "forget_empty") == summary.ABSENT
 
 
 def test_gaps_name_model_and_seed(make_results):
@@ -63,16 +70,33 @@ def test_gaps_name_model_and_seed(make_results):
     ]
 
 
-def test_every_fixed_metric_is_in_exactly_one_group():
-    names = [shown.name for shown in summary.METRIC_ORDER]
-    assert len(names) == len(set(names)) == 15
+def test_every_metric_of_a_run_is_in_exactly_one_column(make_results):
+    results = make_results(1)
+    every = [METRICS.get(name) for name in METRICS.names()]
+    of_run = {x.name: 0.5 for x in every if "run" in x.of}
+    results["seeds"]["0"]["models"]["dareu"] = of_run
+    groups = [name for table in summary.TABLES.values() for name in table]
+    names = [x.name for group in groups for x in summary.columns(results, group)]
+    assert names == [x.name for x in summary.columns(results)]
+    assert len(names) == len(set(names))
+    assert {*names} == {*of_run, "tow_rouge", "tow_probability"}
 
 
 def test_a_metric_of_a_new_file_is_shown(make_results, monkeypatch):
-    mine = Metric("mine", "my metric", "higher", 0.0, 1.0, "Mine.")
-    monkeypatch.setitem(summary.METRICS._entries, "mine", mine)
-    monkeypatch.setitem(summary.METRICS._about, "mine", mine.about)
+    mine = Metric(
+        name="mine",
+        label="my metric",
+        direction="higher",
+        low=0.0,
+        high=1.0,
+        about="Mine.",
+        compute=lambda judged: None,
+    )
+    monkeypatch.setitem(METRICS._entries, "mine", mine)
+    monkeypatch.setitem(METRICS._about, "mine", mine.about)
     results = make_results(1)
-    assert summary.extra_metrics(results) == ()
-    results["models"]["dareu"]["mine"] = 0.5
-    assert summary.extra_metrics(results) == (mine,)
+    assert summary.columns(results, "further") == []
+    results["seeds"]["0"]["models"]["dareu"]["mine"] = 0.5
+    assert summary.columns(results, "further") == [mine]
+    assert summary.columns(results)[-1] == mine
+    assert summary.cell(results, "dareu", mine) == "0.500"
