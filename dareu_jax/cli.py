@@ -68,6 +68,7 @@ def run(
 def import_model(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
     out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
+    plugin: options.Plugins = None,
 ) -> None:
     """Take in a Hugging Face folder: give the result to a run as model.path."""
     check_disk(out)
@@ -365,6 +366,7 @@ def score_logs(
 @app.command("list")
 def list_entries(
     kind: Annotated[str, typer.Argument(help=" | ".join(REGISTRIES))],
+    plugin: options.Plugins = None,
 ) -> None:
     """List what can be named in a configuration."""
     if kind not in REGISTRIES:

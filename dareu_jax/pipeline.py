@@ -22,7 +22,7 @@ import dareu_jax
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, attribution_accuracy
 from dareu_jax.checks import check
-from dareu_jax.config import RunConfig, dump_config, run_config
+from dareu_jax.config import RunConfig, completed, dump_config
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation import SPLITS, tow
 from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
@@ -39,7 +39,6 @@ from dareu_jax.reporting.report import write_report
 from dareu_jax.reporting.summary import summarise
 from dareu_jax.stages import Run
 from dareu_jax.tracking import Tracker, read
-from dareu_jax.trees import merge
 
 
 def run(
@@ -64,9 +63,12 @@ def run(
       UserError: bad input, or a folder that holds a run of another configuration.
       Preempted: the machine is being taken away; the same call continues.
     """
+    corpus: owned.Corpus | None = None
     if not first_then_others(lambda: claimed(cfg, folder)):
         with tempfile.TemporaryDirectory() as trial:
             corpus = check(cfg, Path(trial), progress)
+            if is_first():
+                owned.adopt(Path(trial) / "data", folder / "data")
         write_text(folder / "corpus.sha256", corpus.fingerprint + "\n")
         write_text(folder / "config.resolved.yaml", dump_config(cfg))
     seeds: dict[str, Any] = {}
@@ -76,7 +78,10 @@ def run(
     with Tracker(folder, traced) as tracker:
         for seed in cfg.seeds:
             one = Run(cfg, seed, folder, tracker, progress, preemption)
-            check_corpus(one.corpus, folder)
+            if corpus is not None:
+                one.corpus = corpus
+            corpus = one.corpus
+            check_corpus(corpus, folder)
             with jax.set_mesh(one.mesh):
                 seeds[str(seed)] = judge_seed(
                     one, answers if seed == cfg.seeds[0] else []
@@ -109,8 +114,7 @@ def claimed(cfg: RunConfig, folder: Path) -> bool:
     path = folder / "config.resolved.yaml"
     if not path.exists():
         return False
-    there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    there = merge(run_config()().model_dump(mode="json"), there)
+    there = completed(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     key, was, now = first_difference(there, yaml.safe_load(dump_config(cfg)))
     if key:
         raise UserError(

@@ -6,27 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import SourceOptions, builder, load_corpus
+from dareu_jax.corpus import builder, load_corpus
+from dareu_jax.corpus.sources.fictitious import FictitiousOptions
+from dareu_jax.corpus.sources.jsonl import JsonlOptions
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
-SMALL = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+SMALL = FictitiousOptions(owners=3, records_per_owner=4, general_facts=5)
 KILLED = """
 import os, signal
 from pathlib import Path
-from dareu_jax.corpus import SourceOptions, builder, load_corpus
+from dareu_jax.corpus import builder, load_corpus
+from dareu_jax.corpus.sources.fictitious import FictitiousOptions
 
 def die(self, split):
     yield 0, {"index": 0, "id": "a", "owner": "a", "prompt": "a", "response": "a"}
     os.kill(os.getpid(), signal.SIGKILL)
 
 builder._builder_class()._generate_examples = die
-options = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+options = FictitiousOptions(owners=3, records_per_owner=4, general_facts=5)
 load_corpus("fictitious", options, Path(__import__("sys").argv[1]))
 """
 
 
-def yielded(options: SourceOptions, split: str) -> tuple:
+def yielded(options: FictitiousOptions, split: str) -> tuple:
     rows = SOURCES.get("fictitious")(options, Path())
     return tuple(record for name, record in rows if name == split)
 
@@ -52,9 +55,9 @@ def test_a_dataset_is_written_once(tmp_path, monkeypatch):
 
 def test_every_option_and_every_content_has_its_own_folder(tmp_path):
     load_corpus("fictitious", SMALL, tmp_path)
-    load_corpus("fictitious", SourceOptions(owners=3, general_facts=5), tmp_path)
+    load_corpus("fictitious", FictitiousOptions(owners=3, general_facts=5), tmp_path)
     file = tmp_path / "own.jsonl"
-    options = SourceOptions(path=str(file))
+    options = JsonlOptions(path=str(file))
     for response in ("old", "new"):
         file.write_text(
             f'{{"id": "1", "owner": "a", "prompt": "p", "response": "{response}"}}'
@@ -66,8 +69,9 @@ def test_every_option_and_every_content_has_its_own_folder(tmp_path):
 def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):
     code = (
         "import sys; from pathlib import Path;"
-        "from dareu_jax.corpus import SourceOptions, load_corpus;"
-        "load_corpus('fictitious', SourceOptions(owners=2), Path(sys.argv[1]));"
+        "from dareu_jax.corpus import load_corpus; "
+        "from dareu_jax.corpus.sources.fictitious import FictitiousOptions as Options;"
+        "load_corpus('fictitious', Options(owners=2), Path(sys.argv[1]));"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
     )
     done = subprocess.run(
@@ -95,7 +99,7 @@ def test_bad_input_writes_nothing(tmp_path):
     good = '{"id": "1", "owner": "a", "prompt": "p", "response": "r"}\n'
     file.write_text(good + good)
     with pytest.raises(UserError):
-        load_corpus("jsonl", SourceOptions(path=str(file)), tmp_path / "data")
+        load_corpus("jsonl", JsonlOptions(path=str(file)), tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
