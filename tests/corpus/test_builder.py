@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import builder, load_corpus
+from dareu_jax.corpus import adopt, builder, load_corpus
 from dareu_jax.corpus.sources.fictitious import FictitiousOptions
 from dareu_jax.corpus.sources.jsonl import JsonlOptions
 from dareu_jax.errors import UserError
@@ -152,3 +152,58 @@ def test_damage_is_noticed(tmp_path, damage):
     with pytest.raises(UserError, match=r"fictitious-\w+ is damaged.*delete") as error:
         load_corpus("fictitious", SMALL, tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_another_record_in_its_place_is_noticed(tmp_path):
+    options = FictitiousOptions(owners=2, general_facts=1)
+    load_corpus("fictitious", SMALL, tmp_path / "wanted")
+    load_corpus("fictitious", options, tmp_path / "other")
+    (wanted,), (other,) = datasets(tmp_path / "wanted"), datasets(tmp_path / "other")
+    shutil.rmtree(wanted)
+    shutil.copytree(other, wanted)
+    with pytest.raises(UserError, match="is damaged"):
+        load_corpus("fictitious", SMALL, tmp_path / "wanted")
+
+
+def test_every_load_is_one_read_through_grain(tmp_path, monkeypatch):
+    import grain
+
+    counted = []
+    source = grain.MapDataset.source
+    monkeypatch.setattr(
+        grain.MapDataset, "source", lambda rows: counted.append(rows) or source(rows)
+    )
+    for loads in (1, 2):
+        load_corpus("fictitious", SMALL, tmp_path)
+        assert len(counted) == 2 * loads  # the splits train and test
+
+
+def test_a_dataset_is_adopted_whole_and_read_from_its_new_place(tmp_path, monkeypatch):
+    trial, kept = tmp_path / "trial", tmp_path / "kept"
+    corpus = load_corpus("fictitious", SMALL, trial)
+    adopt(trial, kept)
+    assert not datasets(trial) and len(datasets(kept)) == 1
+    monkeypatch.setattr(builder, "_write", None)
+    assert load_corpus("fictitious", SMALL, kept) == corpus
+
+
+def test_a_dataset_that_is_there_is_not_adopted_again(tmp_path):
+    trial, kept = tmp_path / "trial", tmp_path / "kept"
+    for folder in (trial, kept):
+        load_corpus("fictitious", SMALL, folder)
+    before = {p: p.stat().st_mtime_ns for p in kept.rglob("*")}
+    adopt(trial, kept)
+    assert {p: p.stat().st_mtime_ns for p in kept.rglob("*")} == before
+
+
+def test_a_dataset_that_cannot_be_adopted_leaves_nothing(tmp_path, monkeypatch):
+    load_corpus("fictitious", SMALL, tmp_path / "trial")
+
+    def full(source, target):
+        (target / "owned_text").mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space left"):
+        adopt(tmp_path / "trial", tmp_path / "kept")
+    assert not any((tmp_path / "kept").iterdir())
