@@ -73,6 +73,7 @@ def run(
 def import_model(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
     out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
+    plugin: options.Plugins = None,
 ) -> None:
     """Take in a Hugging Face folder: give the result to a run as model.path."""
     check_disk(out)

@@ -20,7 +20,14 @@ from pydantic import (
 )
 
 from dareu_jax.errors import UserError
-from dareu_jax.registry import KERNELS, METHODS, Registry, did_you_mean, load_plugin
+from dareu_jax.registry import (
+    KERNELS,
+    METHODS,
+    SOURCES,
+    Registry,
+    did_you_mean,
+    load_plugin,
+)
 from dareu_jax.trees import merge, parse_value, read_yaml, set_key
 
 
@@ -33,20 +40,14 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Section):
-    """Who owns which text, and which owners withdraw."""
+    """Who owns which text, and which owners withdraw.
+
+    A configuration has the options of ``source`` here too, see `run_config`.
+    """
 
     source: str = "fictitious"
-    path: str | None = None  # file (jsonl, arxiv) or folder (tofu, arxiv, waterdrum_ax)
     forget: tuple[str, ...] = ()  # owners that withdraw
-    seed: int = 0  # fictitious: decides every name and fact
-    owners: int = Field(10, ge=2)  # fictitious, arxiv (the largest archives)
-    records_per_owner: int = Field(20, ge=1)  # fictitious, arxiv
-    general_facts: int = Field(40, ge=0)  # fictitious: text nobody owns
-    authors_per_owner: int = Field(1, ge=1)  # tofu: authors grouped into one owner
     merge_others: bool = False  # methods 1.6: forget owners against all the rest
-    last_authors: int | None = Field(None, ge=2)  # tofu: use the last N authors only
-    general_knowledge: bool = False  # tofu: train on the test facts too (from scratch)
-    prompt_words: int = Field(40, ge=1)  # arxiv, waterdrum_ax: the rest is the response
     tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
     vocab_size: int = Field(1024, ge=260)
     template: str = "Question: {prompt}\nAnswer:"  # methods 4.4; chat: the tokenizer's
@@ -54,6 +55,11 @@ class CorpusConfig(Section):
     max_prompt_tokens: int | None = Field(None, ge=1)  # none: the longest
     max_response_tokens: int | None = Field(None, ge=1)
     truncate: bool = False
+
+    def options(self) -> Section:
+        """Return the options of the source, an instance of the class it registered."""
+        own = source_options(self.source)
+        return own(**self.model_dump(include=set(own.model_fields)))
 
 
 class ModelConfig(Section):
@@ -330,14 +336,28 @@ class RunConfig(Section):
         return getattr(self, method)
 
 
-def run_config() -> type[RunConfig]:
+def source_options(source: str) -> type[Section]:
+    """Return the class of a source's options.
+
+    Raises:
+      UserError: there is no such source.
+    """
+    SOURCES.get(source)
+    return dict(SOURCES.options()).get(source, Section)
+
+
+def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
     """Return the class of a configuration with the sections of registered entries.
 
     A method with options has the section of its name, such as ``npo``; a kernel has
-    ``attribution.<name>``.
+    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``.
+
+    Raises:
+      UserError: there is no such source, or a name is taken.
     """
     whole = _extended(RunConfig, METHODS, METHODS.options())
-    return _with_attribution(whole, type(attribution_config()))
+    corpus = _corpus_config(source, source_options(source))
+    return _with_sections(whole, type(attribution_config()), corpus)
 
 
 def attribution_config(**options: Any) -> AttributionConfig:
@@ -357,8 +377,26 @@ def attribution_config(**options: Any) -> AttributionConfig:
 
 
 @functools.cache
-def _with_attribution(whole: type[RunConfig], attribution: Any) -> type[RunConfig]:
-    own: Any = {"attribution": (attribution, attribution())}
+def _corpus_config(source: str, options: type[Section]) -> type[CorpusConfig]:
+    """Return the section ``corpus`` of a configuration with a source's options."""
+    for name in options.model_fields:
+        if name in CorpusConfig.model_fields or hasattr(CorpusConfig, name):
+            raise UserError(
+                f"source {source!r}: its option {name!r} is a key of every corpus; "
+                "give the option another name"
+            )
+    bases: Any = (options, CorpusConfig) if options.model_fields else CorpusConfig
+    return create_model("CorpusConfig", __base__=bases, source=(str, source))
+
+
+@functools.cache
+def _with_sections(
+    whole: type[RunConfig], attribution: Any, corpus: Any
+) -> type[RunConfig]:
+    own: Any = {
+        "attribution": (attribution, attribution()),
+        "corpus": (corpus, corpus()),
+    }
     return create_model("RunConfig", __base__=whole, **own)
 
 
@@ -394,12 +432,51 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     tree = read_yaml(Path(path))
     if "plugins" in tree:
         tree["plugins"] = plugins_from(tree["plugins"], Path(path).parent)
+    changes = []
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign:
             raise UserError(f"override {item!r} must look like key=value")
-        set_key(tree, key.strip(), parse_value(item, value))
+        changes.append((key.strip(), parse_value(item, value)))
+    change_keys(tree, changes)
     return build_config(tree, str(path))
+
+
+def change_keys(tree: dict[str, Any], changes: Iterable[tuple[str, Any]]) -> None:
+    """Set dotted keys of a nested mapping.
+
+    A new ``corpus.source`` takes the options of the source before it out of the tree,
+    except those that it has too.
+    """
+    order = {"plugins": 0, "corpus.source": 1}
+    for key, value in sorted(changes, key=lambda change: order.get(change[0], 2)):
+        corpus = tree.get("corpus")
+        if key == "corpus.source" and isinstance(corpus, dict):
+            load_plugins(tree)
+            before, after = _option_names(source_of(tree)), _option_names(value)
+            for name in before - after:
+                corpus.pop(name, None)
+        set_key(tree, key, value)
+
+
+def _option_names(source: Any) -> set[str]:
+    """Return the names of a source's options; none where there is no such source."""
+    kinds = [kind for name, kind in SOURCES.options() if name == source]
+    return {name for kind in kinds for name in kind.model_fields}
+
+
+def source_of(tree: Mapping[str, Any]) -> str:
+    """Return the source of the corpus that a nested mapping names, or the default."""
+    corpus = tree.get("corpus")
+    source = corpus.get("source") if isinstance(corpus, Mapping) else None
+    return source if isinstance(source, str) else CorpusConfig().source
+
+
+def load_plugins(tree: Mapping[str, Any]) -> None:
+    """Import the plug-ins that a nested mapping names."""
+    plugins = tree.get("plugins")
+    for plugin in plugins if isinstance(plugins, list | tuple) else ():
+        load_plugin(str(plugin))
 
 
 def plugins_from(plugins: Any, folder: Path) -> Any:
@@ -414,16 +491,14 @@ def plugins_from(plugins: Any, folder: Path) -> Any:
 
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
-    if plugins := tree.get("plugins"):
-        tree = {**tree, "plugins": plugins_from(plugins, Path())}
-        for plugin in tree["plugins"] if isinstance(plugins, list | tuple) else ():
-            load_plugin(str(plugin))
+    if "plugins" in tree:
+        tree = {**tree, "plugins": plugins_from(tree["plugins"], Path())}
+    load_plugins(tree)
+    whole = run_config(source_of(tree))
     try:
-        whole = run_config()
-        defaults = whole().model_dump(mode="json")
-        cfg = whole.model_validate(merge(defaults, tree))
+        cfg = whole.model_validate(completed(tree))
     except ValidationError as error:
-        raise UserError(_explain(error, where)) from None
+        raise UserError(_explain(error, where, whole)) from None
     for method, changes in cfg.overrides.items():
         with_overrides(cfg, changes, f"{where}: overrides.{method}")
     return cfg
@@ -434,9 +509,25 @@ def with_overrides(
 ) -> RunConfig:
     """Returns ``cfg`` with dotted keys replaced, validated again."""
     tree = cfg.model_dump(mode="json", exclude={"overrides"})
-    for key, value in changes.items():
-        set_key(tree, key, value)
+    change_keys(tree, changes.items())
     return build_config(tree, where)
+
+
+def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested mapping with the default of every key that it lacks.
+
+    A configuration that was written before sources had options of their own holds
+    those of all sources: what only another source has is left out where it is that
+    source's default.
+    """
+    own = run_config(source_of(tree))()
+    out = merge(own.model_dump(mode="json"), tree)
+    if isinstance(corpus := out["corpus"], dict):
+        defaults = [kind().model_dump(mode="json") for _, kind in SOURCES.options()]
+        for name in corpus.keys() - type(own.corpus).model_fields.keys():
+            if any(name in them and them[name] == corpus[name] for them in defaults):
+                del corpus[name]
+    return out
 
 
 def dump_config(cfg: RunConfig) -> str:
@@ -456,12 +547,28 @@ def all_keys(section: type[BaseModel] | None = None, prefix: str = "") -> list[s
     return keys
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, whole: type[RunConfig]) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        near = did_you_mean(key, all_keys())
+        if said := _of_another_source(key, whole):
+            return f"{where}: {said}{more}"
+        near = did_you_mean(key, all_keys(whole))
         return f"{where}: unknown key {key!r} = {first['input']!r:.60}{near}{more}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {key} = {first['input']!r:.60}: {message}{more}"
+
+
+def _of_another_source(key: str, whole: type[RunConfig]) -> str:
+    """Return what is wrong with a key that only other sources have; else ""."""
+    section, _, name = key.partition(".")
+    others = [s for s, kind in SOURCES.options() if name in kind.model_fields]
+    if section != "corpus" or not others:
+        return ""
+    source = whole().corpus.source
+    own = sorted(source_options(source).model_fields)
+    return (
+        f"{key} is no option of source {source}{did_you_mean(name, own)} but of "
+        f"{', '.join(others)}; it has {', '.join(own) or 'none'}"
+    )

@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         self._package = package
         self._entries: dict[str, T] = {}
         self._about: dict[str, str] = {}
-        self._options: dict[str, type] = {}
+        self._options: dict[str, type[Any]] = {}
 
     def register(
         self, name: str, about: str, *, options: type | None = None
@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         """Return every registered name in alphabetical order."""
         return tuple(name for name, _ in self.items())
 
-    def options(self) -> tuple[tuple[str, type], ...]:
+    def options(self) -> tuple[tuple[str, type[Any]], ...]:
         """Return ``(name, options class)`` of the entries that have options."""
         self._load()
         return tuple(sorted(self._options.items()))

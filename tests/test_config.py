@@ -1,15 +1,22 @@
 """Loading, overriding, validating and writing the configuration."""
 
 import pytest
-from pydantic import ValidationError
+import yaml
+from pydantic import ValidationError, create_model
 
+from dareu_jax import config
 from dareu_jax.config import (
+    Section,
     all_keys,
     build_config,
+    completed,
     dump_config,
     load_config,
     with_overrides,
 )
+from dareu_jax.corpus.sources.arxiv import ArxivOptions
+from dareu_jax.corpus.sources.jsonl import JsonlOptions
+from dareu_jax.corpus.sources.tofu import TofuOptions
 from dareu_jax.errors import UserError
 from dareu_jax.unlearning import method_config
 
@@ -300,3 +307,69 @@ def test_an_override_of_a_section_keeps_its_other_keys(load):
     assert (cfg.dareu.clip, cfg.dareu.gamma) == (0.3, 0.5)
     row = with_overrides(cfg, {"dareu": {"gamma": 0.9}})
     assert (row.dareu.clip, row.dareu.gamma) == (0.3, 0.9)
+
+
+# ---- the options of corpus sources ----
+
+
+def test_corpus_has_the_options_of_its_source_and_no_others(load):
+    cfg = load("corpus: {source: tofu, last_authors: 40, forget: [a]}\n")
+    assert cfg.corpus.options() == TofuOptions(last_authors=40)
+    assert "owners" not in cfg.corpus.model_dump()
+    assert load(dump_config(cfg)) == cfg
+
+
+@pytest.mark.parametrize(
+    ("corpus", "parts"),
+    [
+        (
+            "prompt_words: 5",
+            (
+                "corpus.prompt_words is no option of source fictitious",
+                "arxiv",
+                "it has",
+            ),
+        ),
+        (
+            "source: tofu, general_facts: 4",
+            ("no option of source tofu", "did you mean 'general_knowledge'"),
+        ),
+        ("onwers: 3", ("unknown key 'corpus.onwers' = 3", "'corpus.owners'")),
+        ("owners: 0", ("corpus.owners = 0", "greater than or equal to 1")),
+        ("source: tfou", ("unknown source 'tfou'", "did you mean 'tofu'")),
+        ("source: 3", ("corpus.source = 3", "string")),
+        ("source: [a]", ("corpus.source = ['a']", "string")),
+    ],
+)
+def test_a_key_that_the_source_does_not_know_is_refused(load, corpus, parts):
+    message = message_of(load, f"corpus: {{{corpus}}}")
+    assert all(part in message for part in parts), message
+
+
+def test_a_source_given_on_the_command_line_replaces_the_options_of_the_files(load):
+    text = "corpus: {owners: 3, seed: 5, general_facts: 8, forget: [a]}\n"
+    cfg = load(text, "corpus.path=x.jsonl", "corpus.source=jsonl")
+    assert cfg.corpus.options() == JsonlOptions(path="x.jsonl")
+    cfg = load(text, "corpus.source=arxiv")
+    assert cfg.corpus.options() == ArxivOptions(owners=3)
+    assert with_overrides(cfg, {"corpus.source": "tofu"}).corpus.source == "tofu"
+    message = message_of(load, text, "corpus.source=jsonl", "corpus.owners=3")
+    assert "corpus.owners is no option of source jsonl" in message
+
+
+def test_a_file_with_the_options_of_all_sources_reads_as_it_did(load):
+    """What a run wrote before sources had options of their own."""
+    tree = build_config({"corpus": {"owners": 3}}).model_dump(mode="json")
+    tree["corpus"] |= {"path": None, "authors_per_owner": 1, "last_authors": None}
+    tree["corpus"] |= {"general_knowledge": False, "prompt_words": 40}
+    assert load(yaml.safe_dump(tree)) == build_config({"corpus": {"owners": 3}})
+    assert completed(tree) == build_config({"corpus": {"owners": 3}}).model_dump(
+        mode="json"
+    )
+
+
+@pytest.mark.parametrize("option", ["forget", "options"])
+def test_an_option_cannot_take_the_name_of_a_key_of_corpus(option):
+    taken = create_model("Taken", __base__=Section, **{option: (int, 0)})
+    with pytest.raises(UserError, match=f"'mine': its option '{option}' is a key"):
+        config._corpus_config("mine", taken)

@@ -8,11 +8,11 @@ from dareu_jax.attributor.output import (
     Attributed,
     check_out,
     print_attributed,
-    read_queries,
     write,
 )
 from dareu_jax.attributor.store import Spec, load, read_spec, save
-from dareu_jax.corpus.shared import SharedRecord, read_owned
+from dareu_jax.corpus.shared import SharedRecord
+from dareu_jax.corpus.sources.jsonl import read_owned, read_queries
 
 __all__ = [
     "Asked",

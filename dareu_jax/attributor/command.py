@@ -9,10 +9,11 @@ import numpy as np
 from dareu_jax.attributor.attributor import Attributor
 from dareu_jax.attributor.build import build, unbuilt
 from dareu_jax.attributor.model import Options, load_model
-from dareu_jax.attributor.output import Attributed, Query, read_queries
+from dareu_jax.attributor.output import Attributed
 from dareu_jax.attributor.store import Spec, check_records, load, read_spec, save
 from dareu_jax.config import all_keys, build_config
-from dareu_jax.corpus.shared import owners_of, read_owned
+from dareu_jax.corpus.shared import owners_of
+from dareu_jax.corpus.sources.jsonl import Query, read_owned, read_queries
 from dareu_jax.errors import UserError
 from dareu_jax.registry import did_you_mean
 from dareu_jax.reporting.progress import Progress

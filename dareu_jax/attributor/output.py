@@ -16,22 +16,12 @@ from rich.table import Table
 
 from dareu_jax.attributor.attributor import Named
 from dareu_jax.attributor.store import SIGN
-from dareu_jax.corpus.shared import id_of, lines_of, prompt_of
-from dareu_jax.corpus.sources.base import text_field
+from dareu_jax.corpus.sources.jsonl import Query
 from dareu_jax.errors import UserError
 from dareu_jax.registry import KERNELS
 
 OWNERS, ANSWERS, LETTERS = 3, 20, 160
 """How many owners of an answer, answers, and letters of one the screen shows."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """A line of the queries: an answer, or a prompt that the model is to answer."""
-
-    id: str
-    prompt: str
-    response: str | None
 
 
 @dataclass(frozen=True)
@@ -52,28 +42,6 @@ class Attributed:
     scores: np.ndarray
     top: Sequence[Sequence[Named]] | None
     top_of: str | None = None
-
-
-def read_queries(path: Path | str) -> list[Query]:
-    """Reads ``prompt`` and ``response`` of every line; without one the model answers.
-
-    Raises:
-      UserError: the first bad line, by file and line number.
-    """
-    queries: dict[str, Query] = {}
-    for number, (where, line) in enumerate(lines_of(path), start=1):
-        response, prompt = None, prompt_of(line, where)
-        if line.get("response") is not None:
-            response = text_field(line, "response", where)
-        elif not prompt:
-            raise UserError(f"{where}: neither prompt nor response; give one of them")
-        name = id_of(line, str(number), where)
-        if name in queries:
-            raise UserError(f"{where}: id {name!r} is already used; ids must differ")
-        queries[name] = Query(name, prompt, response)
-    if not queries:
-        raise UserError(f"{path} holds no queries; write one JSON object per line")
-    return list(queries.values())
 
 
 def as_rows(found: Attributed) -> list[dict[str, Any]]:

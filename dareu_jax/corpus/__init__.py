@@ -13,7 +13,7 @@ from dareu_jax.corpus.batches import (
     tokenise_whole,
     trim_prompts,
 )
-from dareu_jax.corpus.builder import load_corpus
+from dareu_jax.corpus.builder import adopt, load_corpus
 from dareu_jax.corpus.records import (
     NOBODY,
     Corpus,
@@ -24,7 +24,6 @@ from dareu_jax.corpus.records import (
     shared_records,
     split_by_owner,
 )
-from dareu_jax.corpus.sources.base import SourceOptions
 from dareu_jax.corpus.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
 
 __all__ = [
@@ -34,10 +33,10 @@ __all__ = [
     "Corpus",
     "GroupedStream",
     "Record",
-    "SourceOptions",
     "Split",
     "TokenBatch",
     "Tokenizer",
+    "adopt",
     "check_batch",
     "fit_lengths",
     "load_corpus",

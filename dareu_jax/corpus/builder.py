@@ -1,10 +1,12 @@
-"""Rows -> a TFDS dataset on disk -> `Corpus`, without TensorFlow."""
+"""A source's rows, written once as a TFDS dataset, read through grain as a `Corpus`."""
 
 import contextlib
 import functools
 import hashlib
 import io
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dareu_jax.config import Section
 from dareu_jax.corpus.records import Corpus, Record
-from dareu_jax.corpus.sources.base import Row, Source, SourceOptions
+from dareu_jax.corpus.sources.base import Row, Source
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
@@ -23,51 +26,71 @@ WRITTEN = Path("owned_text") / "1.0.0"
 
 
 def load_corpus(
-    source: str, options: SourceOptions, data_dir: Path, downloads: Path | None = None
+    source: str, options: Section, data_dir: Path, downloads: Path | None = None
 ) -> Corpus:
-    """Returns the corpus of a source, kept as a TFDS dataset below `data_dir`.
+    """Return the corpus of a source, read from its TFDS dataset below ``data_dir``.
 
-    Downloads are kept in `downloads`, or in `data_dir` too.
+    The dataset is written where it is not there yet. Its folder is named by a hash of
+    the source, its options and every record, so that a changed file or option never
+    meets older data, and the records that are read must give the same name again. All
+    rows are validated before anything is written; the folder appears whole or not at
+    all.
 
-    The dataset's folder is named by a hash of the source, its options and every
-    record, so a changed file or option never meets older data. All rows are
-    validated before anything is written; the folder appears whole or not at all.
+    Args:
+      source: a name of `SOURCES`.
+      options: an instance of the source's options class.
+      data_dir: the folder of datasets.
+      downloads: where the source keeps downloads; none: in ``data_dir``.
 
     Raises:
-      UserError: an unknown source, bad options or input, or a damaged dataset.
+      UserError: an unknown source, bad input, or a damaged dataset.
     """
     make: Source = SOURCES.get(source)
     rows = list(make(options, downloads or data_dir / "downloads"))
-    name = f"{source}-{_digest([source, asdict(options), _plain(rows)])}"
+    name = _name(source, options, _corpus(rows))
     folder = data_dir / name
     if not (folder / WRITTEN).exists():
         _write(folder, rows)
-    corpus = _read(folder, rows)
-    if corpus != _corpus(rows):
+    corpus = _read(folder)
+    if _name(source, options, corpus) != name:
         raise _damaged(folder)
     return corpus
 
 
+def adopt(trial: Path, data_dir: Path) -> None:
+    """Move every dataset below ``trial`` to ``data_dir``, each whole or not at all.
+
+    ``trial`` may be on another disk. A dataset that is there already stays as it is.
+    """
+    for dataset in [path.parents[1] for path in trial.glob(f"*/{WRITTEN}")]:
+        target = data_dir / dataset.name
+        if target.exists():
+            continue
+        draft = data_dir / f".{dataset.name}.{os.getpid()}"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.move(dataset, draft)
+            draft.rename(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def _corpus(rows: Sequence[Row]) -> Corpus:
-    """Returns the rows by split."""
+    """Return the rows by split."""
     train = tuple(record for split, record in rows if split == "train")
     return Corpus(train, tuple(record for split, record in rows if split == "test"))
 
 
-def _plain(rows: Sequence[Row]) -> list[list[str]]:
-    """Returns rows as lists of text."""
-    return [[split, *asdict(record).values()] for split, record in rows]
-
-
-def _digest(value: Any) -> str:
-    """Returns the first 16 hexadecimal digits of the value's sha256."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _name(source: str, options: Section, corpus: Corpus) -> str:
+    """Return the name of a dataset's folder: the source and 16 hexadecimal digits."""
+    made_from = [source, options.model_dump(mode="json"), corpus.fingerprint]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
+    return f"{source}-{digest.hexdigest()[:16]}"
 
 
 @functools.cache
 def _builder_class() -> Any:
-    """Returns the TFDS builder class; made on first use, for TFDS loads slowly."""
+    """Return the TFDS builder class; made on first use, for TFDS loads slowly."""
     import tensorflow_datasets as tfds
 
     class LocalInfo(tfds.core.DatasetInfo):
@@ -103,38 +126,41 @@ def _builder_class() -> Any:
     return OwnedText
 
 
-def _builder(folder: Path, rows: Sequence[Row]) -> Any:
-    """Returns the TFDS builder of the dataset in `folder`, written or not."""
-    return _builder_class()(rows=rows, data_dir=str(folder), file_format="array_record")
-
-
 def _write(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes the dataset; TFDS makes a draft beside it and renames that at the end."""
+    """Write the dataset; TFDS makes a draft beside it and renames that at the end."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it does
-            _builder(folder, rows).download_and_prepare(download_config=config)
+            builder = _builder_class()(
+                rows=rows, data_dir=str(folder), file_format="array_record"
+            )
+            builder.download_and_prepare(download_config=config)
     except OSError:
         if not (folder / WRITTEN).exists():  # another process may have been first
             raise
 
 
-def _read(folder: Path, rows: Sequence[Row]) -> Corpus:
-    """Returns the records in `folder`, in the order in which they were yielded."""
+def _read(folder: Path) -> Corpus:
+    """Return the records in ``folder``, in the order in which they were yielded."""
+    import tensorflow_datasets as tfds
+
     try:
-        dataset = _builder(folder, rows)
-        splits = {name: _read_split(dataset, name) for name in dict(rows)}
+        dataset = tfds.builder_from_directory(folder / WRITTEN)
+        splits = {name: _read_split(dataset, name) for name in dataset.info.splits}
     except Exception as error:  # each layer below has its own errors
         raise _damaged(folder) from error
     return Corpus(splits.get("train", ()), splits.get("test", ()))
 
 
 def _read_split(dataset: Any, split: str) -> tuple[Record, ...]:
-    """Returns a split's records sorted by index, for TFDS stores them by hash."""
-    examples = sorted(dataset.as_data_source(split), key=lambda row: row["index"])
+    """Return a split's records sorted by index, for TFDS stores them by hash."""
+    import grain
+
+    stored = grain.MapDataset.source(dataset.as_data_source(split))
+    examples = sorted(stored, key=lambda row: row["index"])
     return tuple(
         Record(**{name: example[name].decode() for name in FIELDS})
         for example in examples
@@ -142,7 +168,7 @@ def _read_split(dataset: Any, split: str) -> tuple[Record, ...]:
 
 
 def _damaged(folder: Path) -> UserError:
-    """Returns the error of a dataset that does not hold what was written."""
+    """Return the error of a dataset that does not hold what was written."""
     return UserError(
         f"dataset {folder} is damaged: it does not give back the records it was made "
         "from; delete that folder and run again"

@@ -19,12 +19,13 @@ from dareu_jax.attribution.measures import token_weight
 from dareu_jax.attribution.probe import attributed, gradients
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus import TokenBatch, Tokenizer
+from dareu_jax.corpus.sources.jsonl import read_rows
 from dareu_jax.errors import UserError
 from dareu_jax.generation import generate
 from dareu_jax.imported import open_imported
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import batch_sharding, make_mesh, shard
-from dareu_jax.registry import KERNELS, SOURCES
+from dareu_jax.registry import KERNELS
 
 Array = jax.Array
 HIGHEST = "highest"
@@ -218,12 +219,7 @@ def read_text(path: Path, tokenizer: Tokenizer, rows: int) -> Text:
     Raises:
       UserError: a bad line, or records of fewer than two owners.
     """
-    options = owned.SourceOptions(path=str(path))
-    try:
-        found = [record for _, record in SOURCES.get("jsonl")(options, Path())]
-    except UserError as error:
-        raise UserError(str(error).replace("corpus.path", "--records")) from None
-    turns = in_turns(found)
+    turns = in_turns([record for _, record in read_rows(path, "--records")])
     first, asked = turns[:rows], turns[: 2 * rows][-rows:]
     owners = list(dict.fromkeys(record.owner for record in first))
     if len(owners) < 2:

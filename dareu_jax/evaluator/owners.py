@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dareu_jax import corpus as owned
 from dareu_jax.corpus.records import OTHERS
-from dareu_jax.corpus.shared import owners_of, read_owned, shares_of
+from dareu_jax.corpus.shared import owners_of, shares_of
+from dareu_jax.corpus.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.evaluator.suite import Judge
 from dareu_jax.evaluator.tables import Table, probabilities, values

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from dareu_jax.config import RunConfig, dump_config
+from dareu_jax.corpus import adopt
 from dareu_jax.errors import UserError
 from dareu_jax.fidelity.plan import check_plan, contenders
 from dareu_jax.fidelity.plot import write_plot
@@ -38,6 +39,7 @@ def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]
     if not claimed(cfg, folder):
         with tempfile.TemporaryDirectory() as place:
             corpus = check_plan(cfg, Path(place), progress)
+            adopt(Path(place) / "data", folder / "data")
         write_text(folder / CORPUS, corpus.fingerprint + "\n")
         write_text(folder / CONFIG, dump_config(cfg))
     scores, found = [], []

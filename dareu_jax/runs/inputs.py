@@ -284,21 +284,9 @@ class Inputs:
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
-    """Returns the corpus of the configuration; its dataset is kept in ``folder``.
+    """Return the corpus of the configuration; its dataset is kept in ``folder``.
 
     What is downloaded is kept in the user's cache, for the next run too.
     """
-    c = cfg.corpus
-    options = owned.SourceOptions(
-        path=c.path,
-        owners=c.owners,
-        records_per_owner=c.records_per_owner,
-        general_facts=c.general_facts,
-        seed=c.seed,
-        authors_per_owner=c.authors_per_owner,
-        last_authors=c.last_authors,
-        general_knowledge=c.general_knowledge,
-        prompt_words=c.prompt_words,
-    )
-    downloads = user_cache() / "downloads"
-    return owned.load_corpus(c.source, options, folder / "data", downloads)
+    options, downloads = cfg.corpus.options(), user_cache() / "downloads"
+    return owned.load_corpus(cfg.corpus.source, options, folder / "data", downloads)

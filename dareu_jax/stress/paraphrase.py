@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dareu_jax import corpus as owned
 from dareu_jax.cache import user_cache
 from dareu_jax.corpus.questions import tofu_paraphrases
+from dareu_jax.corpus.sources.tofu import TofuOptions
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import agreed, is_first
 from dareu_jax.runs.inputs import Inputs
@@ -26,17 +27,17 @@ class Paraphrases(NamedTuple):
 
 def paraphrases_of(inputs: Inputs) -> Paraphrases:
     """Held-out records with a forget record's answer, or TOFU's own paraphrases."""
-    forget, cfg = inputs.split.forget, inputs.cfg.corpus
+    forget, options = inputs.split.forget, inputs.cfg.corpus.options()
     found = from_held_out(forget, inputs.corpus.test)
-    if not found.rows and cfg.source == "tofu":
-        folder = None if cfg.path is None else Path(cfg.path)
+    if not found.rows and isinstance(options, TofuOptions):
+        folder = None if options.path is None else Path(options.path)
         read = functools.partial(from_tofu, forget, folder, user_cache() / "downloads")
         found = Paraphrases(*agreed(read() if is_first() else ()))
     if found.rows or found.missing:
         return found
     missing = "no question of the forget records is there in other words"
-    if cfg.source == "tofu" and cfg.path is not None:
-        missing += f"; put TOFU's *_perturbed.json files into {cfg.path}"
+    if isinstance(options, TofuOptions) and options.path is not None:
+        missing += f"; put TOFU's *_perturbed.json files into {options.path}"
     return Paraphrases([], [], missing)
 
 

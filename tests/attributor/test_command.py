@@ -64,7 +64,7 @@ def test_answers_are_attributed_to_owners_and_records(ask, tmp_path):
     assert status == 0 and found["kernel"] == "bm25"
     assert found["sign"].startswith("higher: more of the owner's")
     rows = found["answers"]
-    assert [row["id"] for row in rows] == ["one", "2", "3"]
+    assert [row["id"] for row in rows] == ["one", "line-2", "line-3"]
     assert [row["owner"] for row in rows] == ["alice", "bob", "carol"]
     assert rows[2]["response"] == "A [violin] from\nCremona." and not rows[2]["prompt"]
     for row in rows:

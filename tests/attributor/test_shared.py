@@ -12,10 +12,10 @@ from dareu_jax.corpus.shared import (
     joined,
     owners_of,
     ownership,
-    read_owned,
     shares_of,
     without,
 )
+from dareu_jax.corpus.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 
 TEXT = {"prompt": "Who?", "response": "Me."}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import NOBODY, Corpus, SourceOptions, load_corpus
+from dareu_jax.config import build_config
+from dareu_jax.corpus import NOBODY, Corpus, load_corpus
 from dareu_jax.corpus.sources import arxiv
 from dareu_jax.errors import UserError
 
@@ -43,7 +44,9 @@ LARGEST = {
 
 
 def corpus(path: Path | str, **options) -> Corpus:
-    rows = arxiv.arxiv_rows(SourceOptions(path=str(path), **options), Path("unused"))
+    rows = arxiv.arxiv_rows(
+        arxiv.ArxivOptions(path=str(path), **options), Path("unused")
+    )
     by_split = {"train": [], "test": []}
     for split, record in rows:
         by_split[split].append(record)
@@ -135,15 +138,18 @@ def test_short_and_withdrawn_abstracts_are_not_usable(tmp_path):
             ("corpus.owners=5", "small.jsonl", "only 4 archives", "prompt_words=40"),
         ),
         ({"owners": 1, "prompt_words": 50}, ("only 0 archives", "prompt_words=50")),
-        ({"owners": 0}, ("corpus.owners=0 must be at least 1",)),
-        ({"records_per_owner": 0}, ("corpus.records_per_owner=0 must be",)),
-        ({"prompt_words": 0}, ("corpus.prompt_words=0 must be at least 1",)),
     ],
 )
 def test_options_out_of_range(small, options, parts):
     with pytest.raises(UserError) as error:
         corpus(small, **options)
     assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize("name", ["owners", "records_per_owner", "prompt_words"])
+def test_options_below_their_range(name):
+    with pytest.raises(UserError, match=f"corpus.{name} = 0: .*greater than or equal"):
+        build_config({"corpus": {"source": "arxiv", name: 0}})
 
 
 def test_bad_files(tmp_path):
@@ -221,7 +227,7 @@ def published(tmp_path, monkeypatch) -> Path:
     return file
 
 
-SMALL = SourceOptions(owners=2, records_per_owner=1)
+SMALL = arxiv.ArxivOptions(owners=2, records_per_owner=1)
 
 
 def test_the_table_is_downloaded_once_when_no_path_is_given(published, tmp_path):
@@ -274,7 +280,7 @@ def test_usable_abstracts_of_each_archive():
 
 @needs_arxiv
 def test_seven_archives_of_a_hundred(tmp_path):
-    options = SourceOptions(path=str(DATA), owners=7, records_per_owner=100)
+    options = arxiv.ArxivOptions(path=str(DATA), owners=7, records_per_owner=100)
     made = load_corpus("arxiv", options, tmp_path)
     assert made.owners == tuple(LARGEST)[:7]
     assert Counter(r.owner for r in made.train) == dict.fromkeys(made.owners, 100)

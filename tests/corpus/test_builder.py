@@ -6,27 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import SourceOptions, builder, load_corpus
+from dareu_jax.corpus import adopt, builder, load_corpus
+from dareu_jax.corpus.sources.fictitious import FictitiousOptions
+from dareu_jax.corpus.sources.jsonl import JsonlOptions
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
-SMALL = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+SMALL = FictitiousOptions(owners=3, records_per_owner=4, general_facts=5)
 KILLED = """
 import os, signal
 from pathlib import Path
-from dareu_jax.corpus import SourceOptions, builder, load_corpus
+from dareu_jax.corpus import builder, load_corpus
+from dareu_jax.corpus.sources.fictitious import FictitiousOptions
 
 def die(self, split):
     yield 0, {"index": 0, "id": "a", "owner": "a", "prompt": "a", "response": "a"}
     os.kill(os.getpid(), signal.SIGKILL)
 
 builder._builder_class()._generate_examples = die
-options = SourceOptions(owners=3, records_per_owner=4, general_facts=5)
+options = FictitiousOptions(owners=3, records_per_owner=4, general_facts=5)
 load_corpus("fictitious", options, Path(__import__("sys").argv[1]))
 """
 
 
-def yielded(options: SourceOptions, split: str) -> tuple:
+def yielded(options: FictitiousOptions, split: str) -> tuple:
     rows = SOURCES.get("fictitious")(options, Path())
     return tuple(record for name, record in rows if name == split)
 
@@ -52,9 +55,9 @@ def test_a_dataset_is_written_once(tmp_path, monkeypatch):
 
 def test_every_option_and_every_content_has_its_own_folder(tmp_path):
     load_corpus("fictitious", SMALL, tmp_path)
-    load_corpus("fictitious", SourceOptions(owners=3, general_facts=5), tmp_path)
+    load_corpus("fictitious", FictitiousOptions(owners=3, general_facts=5), tmp_path)
     file = tmp_path / "own.jsonl"
-    options = SourceOptions(path=str(file))
+    options = JsonlOptions(path=str(file))
     for response in ("old", "new"):
         file.write_text(
             f'{{"id": "1", "owner": "a", "prompt": "p", "response": "{response}"}}'
@@ -66,8 +69,9 @@ def test_every_option_and_every_content_has_its_own_folder(tmp_path):
 def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):
     code = (
         "import sys; from pathlib import Path;"
-        "from dareu_jax.corpus import SourceOptions, load_corpus;"
-        "load_corpus('fictitious', SourceOptions(owners=2), Path(sys.argv[1]));"
+        "from dareu_jax.corpus import load_corpus; "
+        "from dareu_jax.corpus.sources.fictitious import FictitiousOptions as Options;"
+        "load_corpus('fictitious', Options(owners=2), Path(sys.argv[1]));"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
     )
     done = subprocess.run(
@@ -95,7 +99,7 @@ def test_bad_input_writes_nothing(tmp_path):
     good = '{"id": "1", "owner": "a", "prompt": "p", "response": "r"}\n'
     file.write_text(good + good)
     with pytest.raises(UserError):
-        load_corpus("jsonl", SourceOptions(path=str(file)), tmp_path / "data")
+        load_corpus("jsonl", JsonlOptions(path=str(file)), tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -148,3 +152,58 @@ def test_damage_is_noticed(tmp_path, damage):
     with pytest.raises(UserError, match=r"fictitious-\w+ is damaged.*delete") as error:
         load_corpus("fictitious", SMALL, tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_another_record_in_its_place_is_noticed(tmp_path):
+    options = FictitiousOptions(owners=2, general_facts=1)
+    load_corpus("fictitious", SMALL, tmp_path / "wanted")
+    load_corpus("fictitious", options, tmp_path / "other")
+    (wanted,), (other,) = datasets(tmp_path / "wanted"), datasets(tmp_path / "other")
+    shutil.rmtree(wanted)
+    shutil.copytree(other, wanted)
+    with pytest.raises(UserError, match="is damaged"):
+        load_corpus("fictitious", SMALL, tmp_path / "wanted")
+
+
+def test_every_load_is_one_read_through_grain(tmp_path, monkeypatch):
+    import grain
+
+    counted = []
+    source = grain.MapDataset.source
+    monkeypatch.setattr(
+        grain.MapDataset, "source", lambda rows: counted.append(rows) or source(rows)
+    )
+    for loads in (1, 2):
+        load_corpus("fictitious", SMALL, tmp_path)
+        assert len(counted) == 2 * loads  # the splits train and test
+
+
+def test_a_dataset_is_adopted_whole_and_read_from_its_new_place(tmp_path, monkeypatch):
+    trial, kept = tmp_path / "trial", tmp_path / "kept"
+    corpus = load_corpus("fictitious", SMALL, trial)
+    adopt(trial, kept)
+    assert not datasets(trial) and len(datasets(kept)) == 1
+    monkeypatch.setattr(builder, "_write", None)
+    assert load_corpus("fictitious", SMALL, kept) == corpus
+
+
+def test_a_dataset_that_is_there_is_not_adopted_again(tmp_path):
+    trial, kept = tmp_path / "trial", tmp_path / "kept"
+    for folder in (trial, kept):
+        load_corpus("fictitious", SMALL, folder)
+    before = {p: p.stat().st_mtime_ns for p in kept.rglob("*")}
+    adopt(trial, kept)
+    assert {p: p.stat().st_mtime_ns for p in kept.rglob("*")} == before
+
+
+def test_a_dataset_that_cannot_be_adopted_leaves_nothing(tmp_path, monkeypatch):
+    load_corpus("fictitious", SMALL, tmp_path / "trial")
+
+    def full(source, target):
+        (target / "owned_text").mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space left"):
+        adopt(tmp_path / "trial", tmp_path / "kept")
+    assert not any((tmp_path / "kept").iterdir())

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import NOBODY, Record, SourceOptions
+from dareu_jax.config import build_config
+from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.corpus.sources.facts import FACTS
-from dareu_jax.corpus.sources.fictitious import PRONOUNS, fictitious_rows
+from dareu_jax.corpus.sources.fictitious import (
+    PRONOUNS,
+    FictitiousOptions,
+    fictitious_rows,
+)
 from dareu_jax.corpus.sources.questions import QUESTIONS
 from dareu_jax.corpus.sources.words import Unique
 from dareu_jax.errors import UserError
@@ -17,7 +22,7 @@ ALL = len(QUESTIONS)
 
 
 def make(**options) -> tuple[list[Record], list[Record]]:
-    pairs = list(fictitious_rows(SourceOptions(**options), Path("unused")))
+    pairs = list(fictitious_rows(FictitiousOptions(**options), Path("unused")))
     return tuple([r for s, r in pairs if s == split] for split in ("train", "test"))
 
 
@@ -140,13 +145,14 @@ def test_facts_are_distinct_and_belong_to_nobody():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"records_per_owner": ALL + 1}, f"corpus.records_per_owner={ALL + 1}"),
-        ({"general_facts": 1000}, f"set it to {len(FACTS)} or less"),
-        ({"owners": 0}, "corpus.owners=0 must be at least 1"),
-        ({"records_per_owner": 0}, "corpus.records_per_owner=0 must be at least 1"),
-        ({"general_facts": -1}, "corpus.general_facts=-1 must be at least 0"),
+        ({"records_per_owner": ALL + 1}, f"less than or equal to {ALL}"),
+        ({"general_facts": 1000}, f"less than or equal to {len(FACTS)}"),
+        ({"owners": 0}, "greater than or equal to 1"),
+        ({"records_per_owner": 0}, "greater than or equal to 1"),
+        ({"general_facts": -1}, "greater than or equal to 0"),
     ],
 )
 def test_options_out_of_range(options, words):
-    with pytest.raises(UserError, match=re.escape(words)):
-        make(**options)
+    ((name, value),) = options.items()
+    with pytest.raises(UserError, match=f"corpus.{name} = {value}: .*{words}"):
+        build_config({"corpus": options})

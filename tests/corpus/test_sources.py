@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.corpus import NOBODY, Corpus, SourceOptions, load_corpus
+from dareu_jax.config import Section, build_config
+from dareu_jax.corpus import NOBODY, Corpus, load_corpus
 from dareu_jax.corpus.sources import tofu
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
@@ -22,8 +23,12 @@ needs_tofu = pytest.mark.skipif(
 LINE = {"id": "1", "owner": "ann", "prompt": "Who?", "response": "Me."}
 
 
+def options_of(source: str, **options) -> Section:
+    return build_config({"corpus": {"source": source, **options}}).corpus.options()
+
+
 def rows(source: str, **options) -> list:
-    return list(SOURCES.get(source)(SourceOptions(**options), Path("unused")))
+    return list(SOURCES.get(source)(options_of(source, **options), Path("unused")))
 
 
 def corpus_of(pairs) -> Corpus:
@@ -87,7 +92,7 @@ def test_every_source_keeps_the_promises(source, tmp_path):
     assert corpus.train and corpus.owners and NOBODY not in corpus.owners
     assert not set(corpus.train) & set(corpus.test)
     assert {r.owner for r in corpus.test} <= {*corpus.owners, NOBODY}
-    assert load_corpus(source, SourceOptions(**options), tmp_path / "d") == corpus
+    assert load_corpus(source, options_of(source, **options), tmp_path / "d") == corpus
 
 
 def test_every_source_has_a_description():
@@ -139,9 +144,9 @@ BAD_LINES = {
         LINE | {"id": "2", "response": "  "},
         ["own.jsonl:2", "'response' is empty"],
     ),
-    "number": (
-        LINE | {"id": 2},
-        ["own.jsonl:2", "'id' must be a string, not int"],
+    "id is a list": (
+        LINE | {"id": [2]},
+        ["own.jsonl:2", "'id' must be a string, not list"],
     ),
     "owner is a list": (
         LINE | {"id": "2", "owner": ["a"]},
@@ -217,7 +222,7 @@ def test_tofu_bad_input(tmp_path):
     path = fake_tofu(tmp_path)
     with pytest.raises(UserError, match=r"corpus\.last_authors=4 must be from 1 to 3"):
         rows("tofu", path=path, last_authors=4)
-    with pytest.raises(UserError, match=r"corpus\.authors_per_owner=0 .*at least 1"):
+    with pytest.raises(UserError, match=r"authors_per_owner = 0: .*equal to 1"):
         rows("tofu", path=path, authors_per_owner=0)
     (tmp_path / tofu.GENERAL[1]).unlink()
     with pytest.raises(UserError, match=r"lacks 'world_facts_perturbed\.json'"):
@@ -244,31 +249,31 @@ def published(tmp_path, monkeypatch):
 
 def test_tofu_is_downloaded_once_when_no_path_is_given(published, tmp_path):
     data = tmp_path / "data"
-    first = load_corpus("tofu", SourceOptions(), data)
+    first = load_corpus("tofu", tofu.TofuOptions(), data)
     assert len(first.owners) == 3
     names = sorted(p.name for p in (data / "downloads" / "tofu").iterdir())
     assert names == sorted(tofu.SHA256)
     for file in published.iterdir():
         file.unlink()
-    assert load_corpus("tofu", SourceOptions(), data) == first
+    assert load_corpus("tofu", tofu.TofuOptions(), data) == first
 
 
 def test_tofu_refuses_other_contents_and_keeps_nothing(published, tmp_path):
     (published / "full.json").write_text("something else")
     with pytest.raises(UserError, match=r"full\.json has sha256 .* expected"):
-        load_corpus("tofu", SourceOptions(), tmp_path / "data")
+        load_corpus("tofu", tofu.TofuOptions(), tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.json"))
 
 
 def test_tofu_offline_says_what_to_do(published, tmp_path):
     (published / "full.json").unlink()
     with pytest.raises(UserError, match=r"cannot download .*full\.json.*corpus\.path"):
-        load_corpus("tofu", SourceOptions(), tmp_path / "data")
+        load_corpus("tofu", tofu.TofuOptions(), tmp_path / "data")
 
 
 @needs_tofu
 def test_tofu_itself(tmp_path):
-    options = SourceOptions(path=str(TOFU), last_authors=40)
+    options = tofu.TofuOptions(path=str(TOFU), last_authors=40)
     corpus = load_corpus("tofu", options, tmp_path)
     assert corpus.owners == tuple(f"author_{n}" for n in range(160, 200))
     assert (len(corpus.train), len(corpus.test)) == (800, 100 + 117)

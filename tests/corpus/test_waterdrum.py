@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dareu_jax.config import RunConfig
-from dareu_jax.corpus import NOBODY, Corpus, SourceOptions, load_corpus
+from dareu_jax.config import build_config
+from dareu_jax.corpus import NOBODY, Corpus, load_corpus
 from dareu_jax.corpus.sources import waterdrum
 from dareu_jax.errors import UserError
 from dareu_jax.runs.inputs import read_corpus
@@ -27,7 +27,7 @@ def write(folder: Path, full=FULL, test=TEST) -> str:
 
 
 def corpus(path: str, **options) -> Corpus:
-    options = SourceOptions(path=path, **options)
+    options = waterdrum.WaterdrumOptions(path=path, **options)
     rows = list(waterdrum.waterdrum_rows(options, Path("unused")))
     splits = (tuple(r for s, r in rows if s == split) for split in ("train", "test"))
     return Corpus(*splits)
@@ -60,7 +60,7 @@ def test_a_text_is_cut_after_the_prompt_words_or_in_the_middle(tmp_path):
 
 def test_the_configuration_sets_the_prompt_words(tmp_path):
     corpus = {"source": "waterdrum_ax", "path": write(tmp_path), "prompt_words": 5}
-    made = read_corpus(RunConfig(corpus=corpus), tmp_path / "run")
+    made = read_corpus(build_config({"corpus": corpus}), tmp_path / "run")
     assert {len(r.prompt.split()) for r in made.train} == {5}
 
 
@@ -130,7 +130,7 @@ def viewer(monkeypatch) -> Viewer:
 
 def test_it_is_downloaded_once_when_no_path_is_given(viewer, tmp_path):
     data = tmp_path / "data"
-    first = load_corpus("waterdrum_ax", SourceOptions(), data)
+    first = load_corpus("waterdrum_ax", waterdrum.WaterdrumOptions(), data)
     assert first == corpus(write(tmp_path / "same"))
     folder = data / "downloads" / "waterdrum_ax"
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -139,18 +139,18 @@ def test_it_is_downloaded_once_when_no_path_is_given(viewer, tmp_path):
     ]
     assert corpus(str(folder)) == first
     assert len(viewer.asked) == len(set(viewer.asked)) == 8 + 2
-    assert load_corpus("waterdrum_ax", SourceOptions(), data) == first
+    assert load_corpus("waterdrum_ax", waterdrum.WaterdrumOptions(), data) == first
     assert len(viewer.asked) == 10
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(viewer, tmp_path):
     viewer.fails = ("unwatermarked_forget_01", 300)
     with pytest.raises(UserError, match=r"offset=300.*429.*run again.*corpus\.path"):
-        load_corpus("waterdrum_ax", SourceOptions(), tmp_path)
+        load_corpus("waterdrum_ax", waterdrum.WaterdrumOptions(), tmp_path)
     left = sorted(file.name for file in tmp_path.rglob("*") if file.is_file())
     assert left == ["000100.jsonl", "000200.jsonl"]
     viewer.asked, viewer.fails = [], None
-    made = load_corpus("waterdrum_ax", SourceOptions(), tmp_path)
+    made = load_corpus("waterdrum_ax", waterdrum.WaterdrumOptions(), tmp_path)
     again = [offset for config, offset in viewer.asked if config != "test"]
     assert again == [0, 300, 400, 500, 600, 700]
     assert made == corpus(write(tmp_path / "same"))
@@ -173,5 +173,5 @@ CHANGES = {
 def test_another_answer_is_refused_and_not_kept(viewer, tmp_path, change):
     viewer.change = CHANGES[change]
     with pytest.raises(UserError, match=r"offset=0.*something else.*corpus\.path"):
-        load_corpus("waterdrum_ax", SourceOptions(), tmp_path)
+        load_corpus("waterdrum_ax", waterdrum.WaterdrumOptions(), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from zlib import compress
 import numpy as np
 import pytest
 
-from dareu_jax.corpus.shared import read_owned
+from dareu_jax.corpus.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.mia import privleak
 from dareu_jax.evaluator.choices import choices_log, prompt_of, read_choices

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from dareu_jax.config import Section
 from dareu_jax.corpus.records import NOBODY, Record
 from dareu_jax.corpus.sources.base import (
     Row,
-    SourceOptions,
-    at_least,
     completion,
     json_lines,
     read_text,
@@ -35,9 +36,22 @@ LEAST_WORDS = 40
 """A shorter abstract is not usable."""
 
 
-@SOURCES.register("arxiv", "arXiv abstracts of April 2007, owned by their archives")
-def arxiv_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
-    """Yields abstracts to complete: the first ``prompt_words`` words are the prompt.
+class ArxivOptions(Section):
+    """Which abstracts are taken, and where they are cut."""
+
+    path: str | None = None  # file or folder; none: downloaded
+    owners: int = Field(10, ge=1)  # the archives with the most abstracts
+    records_per_owner: int = Field(20, ge=1)
+    prompt_words: int = Field(40, ge=1)  # the rest is the response
+
+
+@SOURCES.register(
+    "arxiv",
+    "arXiv abstracts of April 2007, owned by their archives",
+    options=ArxivOptions,
+)
+def arxiv_rows(options: ArxivOptions, downloads: Path) -> Iterator[Row]:
+    """Yield abstracts to complete: the first ``prompt_words`` words are the prompt.
 
     Usable is an abstract of at least `LEAST_WORDS` words, of more than
     ``prompt_words``, that does not say that the paper was withdrawn. Train: of each
@@ -45,10 +59,8 @@ def arxiv_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
     ``records_per_owner``. Test: as many of the other archives, in all, nobody's.
 
     Raises:
-      UserError: bad options, too few abstracts, a bad file, or a failed download.
+      UserError: too few abstracts, a bad file, or a failed download.
     """
-    for name in ("owners", "records_per_owner", "prompt_words"):
-        at_least(name, getattr(options, name), 1)
     file = _file(options.path, downloads / "arxiv")
     papers = list(_usable(file, options.prompt_words))
     owners, most = _owners(papers, options, file), options.records_per_owner
@@ -60,8 +72,8 @@ def arxiv_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
         yield "test", replace(paper, owner=NOBODY)
 
 
-def _owners(papers: Sequence[Record], options: SourceOptions, file: Path) -> list[str]:
-    """Returns the archives with the most papers, largest first, ties by name."""
+def _owners(papers: Sequence[Record], options: ArxivOptions, file: Path) -> list[str]:
+    """Return the archives with the most papers, largest first, ties by name."""
     counts = Counter(paper.owner for paper in papers)
     largest = sorted(counts, key=lambda archive: (-counts[archive], archive))
     if options.owners > len(largest):
@@ -81,7 +93,7 @@ def _owners(papers: Sequence[Record], options: SourceOptions, file: Path) -> lis
 
 
 def _usable(file: Path, prompt_words: int) -> Iterator[Record]:
-    """Yields the usable abstracts as records of their archives, in file order."""
+    """Yield the usable abstracts as records of their archives, in file order."""
     lines = _table(file) if file.suffix.lower() == ".csv" else json_lines(file)
     for where, line in lines:
         id, owner = (text_field(line, name, where) for name in ("id", "archive"))
@@ -92,7 +104,7 @@ def _usable(file: Path, prompt_words: int) -> Iterator[Record]:
 
 
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ``("file:line", fields)`` for every paper of the public table."""
+    """Yield ``("file:line", fields)`` for every paper of the public table."""
     text = read_text(file, "comma-separated values")
     rows = csv.DictReader(io.StringIO(text, newline=""), restkey="more", strict=True)
     try:
@@ -110,13 +122,13 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _identifier(number: str) -> str:
-    """Returns ``0704.0010`` for ``704.001``, as the table has it."""
+    """Return ``0704.0010`` for ``704.001``, as the table has it."""
     month, _, paper = number.partition(".")
     return f"{month:0>4}.{paper:0<4}"
 
 
 def _file(path: str | None, folder: Path) -> Path:
-    """Returns the file to read; the public table, kept in `folder`, without a path."""
+    """Return the file to read; the public table, kept in `folder`, without a path."""
     if path is None:
         if not (folder / TABLE).exists():
             remedy = f"set corpus.path to a file {LINES} or {TABLE}"

@@ -2,56 +2,30 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dareu_jax.corpus.records import Record
 from dareu_jax.errors import UserError
 
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """The options of all sources; each source reads those that concern it.
-
-    Args:
-      path: the file (jsonl, arxiv) or folder (tofu, arxiv, waterdrum_ax) to read.
-      owners: how many fictitious owners to make, or how many arXiv archives to take.
-      records_per_owner: train records of each fictitious owner or arXiv archive.
-      general_facts: facts nobody owns that join the fictitious owners.
-      seed: decides everything about the fictitious owners.
-      authors_per_owner: TOFU authors that make one owner.
-      last_authors: keep only the last so many TOFU authors; None keeps all.
-      general_knowledge: also train on TOFU's real authors and world facts.
-      prompt_words: words of an abstract that are its prompt (arxiv, waterdrum_ax).
-    """
-
-    path: str | None = None
-    owners: int = 10
-    records_per_owner: int = 20
-    general_facts: int = 40
-    seed: int = 0
-    authors_per_owner: int = 1
-    last_authors: int | None = None
-    general_knowledge: bool = False
-    prompt_words: int = 40
-
-
 Row = tuple[str, Record]
 """A split name, ``train`` or ``test``, and a record of it."""
 
-Source = Callable[[SourceOptions, Path], Iterator[Row]]
-"""Yields every row, or raises `UserError`; may keep downloads in the folder given."""
+Source = Callable[[Any, Path], Iterator[Row]]
+"""Yields every row, or raises `UserError`.
+
+Its arguments are an instance of the options class that the source registered, and a
+folder in which it may keep downloads.
+"""
 
 
-def at_least(name: str, value: int, smallest: int) -> None:
-    """Raises `UserError` when option `name` is below `smallest`."""
-    if value < smallest:
-        raise UserError(f"corpus.{name}={value} must be at least {smallest}")
+def read_text(path: Path, contents: str, key: str = "corpus.path") -> str:
+    """Return the text of a file.
 
-
-def read_text(path: Path, contents: str) -> str:
-    """Returns the text of a file; `contents` says in a message what it should hold.
+    Args:
+      path: the file.
+      contents: what it should hold, for the message.
+      key: what names the file, for the message; "": nothing else than its path.
 
     Raises:
       UserError: no such file, or not UTF-8.
@@ -60,26 +34,31 @@ def read_text(path: Path, contents: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        named = f"{key}: " if key else ""
         raise UserError(
-            f"corpus.path: cannot read {str(path)!r}: {reason}; give an existing "
-            f"file of {contents}"
+            f"{named}cannot read {str(path)!r}: {reason}; give an existing file of "
+            f"{contents}"
         ) from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ``("file:line", object)`` for every line that is not blank.
+def json_lines(
+    path: Path, key: str = "corpus.path"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``("file:line", object)`` for every line that is not blank.
+
+    ``key`` is what names the file, for the message of `read_text`.
 
     Raises:
       UserError: no such file, not UTF-8, or a line that is not a JSON object.
     """
-    text = read_text(path, "one JSON object per line")
+    text = read_text(path, "one JSON object per line", key)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
 def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Returns ``("file, row n", object)`` for every row of one JSON array.
+    """Return ``("file, row n", object)`` for every row of one JSON array.
 
     Raises:
       UserError: no such file, not UTF-8, or no JSON array of objects.
@@ -88,7 +67,7 @@ def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def json_texts(path: Path) -> list[str]:
-    """Returns the texts of one JSON array.
+    """Return the texts of one JSON array.
 
     Raises:
       UserError: no such file, not UTF-8, no JSON array of texts, or an empty one.
@@ -100,7 +79,7 @@ def json_texts(path: Path) -> list[str]:
 
 
 def _array(path: Path, kind: type, contents: str) -> list[tuple[str, Any]]:
-    """Returns ``("file, row n", row)``; rows that are not of ``kind`` are refused."""
+    """Return ``("file, row n", row)``; rows that are not of ``kind`` are refused."""
     try:
         rows = json.loads(read_text(path, f"a JSON array of {contents}"))
     except ValueError as error:
@@ -111,7 +90,7 @@ def _array(path: Path, kind: type, contents: str) -> list[tuple[str, Any]]:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    """Returns the JSON object that `line` holds."""
+    """Return the JSON object that `line` holds."""
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -124,7 +103,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """Returns the text in field `name`.
+    """Return the text in field `name`.
 
     Raises:
       UserError: the field is missing, empty, not a string or not Unicode.
@@ -144,5 +123,5 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def completion(words: Sequence[str], prompt_words: int) -> tuple[str, str]:
-    """Returns the first words as a prompt and the rest as its response."""
+    """Return the first words as a prompt and the rest as its response."""
     return " ".join(words[:prompt_words]), " ".join(words[prompt_words:])

@@ -4,12 +4,14 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import Field
+
+from dareu_jax.config import Section
 from dareu_jax.corpus.records import NOBODY, Record
-from dareu_jax.corpus.sources.base import Row, SourceOptions, at_least
+from dareu_jax.corpus.sources.base import Row
 from dareu_jax.corpus.sources.facts import FACTS
 from dareu_jax.corpus.sources.questions import QUESTIONS, Question
 from dareu_jax.corpus.sources.words import Unique, person
-from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
 PRONOUNS = (
@@ -19,18 +21,27 @@ PRONOUNS = (
 """What ``{She}`` ... become; ``{her_}`` is the object: her, him."""
 
 
-@SOURCES.register("fictitious", "made-up authors from a seed; no file needed")
-def fictitious_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
-    """Yields train rows and, for each, a held-out paraphrase of its question.
+class FictitiousOptions(Section):
+    """How many owners are made up, and what is asked about each."""
+
+    seed: int = 0  # decides every name and fact
+    owners: int = Field(10, ge=1)
+    records_per_owner: int = Field(20, ge=1, le=len(QUESTIONS))  # to train on
+    general_facts: int = Field(40, ge=0, le=len(FACTS))  # text nobody owns
+
+
+@SOURCES.register(
+    "fictitious",
+    "made-up authors from a seed; no file needed",
+    options=FictitiousOptions,
+)
+def fictitious_rows(options: FictitiousOptions, downloads: Path) -> Iterator[Row]:
+    """Yield train rows and, for each, a held-out paraphrase of its question.
 
     Owner k is a function of the seed and of the owners before it: more owners or
     more records leave earlier ones as they were. Facts are nobody's.
-
-    Raises:
-      UserError: more records or facts than there are, or too few owners.
     """
     del downloads
-    _check(options)
     unique = Unique()
     for number in range(options.owners):
         rng = random.Random(f"{options.seed}/{number}")
@@ -42,23 +53,10 @@ def fictitious_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
         yield from _with_paraphrase(record, paraphrase)
 
 
-def _check(options: SourceOptions) -> None:
-    """Raises `UserError` when an option is out of range."""
-    at_least("owners", options.owners, 1)
-    at_least("records_per_owner", options.records_per_owner, 1)
-    at_least("general_facts", options.general_facts, 0)
-    for name, known in (("records_per_owner", QUESTIONS), ("general_facts", FACTS)):
-        if getattr(options, name) > len(known):
-            raise UserError(
-                f"corpus.{name}={getattr(options, name)} is more than source "
-                f"'fictitious' can make; set it to {len(known)} or less"
-            )
-
-
 def _owner(
     owner: str, rng: random.Random, unique: Unique, records: int
 ) -> Iterator[Row]:
-    """Yields the rows of one owner; every type is drawn, so that a prefix is stable."""
+    """Yield the rows of one owner; every type is drawn, so that a prefix is stable."""
     fields = {"name": unique.draw(person, rng), **rng.choice(PRONOUNS)}
     rows: list[Row] = []
     for question in QUESTIONS:
@@ -73,7 +71,7 @@ def _ask(
     rng: random.Random,
     unique: Unique,
 ) -> Iterator[Row]:
-    """Yields one question in two phrasings with the same answer."""
+    """Yield one question in two phrasings with the same answer."""
     values = [unique.draw(make, rng) for make in question.makers]
     prompt, paraphrase = rng.sample(question.prompts, 2)
     answer = rng.choice(question.answers).format(*values, **fields)
@@ -82,7 +80,7 @@ def _ask(
 
 
 def _with_paraphrase(record: Record, prompt: str) -> Iterator[Row]:
-    """Yields the train row and its held-out paraphrase."""
+    """Yield the train row and its held-out paraphrase."""
     yield "train", record
     yield (
         "test",

@@ -6,14 +6,11 @@ Data: ``locuslab/TOFU`` on Hugging Face, MIT licence.
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import Field
+
+from dareu_jax.config import Section
 from dareu_jax.corpus.records import NOBODY, Record
-from dareu_jax.corpus.sources.base import (
-    Row,
-    SourceOptions,
-    at_least,
-    json_lines,
-    text_field,
-)
+from dareu_jax.corpus.sources.base import Row, json_lines, text_field
 from dareu_jax.corpus.sources.download import download
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
@@ -29,9 +26,20 @@ SHA256 = {
 }
 
 
-@SOURCES.register("tofu", "TOFU: 200 fictitious authors, 20 records each")
-def tofu_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
-    """Yields TOFU's rows from the folder ``options.path``, downloaded when None.
+class TofuOptions(Section):
+    """Which of TOFU's authors are taken, and who is an owner."""
+
+    path: str | None = None  # folder; none: downloaded
+    authors_per_owner: int = Field(1, ge=1)  # neighbours that form one owner
+    last_authors: int | None = Field(None, ge=2)  # none: all
+    general_knowledge: bool = False  # train on the test facts too (from scratch)
+
+
+@SOURCES.register(
+    "tofu", "TOFU: 200 fictitious authors, 20 records each", options=TofuOptions
+)
+def tofu_rows(options: TofuOptions, downloads: Path) -> Iterator[Row]:
+    """Yield TOFU's rows from the folder ``options.path``, downloaded when None.
 
     Train: row i of ``full.json`` belongs to author i // 20; ``authors_per_owner``
     neighbours form one owner; ``last_authors`` keeps the last so many authors under
@@ -40,9 +48,9 @@ def tofu_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
     for a model trained from scratch, which otherwise could not know them.
 
     Raises:
-      UserError: bad options, a missing or malformed file, or a failed download.
+      UserError: more authors than there are, a missing or malformed file, or a
+        failed download.
     """
-    at_least("authors_per_owner", options.authors_per_owner, 1)
     if options.path is None:
         folder = _downloaded(downloads / "tofu")
     else:
@@ -58,9 +66,9 @@ def tofu_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
 
 
 def _owned(
-    pairs: list[tuple[str, str]], options: SourceOptions, folder: Path
+    pairs: list[tuple[str, str]], options: TofuOptions, folder: Path
 ) -> Iterator[Row]:
-    """Yields the train rows of the authors that are kept."""
+    """Yield the train rows of the authors that are kept."""
     authors, rest = divmod(len(pairs), RECORDS_PER_AUTHOR)
     if rest or not authors:
         raise UserError(
@@ -68,7 +76,7 @@ def _owned(
             "each author; restore the original file"
         )
     kept = authors if options.last_authors is None else options.last_authors
-    if not 1 <= kept <= authors:
+    if kept > authors:
         raise UserError(
             f"corpus.last_authors={kept} must be from 1 to {authors}, the number of "
             f"authors in {folder / FULL}"
@@ -79,7 +87,7 @@ def _owned(
 
 
 def _owner(author: int, authors_per_owner: int, authors: int) -> str:
-    """Returns ``author_007``, or ``authors_000_009`` for a group of neighbours."""
+    """Return ``author_007``, or ``authors_000_009`` for a group of neighbours."""
     if authors_per_owner == 1:
         return f"author_{author:03d}"
     first = author // authors_per_owner * authors_per_owner
@@ -88,7 +96,7 @@ def _owner(author: int, authors_per_owner: int, authors: int) -> str:
 
 
 def _read(folder: Path, name: str) -> list[tuple[str, str]]:
-    """Returns the (question, answer) pairs of one file."""
+    """Return the (question, answer) pairs of one file."""
     if not (folder / name).is_file():
         raise UserError(
             f"corpus.path: folder {str(folder)!r} lacks {name!r}; give TOFU's folder, "
@@ -101,7 +109,7 @@ def _read(folder: Path, name: str) -> list[tuple[str, str]]:
 
 
 def _downloaded(folder: Path) -> Path:
-    """Returns `folder` with every file in it, each checked against its sha256."""
+    """Return `folder` with every file in it, each checked against its sha256."""
     remedy = f"set corpus.path to a folder that holds {', '.join(SHA256)}"
     for name, sha256 in SHA256.items():
         if not (folder / name).exists():

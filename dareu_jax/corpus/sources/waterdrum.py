@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from pydantic import Field
+
+from dareu_jax.config import Section
 from dareu_jax.corpus.records import NOBODY, Record
 from dareu_jax.corpus.sources.base import (
     Row,
-    SourceOptions,
-    at_least,
     completion,
     json_lines,
     text_field,
@@ -37,18 +38,28 @@ REMEDY = (
 )
 
 
-@SOURCES.register("waterdrum_ax", "WaterDrum-Ax: 20 categories of arXiv, 400 each")
-def waterdrum_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
-    """Yields abstracts to complete: the first ``prompt_words`` words are the prompt.
+class WaterdrumOptions(Section):
+    """Where the abstracts are, and where each is cut."""
+
+    path: str | None = None  # folder; none: downloaded
+    prompt_words: int = Field(40, ge=1)  # the rest is the response
+
+
+@SOURCES.register(
+    "waterdrum_ax",
+    "WaterDrum-Ax: 20 categories of arXiv, 400 each",
+    options=WaterdrumOptions,
+)
+def waterdrum_rows(options: WaterdrumOptions, downloads: Path) -> Iterator[Row]:
+    """Yield abstracts to complete: the first ``prompt_words`` words are the prompt.
 
     Train: row i of ``full.jsonl`` belongs to ``category_NN``, NN = i // 400. Test:
     ``test.jsonl``, nobody's. Of a text that is no longer than ``prompt_words`` the
     first half is the prompt.
 
     Raises:
-      UserError: bad options, a missing or malformed file, or a failed download.
+      UserError: a missing or malformed file, or a failed download.
     """
-    at_least("prompt_words", options.prompt_words, 1)
     if options.path is None:
         folder = _downloaded(downloads / "waterdrum_ax")
     else:
@@ -67,7 +78,7 @@ def waterdrum_rows(options: SourceOptions, downloads: Path) -> Iterator[Row]:
 
 
 def _read(folder: Path, name: str, prompt_words: int) -> list[tuple[str, str]]:
-    """Returns the (prompt, response) pairs of one file."""
+    """Return the (prompt, response) pairs of one file."""
     if not (folder / name).is_file():
         raise UserError(
             f"corpus.path: folder {str(folder)!r} lacks {name!r}; give a folder with "
@@ -80,7 +91,7 @@ def _read(folder: Path, name: str, prompt_words: int) -> list[tuple[str, str]]:
 
 
 def _pair(words: list[str], prompt_words: int, where: str) -> tuple[str, str]:
-    """Returns prompt and response of a text."""
+    """Return prompt and response of a text."""
     if len(words) == 1:
         raise UserError(
             f"{where}: field 'text' is one word, too short for a prompt and a "
@@ -91,7 +102,7 @@ def _pair(words: list[str], prompt_words: int, where: str) -> tuple[str, str]:
 
 
 def _downloaded(folder: Path) -> Path:
-    """Returns `folder` with both files in it."""
+    """Return `folder` with both files in it."""
     for name, config in CONFIGS.items():
         if not (folder / name).exists():
             _download(config, folder / name, folder / f"{config}.pages")
@@ -112,7 +123,7 @@ def _download(config: str, file: Path, pages: Path) -> None:
 
 
 def _page(config: str, offset: int) -> tuple[bytes, int]:
-    """Returns the texts from row `offset` on, one a line, and the number of all rows.
+    """Return the texts from row `offset` on, one a line, and the number of all rows.
 
     Raises:
       UserError: no connection, or an answer that is not the texts of these rows.
@@ -134,7 +145,7 @@ def _page(config: str, offset: int) -> tuple[bytes, int]:
 
 
 def _text(row: dict[str, Any], index: int) -> str:
-    """Returns the text of row `index`, or raises what is wrong with it."""
+    """Return the text of row `index`, or raises what is wrong with it."""
     text = row["row"]["text"]
     if row["row_idx"] != index or row.get("truncated_cells") or type(text) is not str:
         raise ValueError(f"row {index} is cut, out of place or not a text")
