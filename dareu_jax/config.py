@@ -373,7 +373,7 @@ def attribution_config(**options: Any) -> AttributionConfig:
     try:
         return _extended(AttributionConfig, KERNELS, KERNELS.options())(**options)
     except ValidationError as error:
-        raise UserError(_explain(error, "attribution")) from None
+        raise UserError(_explain(error, "attribution", run_config())) from None
 
 
 @functools.cache

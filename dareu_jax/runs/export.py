@@ -110,7 +110,10 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     else:
         copy_small_files(inputs.folder / "tokenizer", to)
         fields = config_json(inputs.model.cfg, max_positions=sum(inputs.lengths))
-    ids = {"pad_token_id": inputs.tokenizer.pad_id, "eos_token_id": inputs.tokenizer.eos_id}
+    ids = {
+        "pad_token_id": inputs.tokenizer.pad_id,
+        "eos_token_id": inputs.tokenizer.eos_id,
+    }
     fields |= {key: x for key, x in ids.items() if fields.get(key) is None}
     fields["dtype"] = inputs.model.cfg.param_dtype
     write(to / "config.json", json.dumps(fields, indent=2) + "\n")

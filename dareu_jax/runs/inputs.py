@@ -121,6 +121,12 @@ class Inputs:
         owned.split_by_owner(corpus, cfg.forget)
         return owned.merge_others(corpus, cfg.forget)
 
+    def use(self, corpus: owned.Corpus | None) -> owned.Corpus:
+        """Take records that another seed has read; none: read them. Return them."""
+        if corpus is not None:
+            self.corpus = corpus
+        return self.corpus
+
     @functools.cached_property
     def split(self) -> owned.Split:
         """Forget, retain and test records."""

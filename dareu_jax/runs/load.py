@@ -43,7 +43,9 @@ class Subject(NamedTuple):
     run: Inputs | None = None
 
 
-def subject_of(folder: Path, row: str | None = None, seed: int | None = None) -> Subject:
+def subject_of(
+    folder: Path, row: str | None = None, seed: int | None = None
+) -> Subject:
     """Return the model of a folder; of a run ``row``, by default what was unlearned.
 
     Raises:

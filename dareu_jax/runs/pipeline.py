@@ -16,10 +16,11 @@ import jax
 import dareu_jax
 from dareu_jax.checkpoints import newest_meta
 from dareu_jax.config import RunConfig, dump_config
+from dareu_jax.corpus import Corpus, adopt
 from dareu_jax.evaluation.evaluate import Suite
-from dareu_jax.models import abstract_params, init_adapters
 from dareu_jax.folders import write_json, write_text
-from dareu_jax.parallel import Preemption, first_then_others
+from dareu_jax.models import abstract_params, init_adapters
+from dareu_jax.parallel import Preemption, first_then_others, is_first
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.reporting.summary import summarise
 from dareu_jax.runs.checks import check
@@ -72,14 +73,19 @@ def run(
     progress, preemption = progress or Progress(), preemption or Preemption()
     if not first_then_others(lambda: claimed(cfg, folder)):
         with tempfile.TemporaryDirectory() as trial:
-            corpus = check(cfg, Path(trial), progress)
+            corpus: Corpus | None = check(cfg, Path(trial), progress)
+            if is_first():
+                adopt(Path(trial) / "data", folder / "data")
         write_text(folder / CORPUS, corpus.fingerprint + "\n")
         write_text(folder / CONFIG, dump_config(cfg))
+    else:
+        corpus = None
     seeds = [Inputs(cfg, seed, folder) for seed in cfg.seeds]
     did_something = False
     with Tracker(folder, traced) as tracker:
         for inputs in seeds:
-            check_corpus(inputs.corpus, folder)
+            corpus = inputs.use(corpus)
+            check_corpus(corpus, folder)
             did_something |= run_seed(Session(inputs, tracker, progress, preemption))
     before = results_before(folder / RESULTS)
     if before is not None and not did_something:

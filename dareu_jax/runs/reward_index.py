@@ -322,7 +322,6 @@ def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
     return kernel.advance(params, acc, number)
 
 
-
 def owner_stream(
     inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig
 ) -> tuple[owned.BatchStream, np.ndarray]:

@@ -14,7 +14,7 @@ from dareu_jax.checkpoints import Checkpoints, finished_step, read_model
 from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
 from dareu_jax.imported import open_imported
 from dareu_jax.loop import Stage, StepFn, run_stage, watched
-from dareu_jax.models import Decoder, join, split
+from dareu_jax.models import join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
 from dareu_jax.parallel import Preemption, Stopwatch, abstract_on, agreed, key_of
 from dareu_jax.registry import METHODS
@@ -177,9 +177,7 @@ def load(
     return (inputs.decoder("prior"), params) if name == "prior" else params
 
 
-def finetune(
-    session: Session, label: str, records: tuple[owned.Record, ...]
-) -> Any:
+def finetune(session: Session, label: str, records: tuple[owned.Record, ...]) -> Any:
     """Return the decoder trained on ``records``, from ``model.path`` or the seed."""
     inputs, cfg = session.inputs, session.inputs.cfg.finetune
     where = session.stage(label, "lower finetune.learning_rate")

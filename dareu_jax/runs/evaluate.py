@@ -1,0 +1,127 @@
+"""Judge the models of a seed on its records, all alike, and keep what was found."""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dareu_jax import corpus as owned
+from dareu_jax.attribution import Kernel, attribution_accuracy
+from dareu_jax.evaluation import SPLITS, tow
+from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
+from dareu_jax.folders import write_json
+from dareu_jax.runs.folder import log_path
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.stages import Results, Session
+
+
+def evaluate(session: Session, suite: Suite, row: str, params: Any) -> dict[str, Any]:
+    """Judge a row of the table and write its log; return the log."""
+    inputs, begun = session.inputs, time.monotonic()
+    with session.progress.stage(f"seed {inputs.seed} evaluate_{row}", 1):
+        is_original = row == "original"
+        log = evaluate_params(inputs, suite, params, classifiers=is_original)
+    log["wall_s"] = time.monotonic() - begun
+    write_json(log_path(inputs.folder, inputs.seed, row), log)
+    return log
+
+
+def evaluate_params(
+    inputs: Inputs, suite: Suite, params: Any, classifiers: bool = False
+) -> dict[str, Any]:
+    """Judge parameters on forget, retain and test; optionally the judges too."""
+    metrics, given = evaluate_model(suite, params)
+    log: dict[str, Any] = {
+        "metrics": metrics,
+        "answers": {split: answers.text for split, answers in given.items()},
+    }
+    if classifiers:
+        log["classifiers"] = {
+            name: classifier_report(inputs, suite, judge, given)
+            for name, judge in suite.judges.items()
+        }
+    return log
+
+
+def suite_of(session: Session, results: Results) -> Suite:
+    """Return what every model of a seed is judged on and by."""
+    inputs = session.inputs
+    cfg, records = inputs.cfg.evaluation, eval_records(inputs)
+    return Suite(
+        model=inputs.model,
+        tokenizer=inputs.tokenizer,
+        tokens={split: inputs.tokens(rows) for split, rows in records.items()},
+        gold={split: [r.response for r in rows] for split, rows in records.items()},
+        judges={
+            "attribution_reward": results["reward"],
+            "attribution_unseen": results["judge"],
+        },
+        forget_columns=inputs.forget_columns,
+        retrained=results.get("retrained"),
+        reference=results["original"],
+        batch_size=cfg.batch_size,
+        max_new_tokens=cfg.max_new_tokens or inputs.lengths[1],
+        place=inputs.place,
+        layouts=inputs.layouts,
+        preemption=session.preemption,
+    )
+
+
+def eval_records(inputs: Inputs) -> dict[str, tuple[owned.Record, ...]]:
+    """Return the records per split that has any.
+
+    At most ``evaluation.retain_records`` of the retain records, evenly spaced.
+    """
+    retain, limit = inputs.split.retain, inputs.cfg.evaluation.retain_records
+    if limit is not None and limit < len(retain):
+        rows = np.linspace(0, len(retain) - 1, limit).round().astype(int)
+        retain = tuple(retain[row] for row in rows)
+    forget, test = inputs.split.forget, inputs.split.test
+    records = {"forget": forget, "retain": retain, "test": test}
+    return {split: rows for split, rows in records.items() if rows}
+
+
+def classifier_report(
+    inputs: Inputs,
+    suite: Suite,
+    judge: tuple[Kernel, Any],
+    given: dict[str, Answers],
+) -> dict[str, Any]:
+    """Accuracy on gold responses and on the original's, whole and by prefix length."""
+    kernel, index = judge
+    report: dict[str, Any] = {}
+    records, owners = eval_records(inputs), inputs.corpus.owners
+    rows = {s: owned.owner_labels(records[s], owners) for s in SPLITS[:2]}
+    for kind in ("gold", "generations"):
+        hits = []
+        for split, labels in rows.items():
+            tokens = suite.tokens[split]
+            if kind == "generations":
+                answers = given[split]
+                tokens = tokens._replace(
+                    response=answers.tokens, response_mask=answers.mask
+                )
+            tokens = tokens._replace(index=labels)
+            score = functools.partial(
+                attribution_accuracy, kernel, suite.reference, index
+            )
+            hits.append(in_batches(suite, tokens, score)[labels >= 0])
+        by_length = np.concatenate(hits).mean(axis=0)
+        report[kind] = float(by_length[-1])
+        report[f"{kind}_by_prefix"] = [round(float(x), 4) for x in by_length]
+    return report
+
+
+def tow_of(model: Mapping[str, float], retrained: Mapping[str, float]) -> dict:
+    """Tug-of-War on ROUGE-L recall and on probability, over the splits judged."""
+    splits = [split for split in SPLITS if f"{split}_rouge" in model]
+    return {
+        kind: tow(
+            {split: model[f"{split}_{kind}"] for split in splits},
+            {split: retrained[f"{split}_{kind}"] for split in splits},
+            splits,
+        )
+        for kind in ("rouge", "probability")
+    }

@@ -1,0 +1,130 @@
+"""Read what a run folder says about itself: configuration, results, rows, places."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dareu_jax.config import RunConfig, build_config, completed, read_yaml
+from dareu_jax.corpus import Corpus
+from dareu_jax.errors import UserError
+from dareu_jax.registry import did_you_mean
+
+UNLEARNED = "unlearned"
+"""The name that stands for the first method of a run."""
+CONFIG, RESULTS, CORPUS = "config.resolved.yaml", "results.json", "corpus.sha256"
+
+
+def stage_folder(folder: Path, seed: int, stage: str) -> Path:
+    """Return where a stage of a seed keeps its checkpoints."""
+    return folder / "checkpoints" / f"seed_{seed}" / stage
+
+
+def log_path(folder: Path, seed: int, row: str) -> Path:
+    """Return where a seed keeps the evaluation of a row of the table."""
+    return folder / "logs" / f"seed_{seed}" / row / "owners.json"
+
+
+def read_log(folder: Path, seed: int, row: str) -> dict[str, Any]:
+    """Return the evaluation of a row: metrics with values per record, and answers."""
+    return json.loads(log_path(folder, seed, row).read_text(encoding="utf-8"))
+
+
+def rows_of(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the rows of a run's table, in order: original, retrained, methods."""
+    return (*oracles_of(cfg), *cfg.methods)
+
+
+def oracles_of(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the rows of the table that no unlearning method makes."""
+    return ("original",) if cfg.retrained.skip else ("original", "retrained")
+
+
+def claimed(cfg: RunConfig, folder: Path) -> bool:
+    """Return whether the folder already holds a run of this configuration.
+
+    Raises:
+      UserError: the folder holds a run of another configuration.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return False
+    there = completed(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    key, was, now = first_difference(there, cfg.model_dump(mode="json"))
+    if key:
+        raise UserError(
+            f"{folder} holds a run with {key} = {was!r}, this configuration says "
+            f"{now!r}; choose another --out or delete the folder"
+        )
+    return True
+
+
+def check_corpus(corpus: Corpus, folder: Path) -> None:
+    """Raise `UserError` when the records are not those that the run began with."""
+    path = folder / CORPUS
+    if path.read_text(encoding="utf-8").strip() != corpus.fingerprint:
+        raise UserError(
+            f"the corpus has changed since the run in {folder} began; choose another "
+            "--out, or give back the records of corpus.path"
+        )
+
+
+def first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any]:
+    """Return the first dotted key in which two trees differ, or empty strings."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in dict.fromkeys([*b, *a]):
+            found = first_difference(a.get(name), b.get(name), f"{key}.{name}")
+            if found[0]:
+                return found
+        return "", None, None
+    return ("", None, None) if a == b else (key.removeprefix("."), a, b)
+
+
+def finished(folder: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+    """Return configuration and results of a finished run.
+
+    Raises:
+      UserError: there is none in ``folder``.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        raise UserError(
+            f"{folder} holds no finished run (no {RESULTS}); finish dareu run first"
+        )
+    cfg = build_config(read_yaml(folder / CONFIG), str(folder))
+    return cfg, json.loads(path.read_text(encoding="utf-8"))
+
+
+def row_of(folder: Path, cfg: RunConfig, rows: Iterable[str], name: str) -> str:
+    """Return the row of a run's table that ``name`` means.
+
+    Args:
+      folder, cfg: of the run; rows: of its table.
+      name: a row, or ``unlearned`` for its first method.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    known = list(rows)
+    name = cfg.methods[0] if name == UNLEARNED and cfg.methods else name
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UserError(
+            f"{folder} has no model {name!r}{near}; known: "
+            f"{', '.join([UNLEARNED, *known])}"
+        )
+    return name
+
+
+def seed_of(folder: Path, cfg: RunConfig, seed: int | None) -> int:
+    """Return one of a run's seeds, by default the first.
+
+    Raises:
+      UserError: the run has no such seed.
+    """
+    seed = cfg.seeds[0] if seed is None else seed
+    if seed not in cfg.seeds:
+        raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")
+    return seed
