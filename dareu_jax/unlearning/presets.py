@@ -1,5 +1,6 @@
 """DareU's named variants: what each sets over the configuration."""
 
+import operator
 from typing import Any
 
 import dareu_jax.unlearning.dareu  # noqa: F401, registers what these vary
@@ -41,6 +42,12 @@ METHODS.variant(
     of="dareu",
     preset={"reward.shuffle_owners": True},
 )
+METHODS.variant(
+    "dareu_grpo",
+    "dareu with GRPO's group advantage: no value head, four answers to a prompt",
+    of="dareu",
+    preset={"dareu.advantage": "group", "dareu.samples_per_prompt": 4},
+)
 OF_THE_RUN = ("reward.kernel", "reward.margin")
 """They decide how the reward index is built, which the rows of a run share."""
 
@@ -61,10 +68,8 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
             )
     row = with_overrides(cfg, {**entry.preset, **own}, where)
     for key in OF_THE_RUN:
-        section, field = key.split(".")
-        if getattr(getattr(row, section), field) != getattr(
-            getattr(cfg, section), field
-        ):
+        value = operator.attrgetter(key)
+        if value(row) != value(cfg):
             raise UserError(
                 f"{where}: {key} decides how the reward index is built, and all rows "
                 f"of a run share that index; set {key} for the whole run"

@@ -13,7 +13,8 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import method_config, needs_of, reads_of
-from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
+from dareu_jax.unlearning.grad_diff import grad_diff_loss
+from dareu_jax.unlearning.npo import npo_loss
 
 FAST = {
     "dareu.batch_size": 4,
