@@ -125,17 +125,14 @@ class ClassifierConfig(OptimiserConfig):
 
 
 class AttributionConfig(Section):
-    """Options of the kernels without training (ours)."""
+    """Options that several kernels share (ours).
+
+    `attribution_config` adds a section for every kernel that has options of its own.
+    """
 
     reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
-    projection_size: int = Field(64, ge=1)  # k a side
-    projection_seed: int = Field(0, ge=0, lt=2**32)
+    projection_seed: int = Field(0, ge=0, lt=2**32)  # of all that a kernel draws
     damping: float = Field(0.1, gt=0)  # of the curvature's mean (Grosse et al., 2023)
-    trak_size: int = Field(8, ge=1)  # k a side of trak, whose Gram matrix is k^4
-    arnoldi_iterations: int = Field(20, ge=2)  # passes over the owners' records
-    arnoldi_rank: int = Field(10, ge=1)  # Ritz pairs kept
-    watermark_symbols: int = Field(6, ge=2, le=1024)  # WASA (Lu et al., 2025)
-    watermark_length: int = Field(10, ge=1, le=64)  # WASA; symbols of an owner's code
 
 
 class PriorConfig(FinetuneConfig):
@@ -289,20 +286,33 @@ def run_config() -> type[RunConfig]:
     A method with options has the section of its name, such as ``npo``; a kernel has
     ``attribution.<name>``.
     """
-    return _with_sections(METHODS.options(), KERNELS.options())
+    whole = _extended(RunConfig, METHODS, METHODS.options())
+    return _with_attribution(whole, type(attribution_config()))
+
+
+def attribution_config(**options: Any) -> AttributionConfig:
+    """Return the options of kernels, with a section for each that has its own.
+
+    Args:
+      options: those that are no defaults, such as ``damping=0.01`` or
+        ``trak={"size": 4}``.
+
+    Raises:
+      UserError: an unknown option, or a value that cannot be used.
+    """
+    try:
+        return _extended(AttributionConfig, KERNELS, KERNELS.options())(**options)
+    except ValidationError as error:
+        raise UserError(_explain(error, "attribution")) from None
 
 
 @functools.cache
-def _with_sections(
-    methods: tuple[tuple[str, type], ...], kernels: tuple[tuple[str, type], ...]
-) -> type[RunConfig]:
-    attribution: Any = _extended(AttributionConfig, KERNELS, kernels)
+def _with_attribution(whole: type[RunConfig], attribution: Any) -> type[RunConfig]:
     own: Any = {"attribution": (attribution, attribution())}
-    return create_model(
-        "RunConfig", __base__=_extended(RunConfig, METHODS, methods), **own
-    )
+    return create_model("RunConfig", __base__=whole, **own)
 
 
+@functools.cache
 def _extended(
     base: type[Section], registry: Registry, sections: tuple[tuple[str, type], ...]
 ) -> Any:

@@ -23,12 +23,13 @@ from dareu_jax.attribution import (
     init_on,
     sliced,
 )
+from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.linear import margin, spread
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
 from dareu_jax.evaluation.evaluate import over_records
 from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.parallel import put_batch, shardings_for
+from dareu_jax.parallel import abstract_on, put_batch
 from dareu_jax.registry import KERNELS
 from dareu_jax.reinforcement import segment_length
 
@@ -94,7 +95,8 @@ class Build:
         for number in reversed(range(kernel.passes - 1)):
             where = self.where(number)
             with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                found = saved.latest(placed(shapes[number], self.mesh))
+                axes = axes_of(kernel, shapes[number])
+                found = saved.latest(abstract_on(shapes[number], self.mesh, axes))
             if found and found[2]["done"]:
                 return found[1], number + 1
         return self._init(params, key=self.key), 0
@@ -247,11 +249,7 @@ def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
 
 def placed(abstract: Any, mesh: Any) -> Any:
     """Shapes with the places that the sharding rules give them on ``mesh``."""
-
-    def at(leaf: Any, to: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
-
-    return jax.tree.map(at, abstract, shardings_for(abstract, mesh))
+    return abstract_on(abstract, mesh)
 
 
 def owner_stream(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from dareu_jax.attribution.bilinear import (
     GradientIndex,
@@ -21,14 +22,18 @@ from dareu_jax.attribution.bilinear import (
 )
 from dareu_jax.attribution.ekfac import is_owned
 from dareu_jax.attribution.kernel import (
+    OWNERS,
     Kernel,
     OwnerBatch,
     Setup,
+    by_field,
+    options_of,
     or_one,
     owner_weights,
 )
-from dareu_jax.attribution.measures import log_likelihood, token_weight
+from dareu_jax.attribution.measures import in_words, log_likelihood, token_weight
 from dareu_jax.attribution.probe import attributed
+from dareu_jax.config import Section
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import join
 from dareu_jax.registry import KERNELS
@@ -62,23 +67,34 @@ class Ritz(NamedTuple):
     counts: Array  # [O]
 
 
+IN, OUT = "gradient_in", "gradient_out"
+AXES = {
+    "basis": ("layers", "krylov", IN, OUT),
+    "product": ("layers", IN, OUT),
+    "vectors": ("layers", "ritz", IN, OUT),
+    "owner_dots": (OWNERS, "ritz"),
+    "counts": (OWNERS,),
+}
+"""Axes of the arrays of `Krylov` and `Ritz`."""
+
+
 def inner(a: dict[str, Array], b: dict[str, Array]) -> Array:
-    """<a_k, b> ``[K]`` of ``a [L, K, D, F]`` and ``b [L, D, F]``, over all matrices."""
+    """Return <a_k, b> ``[K]``, summed over matrices ``[L, K, D, F]``, ``[L, D, F]``."""
     return sum(jnp.einsum("lkdf,ldf->k", a[path], b[path]) for path in b)  # type: ignore
 
 
 def spanned(a: dict[str, Array], weights: Array) -> dict[str, Array]:
-    """sum_k w_k a_k ``[L, D, F]``."""
+    """Return sum_k w_k a_k ``[L, D, F]``."""
     return {path: jnp.einsum("lkdf,k->ldf", x, weights) for path, x in a.items()}
 
 
 def length(a: dict[str, Array]) -> Array:
-    """|a| of ``a [L, D, F]`` over all matrices."""
+    """Return |a| of ``a [L, D, F]`` over all matrices."""
     return jnp.sqrt(sum(jnp.sum(x**2) for x in a.values()))
 
 
 def in_place(params: Any, vector: dict[str, Array]) -> Any:
-    """A vector by matrix names as the tree of `attributed`, in its dtypes."""
+    """Return a vector by matrix names as the tree of `attributed`, in its dtypes."""
     tree = attributed(params)
     leaves = by_name(params, tree)
     flat = [vector[path].astype(leaf.dtype) for path, leaf in leaves.items()]
@@ -86,7 +102,7 @@ def in_place(params: Any, vector: dict[str, Array]) -> Any:
 
 
 def hessian_product(model, params, batch: TokenBatch, weight: Array, direction: Any):
-    """H v of the loss -sum_b w_b log p, forward over reverse; a tree like v."""
+    """Return H v of the loss -sum_b w_b log p, forward over reverse; a tree like v."""
 
     def gradient(matrices: Any) -> Any:
         def loss(matrices: Any) -> Array:
@@ -99,7 +115,7 @@ def hessian_product(model, params, batch: TokenBatch, weight: Array, direction: 
 
 @functools.partial(jax.jit, static_argnames=("how", "owners"))
 def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov):
-    """Adds a batch of records to H v_j."""
+    """Add a batch of records to H v_j."""
     owned = is_owned(batch, owners)
     weight = owned * token_weight(batch.text, how.reduction)
     now = {path: x[:, state.column] for path, x in state.basis.items()}
@@ -114,10 +130,10 @@ def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov)
 
 @jax.jit
 def orthogonalise(state: Krylov) -> Krylov:
-    """One step of Arnoldi's iteration; Gram-Schmidt twice, for rounding.
+    """Return the state after one step of Arnoldi's iteration.
 
-    A product that lies in the basis already ends the iteration: what is left of it is
-    rounding, and no direction to go on with.
+    Gram-Schmidt is done twice, against rounding. A product that lies in the basis
+    already ends the iteration: what is left of it is rounding and no new direction.
     """
     w = {p: x / jnp.maximum(state.weight, 1.0) for p, x in state.product.items()}
     size, total = length(w), jnp.zeros(len(state.hessenberg), jnp.float32)
@@ -134,21 +150,21 @@ def orthogonalise(state: Krylov) -> Krylov:
         for path, x in state.basis.items()
     }
     return Krylov(
-        basis,
-        jax.tree.map(jnp.zeros_like, state.product),
-        state.hessenberg.at[:, state.column].set(column),
-        state.column + 1,
-        jnp.float32(0.0),
+        basis=basis,
+        product=jax.tree.map(jnp.zeros_like, state.product),
+        hessenberg=state.hessenberg.at[:, state.column].set(column),
+        column=state.column + 1,
+        weight=jnp.float32(0.0),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "owners"))
 def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
-    """The ``rank`` pairs of largest value; a value that is not settled becomes 0.
+    """Return the ``rank`` pairs of largest value; an unsettled value becomes 0.
 
-    An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value:
-    what is divided by must be known to a tenth of itself, or, where too few iterations
-    settled none, be positive for certain.
+    An eigenvalue is within |H v - lambda v| = h_{K+1,K} |mixing_K| of every Ritz value.
+    A value that scores are divided by must be known to a tenth of itself. Where too few
+    iterations have settled none, it must be positive for certain.
     """
     square = state.hessenberg[:-1]
     values, mixing = jnp.linalg.eigh((square + square.T) / 2)
@@ -167,28 +183,39 @@ def ritz_pairs(rank: int, owners: int, state: Krylov) -> Ritz:
 
 
 def in_vectors(how: How, params: Any, state: Ritz, batch: TokenBatch) -> Array:
-    """<g_b, v_r> ``[B, R]``."""
+    """Return <g_b, v_r> ``[B, R]``."""
     rank = len(state.values)
     seen = GradientIndex(state.vectors, jnp.ones(rank), jnp.uint32(0))
     zeros = jnp.zeros((len(batch.response), rank))
-    return contracted(how, scoring(how.features), zeros, params, seen, batch)
+    return contracted(how, scoring(how.features), params, seen, batch, zeros=zeros)
 
 
 @functools.partial(jax.jit, static_argnames="how")
 def add_owners(how: How, params, batch: OwnerBatch, state: Ritz) -> Ritz:
-    """Adds the records' coordinates to those of their owners."""
+    """Add the records' coordinates to those of their owners."""
     weights = owner_weights(batch, len(state.counts))
     dots = weights.T @ in_vectors(how, params, state, batch.text)
     counts = state.counts + jnp.sum(weights, axis=0)
     return state._replace(owner_dots=state.owner_dots + dots, counts=counts)
 
 
-@KERNELS.register("arnoldi", "influence in the Hessian's largest Ritz vectors")
+class ArnoldiOptions(Section):
+    """The section ``attribution.arnoldi``."""
+
+    iterations: int = Field(20, ge=2)  # passes over the owners' records
+    rank: int = Field(10, ge=1)  # Ritz pairs kept
+
+
+@KERNELS.register(
+    "arnoldi",
+    "influence in the Hessian's largest Ritz vectors",
+    options=ArnoldiOptions,
+)
 def make_arnoldi(setup: Setup) -> Kernel:
-    """Influence by Arnoldi's iteration (Schioppa et al., 2022)."""
+    """Return the influence by Arnoldi's iteration (Schioppa et al., 2022)."""
     how = How(setup.model, exact(), setup.cfg.reduction)
-    owners, steps = setup.owners, setup.cfg.arnoldi_iterations
-    rank = min(setup.cfg.arnoldi_rank, steps)
+    own: ArnoldiOptions = options_of(setup, "arnoldi")
+    owners, steps, rank = setup.owners, own.iterations, min(own.rank, own.iterations)
 
     def init(params, *, key: Array) -> Krylov:
         keys = iter(jax.random.split(key, len(by_name(params, attributed(params)))))
@@ -205,7 +232,13 @@ def make_arnoldi(setup: Setup) -> Kernel:
         }
         none = jax.tree.map(jnp.zeros_like, start)
         hessenberg = jnp.zeros((steps + 1, steps), jnp.float32)
-        return Krylov(basis, none, hessenberg, jnp.int32(0), jnp.float32(0.0))
+        return Krylov(
+            basis=basis,
+            product=none,
+            hessenberg=hessenberg,
+            column=jnp.int32(0),
+            weight=jnp.float32(0.0),
+        )
 
     def update(params, batch: OwnerBatch, acc):
         silent = {"loss": jnp.float32(0.0)}
@@ -223,10 +256,6 @@ def make_arnoldi(setup: Setup) -> Kernel:
         means = index.owner_dots / or_one(index.counts)[:, None]
         return in_vectors(how, params, index, queries) @ (means * inverse).T
 
-    def owner_axes(index: Ritz) -> Ritz:
-        everybody = dict.fromkeys(index.vectors, -1)
-        return Ritz(everybody, -1, 0, 0)  # type: ignore
-
     return Kernel(
         name="arnoldi",
         owners=owners,
@@ -235,8 +264,7 @@ def make_arnoldi(setup: Setup) -> Kernel:
         score=score,
         passes=steps + 1,
         advance=advance,
-        owner_axes=owner_axes,
+        axes=by_field(AXES),
+        differentiates=in_words(how.measure),
         follows_model=True,
-        is_gram=True,
-        names_copies=False,
     )

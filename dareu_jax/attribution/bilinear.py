@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.kernel import (
+    OWNERS,
     Kernel,
     OwnerBatch,
     Setup,
+    by_field,
     or_one,
     owner_weights,
 )
-from dareu_jax.attribution.measures import log_likelihoods, token_weight
+from dareu_jax.attribution.measures import in_words, log_likelihoods, token_weight
 from dareu_jax.attribution.probe import (
     Measure,
     Slot,
@@ -36,7 +38,11 @@ from dareu_jax.parallel import named_leaves
 
 Array = jax.Array
 FLOOR = 1e-12
-"""Below this product of norms a cosine is no number worth having."""
+"""The least product of two norms that a cosine is divided by."""
+MATRICES = ("layers", OWNERS, "gradient_in", "gradient_out")
+"""Axes of a matrix of each owner, by layer."""
+AXES = {"owner_sums": MATRICES, "counts": (OWNERS,)}
+"""Axes of the arrays of a `GradientIndex`."""
 
 
 class GradientIndex(NamedTuple):
@@ -255,7 +261,13 @@ def add_records(
     scale, slots = token_weight(batch.text, how.reduction), slots_of(params, slot)
     contract = summing(how.features)
     value, new = probe(
-        how.model, contract, params, batch.text, scale, slots, how.measure
+        how.model,
+        contract,
+        params,
+        batch.text,
+        weight=scale,
+        slots=slots,
+        measure=how.measure,
     )
     sums = {
         path: index.owner_sums[path] + added
@@ -270,7 +282,8 @@ def owner_scores(
 ) -> Array:
     """<f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
     zeros = jnp.zeros((len(queries.response), len(index.counts)))
-    dots = contracted(how, scoring(how.features), zeros, params, index, queries)
+    contract = scoring(how.features)
+    dots = contracted(how, contract, params, index, queries, zeros=zeros)
     return dots / or_one(index.counts)
 
 
@@ -280,16 +293,15 @@ def owner_cosines(
     """cos(f_q, G_o) ``[B, O]``."""
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
-    dots, squares = contracted(
-        how, comparing(how.features), zeros, params, index, queries
-    )
+    contract = comparing(how.features)
+    dots, squares = contracted(how, contract, params, index, queries, zeros=zeros)
     theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
 
-def contracted(how: How, contract, zeros: Any, params, index, queries) -> Any:
-    """What ``contract`` writes, like ``zeros``, summed over layers and matrices."""
+def contracted(how: How, contract, params, index, queries, *, zeros: Any) -> Any:
+    """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
         arrays = how.features.held(leaf, path, index.seed)
@@ -298,7 +310,15 @@ def contracted(how: How, contract, zeros: Any, params, index, queries) -> Any:
         return Slot(held, out)
 
     weight, slots = token_weight(queries, how.reduction), slots_of(params, slot)
-    _, written = probe(how.model, contract, params, queries, weight, slots, how.measure)
+    _, written = probe(
+        how.model,
+        contract,
+        params,
+        queries,
+        weight=weight,
+        slots=slots,
+        measure=how.measure,
+    )
     matrices, kinds = map(jax.tree.structure, (attributed(params), zeros))
     each = jax.tree.transpose(matrices, kinds, written)
     return jax.tree.map(
@@ -315,7 +335,9 @@ def folded_scores(
     owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
     placed = jax.tree.unflatten(jax.tree.structure(tree), owners)
     weight = token_weight(queries, how.reduction)
-    return folded(how.model, params, queries, weight, placed, each)
+    return folded(
+        how.model, params, queries, weight=weight, owners=placed, weights=each
+    )
 
 
 def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:
@@ -343,17 +365,12 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         init=init,
         update=lambda params, batch, acc: add_records(seen, params, batch, acc),
         score=functools.partial(owner_scores, seen),
-        owner_axes=owner_axes,
+        axes=by_field(AXES),
         fold=functools.partial(folded_scores, seen) if is_whole else None,
+        differentiates=in_words(seen.measure),
         follows_model=True,
-        is_gram=seen.emphasis is None,
         how=seen,
     )
-
-
-def owner_axes(index: GradientIndex) -> GradientIndex:
-    """Where the owners are in each array of an index; the seed is everybody's."""
-    return GradientIndex(dict.fromkeys(index.owner_sums, 1), 0, -1)  # type: ignore
 
 
 def cosine(kernel: BilinearKernel) -> BilinearKernel:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dareu_jax.attribution.kernel import Kernel
+from dareu_jax.attribution.kernel import OWNERS, Kernel, axes_of
 from dareu_jax.corpus.batches import TokenBatch
 
 Array = jax.Array
@@ -59,10 +59,16 @@ def calibrated(kernel: Kernel) -> Kernel:
         assert kernel.prefix_score is not None
         return probabilities(index[1], kernel.prefix_score(params, index[0], queries))
 
+    def axes(index: Any) -> Any:
+        own = Calibration(mean=(OWNERS,), scale=(OWNERS,), beta=())  # type: ignore
+        return axes_of(kernel, index[0]), own
+
     return dataclasses.replace(
         kernel,
         score=score,
         prefix_score=prefix_score if kernel.prefix_score else None,
+        axes=axes,
+        adds_up=False,
         is_probability=True,
     )
 

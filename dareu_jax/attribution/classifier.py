@@ -18,6 +18,7 @@ from dareu_jax.attribution.kernel import (
     Setup,
     from_prefixes,
     last_valid,
+    read_once,
 )
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import (
@@ -47,7 +48,7 @@ class ClassifierState(NamedTuple):
 def owner_logits(
     model: Decoder, owners: int, params: dict, queries: TokenBatch, key=None
 ) -> Array:
-    """Owner logits ``[B, T, O]`` after every response token; prompts are not read."""
+    """Return owner logits ``[B, T, O]`` after every response token, prompts unread."""
     hidden = hidden_states(
         model, params["decoder"], queries.response, queries.response_mask, key=key
     )
@@ -57,7 +58,7 @@ def owner_logits(
 def owner_loss(
     logits: Array, owner: Array, mask: Array, train_on: str
 ) -> tuple[Array, Array]:
-    """-log p(i | y), or its mean over prefixes; records without a class weigh 0.
+    """Return -log p(i | y), or its mean over prefixes; records without a class weigh 0.
 
     Args:
       logits: ``[B, T, O]``; owner: ``[B]`` int32, negative = no class.
@@ -87,25 +88,35 @@ class Training(NamedTuple):
 
     Attributes:
       classes: O, and one more where nobody's text has a class.
-      optimiser: of what is trained; frozen: the rest of the decoder.
+      optimiser: of what is trained; frozen: returns the rest of the decoder.
       init, finalize, goes_on: see `Kernel`.
       labelled: ``(batch, state) -> batch`` whose owner is a class ``[B]``, -1 = none.
     """
 
     classes: int
     optimiser: optax.GradientTransformation
-    frozen: Any
+    frozen: Callable[[], Any]
     init: Callable[..., ClassifierState]
     finalize: Callable[[Any, ClassifierState], dict]
     labelled: Callable[[OwnerBatch, ClassifierState], OwnerBatch]
-    goes_on: bool
+    goes_on: Callable[[], bool]
 
 
 def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
-    """The training of ``setup.classifier`` with ``heads(classes, key)``, by name."""
+    """Return the training of ``setup.classifier`` with heads by name.
+
+    Args:
+      setup: what the kernel is made from; heads: ``(classes, key) -> parameters``.
+    """
     cfg, owners = setup.classifier, setup.owners
-    start, classes = setup.start(), owners + int(cfg.nobody)
-    given, frozen = (None, {}) if start is None else split(start)
+    classes = owners + int(cfg.nobody)
+
+    @read_once
+    def start() -> tuple[Any, Any]:
+        """Return the decoder's parameters that are trained, and those that are not."""
+        whole = setup.start()
+        return (None, {}) if whole is None else split(whole)
+
     optimiser = make_optimiser(
         cfg.learning_rate,
         setup.steps,
@@ -116,12 +127,12 @@ def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
 
     def init(params, *, key: Array) -> ClassifierState:
         body, drop = jax.random.split(key)
-        decoder = given or init_decoder(setup.backbone, key=body)
+        decoder = start()[0] or init_decoder(setup.backbone, key=body)
         own = {"decoder": decoder, **heads(classes, body)}
         return ClassifierState(own, optimiser.init(own), jnp.int32(0), drop)
 
     def finalize(params, acc: ClassifierState) -> dict:
-        return {**acc.params, "decoder": join(frozen, acc.params["decoder"])}
+        return {**acc.params, "decoder": join(start()[1], acc.params["decoder"])}
 
     def labelled(batch: OwnerBatch, acc: ClassifierState) -> OwnerBatch:
         owner, none = batch.owner, owners if cfg.nobody else -1
@@ -129,12 +140,19 @@ def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
             owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
         return batch._replace(owner=jnp.where(owner < 0, none, owner))
 
-    goes_on = given is not None
-    return Training(classes, optimiser, frozen, init, finalize, labelled, goes_on)
+    return Training(
+        classes=classes,
+        optimiser=optimiser,
+        frozen=lambda: start()[1],
+        init=init,
+        finalize=finalize,
+        labelled=labelled,
+        goes_on=lambda: start()[0] is not None,
+    )
 
 
 def one_owner(weights: Array, key: Array) -> Array:
-    """One owner of every record, ``[B]`` int32, drawn by weight; -1: it has none.
+    """Return an owner of every record, ``[B]`` int32, drawn by weight; -1: it has none.
 
     A loss on who is drawn is, over the draws, the mean of the owners' losses, each by
     its share of the record.
@@ -152,7 +170,11 @@ def descend(
     frozen: Any,
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """One update down ``loss_of(parameters, key) -> (loss, accuracy)``."""
+    """Return the state after one update down a loss, and the metrics.
+
+    Args:
+      loss_of: ``(parameters, key) -> (loss, accuracy)``.
+    """
     key = jax.random.fold_in(state.key, state.step)
 
     def loss_fn(own):
@@ -167,7 +189,7 @@ def descend(
 
 @KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
 def make_classifier(setup: Setup) -> Kernel:
-    """Returns the classifier kernel: ``setup.classifier`` over ``setup.backbone``.
+    """Return the classifier kernel: ``setup.classifier`` over ``setup.backbone``.
 
     With ``nobody`` one more class holds the text that no owner has.
     """
@@ -179,8 +201,15 @@ def make_classifier(setup: Setup) -> Kernel:
     how = training_of(setup, heads)
 
     def update(params, batch: OwnerBatch, acc: ClassifierState):
-        rest = (how.classes, how.optimiser, setup.classifier.train_on, how.frozen)
-        return fit_classifier(backbone, *rest, how.labelled(batch, acc), acc)
+        return fit_classifier(
+            backbone,
+            how.classes,
+            how.optimiser,
+            setup.classifier.train_on,
+            frozen=how.frozen(),
+            batch=how.labelled(batch, acc),
+            state=acc,
+        )
 
     def prefix_score(params, index, queries) -> Array:
         logits = owner_logits(backbone, how.classes, index, queries)
@@ -213,7 +242,7 @@ def fit_classifier(
     batch: OwnerBatch,
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """One step of the classifier, beside what is frozen, on labelled responses."""
+    """Return the state after one step on labelled responses, and its metrics."""
 
     def loss_of(params: dict, key: Array) -> tuple[Array, Array]:
         logits = owner_logits(model, classes, params, batch.text, key)
@@ -224,7 +253,7 @@ def fit_classifier(
 
 @functools.partial(jax.jit, static_argnames="kernel")
 def attribution_accuracy(kernel: Kernel, params, index, queries: TokenBatch) -> Array:
-    """Whether the best-scoring owner is right, for every prefix, ``[B, T]`` float32.
+    """Return whether the best owner is right, for every prefix, ``[B, T]`` float32.
 
     Entry t looks at the first t + 1 tokens, or the whole response where it is
     shorter; ``queries.index`` holds the owner's column.

@@ -1,9 +1,9 @@
-"""Controls, `constant` and `random`: what a kernel must beat."""
+"""Kernels `constant` and `random`: controls, which every other kernel must beat."""
 
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
+from dareu_jax.attribution.kernel import OWNERS, Kernel, OwnerBatch, Setup
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.registry import KERNELS
 
@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 def control(name: str, owners: int, score) -> Kernel:
-    """A kernel without an index."""
+    """Return a kernel that learns nothing from its records."""
 
     def update(params, batch: OwnerBatch, acc: dict[str, Array]):
         return acc, {"loss": jnp.float32(0.0)}
@@ -22,15 +22,14 @@ def control(name: str, owners: int, score) -> Kernel:
         init=lambda params, *, key: {"counts": jnp.zeros(owners, jnp.float32)},
         update=update,
         score=score,
-        owner_axes=lambda index: {"counts": 0},
-        names_copies=False,
+        axes=lambda index: {"counts": (OWNERS,)},
         is_control=True,
     )
 
 
 @KERNELS.register("constant", "control: the same score for every owner")
 def make_constant(setup: Setup) -> Kernel:
-    """One everywhere: it says nothing."""
+    """Return the kernel whose every score is 1."""
 
     def score(params, index, queries: TokenBatch) -> Array:
         return jnp.ones((len(queries.response), setup.owners), jnp.float32)
@@ -40,7 +39,7 @@ def make_constant(setup: Setup) -> Kernel:
 
 @KERNELS.register("random", "control: a number drawn for every response and owner")
 def make_random(setup: Setup) -> Kernel:
-    """Normal scores that depend on the response's tokens alone."""
+    """Return the kernel of normal scores, drawn by the response's tokens alone."""
     seed = setup.cfg.projection_seed
 
     def of_one(tokens: Array, mask: Array) -> Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.bilinear import (
+    MATRICES,
     bilinear,
     by_matrix,
     by_name,
@@ -47,12 +48,12 @@ class Corrections(NamedTuple):
 
 
 def summed_norms(x: Array, e: Array, weight: Array) -> Array:
-    """sum_b w_b |g_b|^2, a scalar."""
+    """Return sum_b w_b |g_b|^2, a scalar."""
     return jnp.sum(weight * square_norms(x, e, ()))
 
 
 def corrections(x: Array, e: Array, held) -> Array:
-    """sum_b w_b g_b <g_b, G_o> / (lambda + |g_b|^2), ``[O, D, F]``."""
+    """Return sum_b w_b g_b <g_b, G_o> / (lambda + |g_b|^2), ``[O, D, F]``."""
     owners, ridge, weight = held
     g = example_gradients(x, e)
     size = weight / (ridge + jnp.sum(g**2, axis=(1, 2)))
@@ -61,7 +62,7 @@ def corrections(x: Array, e: Array, held) -> Array:
 
 
 def ridges(damping: float, state: Any, sums: Sums) -> dict[str, Array]:
-    """lambda of every layer ``[L]``, by matrix."""
+    """Return lambda of every layer ``[L]``, by matrix."""
     count = jnp.maximum(state.records, 1.0)
     return {
         path: damping * state.squares[path] / (count * g.shape[2] * g.shape[3]) + 1e-20
@@ -80,7 +81,7 @@ def add_batch(
     state: Any,
     sums: Sums,
 ) -> Any:
-    """Adds a batch of records to `Squares` or to `Corrections`."""
+    """Add a batch of records to `Squares` or to `Corrections`."""
     owned = is_owned(batch, owners)
     first = isinstance(state, Squares)
     ridge = {} if first else ridges(damping, state, sums)
@@ -94,7 +95,7 @@ def add_batch(
 
     weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
     contract: Contract = summed_norms if first else corrections
-    _, new = probe(model, contract, params, batch.text, weight, slots)
+    _, new = probe(model, contract, params, batch.text, weight=weight, slots=slots)
     added = by_name(params, new)
     if first:
         squares = {path: x + added[path] for path, x in state.squares.items()}
@@ -105,7 +106,7 @@ def add_batch(
 
 @functools.partial(jax.jit, static_argnames="damping")
 def apply_inverse(damping: float, params: Any, state: Corrections, sums: Sums) -> Sums:
-    """H^-1 on every owner's gradient."""
+    """Return H^-1 times every owner's gradient."""
     ridge, count = ridges(damping, state, sums), jnp.maximum(state.records, 1.0)
     return {
         path: (g - state.corrections[path] / count) / ridge[path][:, None, None, None]
@@ -115,8 +116,8 @@ def apply_inverse(damping: float, params: Any, state: Corrections, sums: Sums) -
 
 @KERNELS.register("datainf", "influence, H^-1 as a mean of rank-one inverses")
 def make_datainf(setup: Setup) -> Kernel:
-    """DataInf (Kwon et al., 2024) of the owner's mean gradient."""
-    how = (setup.model, setup.cfg.reduction, setup.owners, setup.cfg.damping)
+    """Return DataInf (Kwon et al., 2024) of the owner's mean gradient."""
+    damping = setup.cfg.damping
 
     def init(params, *, key: Array) -> Squares:
         squares = by_matrix(params, lambda leaf: jnp.zeros(len(leaf), jnp.float32))
@@ -127,12 +128,17 @@ def make_datainf(setup: Setup) -> Kernel:
             shape = (leaf.shape[0], setup.owners, *leaf.shape[1:])
             return jnp.zeros(shape, jnp.float32)
 
-        return Corrections(*state, by_matrix(params, zeros))
+        empty = by_matrix(params, zeros)
+        return Corrections(state.squares, state.records, corrections=empty)
 
+    update = functools.partial(
+        add_batch, setup.model, setup.cfg.reduction, setup.owners, damping
+    )
     fit = Preconditioner(
         init=init,
-        update=lambda *given: add_batch(*how, *given),
-        apply=functools.partial(apply_inverse, setup.cfg.damping),
+        update=update,
+        apply=functools.partial(apply_inverse, damping),
+        axes={"corrections": MATRICES},
         passes=2,
         advance=advance,
         is_shared=False,

@@ -50,21 +50,32 @@ class Spectrum(NamedTuple):
     step: Array
 
 
+IN, OUT = "gradient_in", "gradient_out"
+AXES = {
+    "inputs": ("layers", "rows", IN),
+    "outputs": ("layers", "rows", OUT),
+    "vectors_in": ("layers", "rows", IN),
+    "vectors_out": ("layers", "rows", OUT),
+    "lambdas": ("layers", IN, OUT),
+}
+"""Axes of the arrays of `Covariances` and `Spectrum`."""
+
+
 def covariance(x: Array, e: Array, mask: Array) -> tuple[Array, Array]:
-    """sum x x^T ``[D, D]`` over the true entries of ``mask [B, T]``; sum e e^T."""
+    """Return sum x x^T ``[D, D]`` over true entries of ``mask [B, T]``, sum e e^T."""
     x = jnp.where(mask[..., None], x, 0)
     sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     return sums("btd,btc->dc", x, x), sums("btf,btg->fg", e, e)
 
 
 def rotated_squares(x: Array, e: Array, u_in: Array, u_out: Array, weight: Array):
-    """sum_b w_b (U_A^T g_b U_S)^2, ``[D, F]``."""
+    """Return sum_b w_b (U_A^T g_b U_S)^2, ``[D, F]``."""
     turned = example_gradients(x.astype(jnp.float32) @ u_in, e @ u_out)
     return jnp.einsum("b,bdf->df", weight, turned**2)
 
 
 def inverse(u_in: Array, u_out: Array, lambdas: Array, damping: float, g: Array):
-    """H^-1 g ``[O, D, F]`` of one layer; damping is relative to the mean of Lambda.
+    """Return H^-1 g ``[O, D, F]`` of a layer; damping is relative to mean Lambda.
 
     A layer without any gradient, such as A of an adapter whose B is 0, has Lambda = 0.
     """
@@ -74,7 +85,7 @@ def inverse(u_in: Array, u_out: Array, lambdas: Array, damping: float, g: Array)
 
 
 def is_owned(batch: OwnerBatch, owners: int) -> Array:
-    """``[B]`` float32: 1 for a record that somebody owns."""
+    """Return ``[B]`` float32: 1 for a record that somebody owns, else 0."""
     held = jnp.sum(owner_weights(batch, owners), axis=1) > 0.0
     return held.astype(jnp.float32)
 
@@ -83,7 +94,7 @@ def is_owned(batch: OwnerBatch, owners: int) -> Array:
 def add_covariances(
     model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
 ) -> Covariances:
-    """Adds a batch of records to `Covariances`."""
+    """Add a batch of records to `Covariances`."""
     owned = is_owned(batch, owners)
     _, mask = whole_text(batch.text)
     mask = mask & (owned > 0.0)[:, None]
@@ -93,7 +104,15 @@ def add_covariances(
         out = jnp.zeros((layers, d, d)), jnp.zeros((layers, f, f))
         return Slot(over_layers(mask, leaf), out)
 
-    both = _sampled(model, covariance, params, batch, owned, reduction, slot, state)
+    both = _sampled(
+        model,
+        covariance,
+        params,
+        batch,
+        weight=owned * token_weight(batch.text, reduction),
+        slot=slot,
+        state=state,
+    )
     inputs, outputs = dict(state.inputs), dict(state.outputs)
     for path, (a, s) in both.items():
         inputs[path], outputs[path] = inputs[path] + a, outputs[path] + s
@@ -104,14 +123,22 @@ def add_covariances(
 def add_lambdas(
     model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
 ) -> Spectrum:
-    """Adds a batch of records to Lambda."""
+    """Add a batch of records to Lambda."""
     owned = is_owned(batch, owners)
 
     def slot(leaf: Any, path: str) -> Slot:
         sides = state.vectors_in[path], state.vectors_out[path]
         return Slot((*sides, over_layers(owned, leaf)), jnp.zeros(leaf.shape))
 
-    new = _sampled(model, _squares, params, batch, owned, reduction, slot, state)
+    new = _sampled(
+        model,
+        _squares,
+        params,
+        batch,
+        weight=owned * token_weight(batch.text, reduction),
+        slot=slot,
+        state=state,
+    )
     lambdas = {path: state.lambdas[path] + added for path, added in new.items()}
     records = state.records + jnp.sum(owned)
     return state._replace(lambdas=lambdas, records=records, step=state.step + 1)
@@ -121,48 +148,57 @@ def _squares(x: Array, e: Array, held) -> Array:
     return rotated_squares(x, e, *held)
 
 
-def _sampled(model, contract, params, batch, owned, reduction, slot, state) -> dict:
-    """What a backward pass of drawn labels writes into the slots, by matrix."""
+def _sampled(model, contract, params, batch, *, weight, slot, state) -> dict:
+    """Return what a backward pass of drawn labels puts into the slots, by matrix."""
     key = jax.random.fold_in(state.key, state.step)
-    measure = functools.partial(sampled_log_likelihoods, key)
-    weight = owned * token_weight(batch.text, reduction)
-    slots = slots_of(params, slot)
-    _, new = probe(model, contract, params, batch.text, weight, slots, measure)
+    _, new = probe(
+        model,
+        contract,
+        params,
+        batch.text,
+        weight=weight,
+        slots=slots_of(params, slot),
+        measure=functools.partial(sampled_log_likelihoods, key),
+    )
     return by_name(params, new)
 
 
 @jax.jit
 def eigenbases(params, state: Covariances) -> Spectrum:
-    """The eigenvectors of both sides of every matrix, Lambda not yet begun."""
+    """Return the eigenvectors of both sides of every matrix, and Lambda = 0."""
     vectors = functools.partial(jax.tree.map, lambda x: jnp.linalg.eigh(x)[1])
     zeros = by_matrix(params, lambda leaf: jnp.zeros(leaf.shape, jnp.float32))
     return Spectrum(
-        vectors(state.inputs),
-        vectors(state.outputs),
-        zeros,
-        jnp.float32(0.0),
-        state.key,
-        jnp.int32(0),
+        vectors_in=vectors(state.inputs),
+        vectors_out=vectors(state.outputs),
+        lambdas=zeros,
+        records=jnp.float32(0.0),
+        key=state.key,
+        step=jnp.int32(0),
     )
 
 
 @functools.partial(jax.jit, static_argnames="damping")
 def apply_inverse(damping: float, params, state: Spectrum, sums: Sums) -> Sums:
-    """H^-1 on every owner's gradient ``[L, O, D, F]``, layer by layer."""
+    """Return H^-1 times every owner's gradient ``[L, O, D, F]``, layer by layer."""
+
+    def of_layer(own: dict[str, Array]) -> Array:
+        return inverse(**own, damping=damping)
+
     out = {}
     for path, g in sums.items():
-        lambdas = state.lambdas[path] / jnp.maximum(state.records, 1.0)
-        sides = state.vectors_in[path], state.vectors_out[path]
-        each = (*sides, lambdas, g)
-        out[path] = jax.lax.map(
-            lambda x: inverse(x[0], x[1], x[2], damping, x[3]), each
-        )
+        layers = {
+            "u_in": state.vectors_in[path],
+            "u_out": state.vectors_out[path],
+            "lambdas": state.lambdas[path] / jnp.maximum(state.records, 1.0),
+            "g": g,
+        }
+        out[path] = jax.lax.map(of_layer, layers)
     return out
 
 
 def ekfac(setup: Setup) -> Preconditioner:
-    """The eigenvalue-corrected Kronecker factorisation of the Fisher matrix."""
-    how = (setup.model, setup.cfg.reduction, setup.owners)
+    """Return the eigenvalue-corrected Kronecker factorisation of the Fisher matrix."""
 
     def init(params, *, key: Array) -> Covariances:
         def side(axis: int):
@@ -173,12 +209,20 @@ def ekfac(setup: Setup) -> Preconditioner:
 
     def update(params, batch: OwnerBatch, state, sums: Sums):
         add = add_covariances if isinstance(state, Covariances) else add_lambdas
-        return add(*how, params, batch, state)
+        return add(
+            setup.model,
+            setup.cfg.reduction,
+            setup.owners,
+            params=params,
+            batch=batch,
+            state=state,
+        )
 
     return Preconditioner(
         init=init,
         update=update,
         apply=functools.partial(apply_inverse, setup.cfg.damping),
+        axes=AXES,
         passes=2,
         advance=eigenbases,
     )
@@ -186,5 +230,5 @@ def ekfac(setup: Setup) -> Preconditioner:
 
 @KERNELS.register("ekfac", "influence, the Fisher matrix by EK-FAC")
 def make_ekfac(setup: Setup) -> Kernel:
-    """Influence of the owner's mean gradient through EK-FAC (Grosse et al., 2023)."""
+    """Return the influence of the owner's mean gradient (Grosse et al., 2023)."""
     return precondition(bilinear("ekfac", setup, exact()), ekfac(setup))

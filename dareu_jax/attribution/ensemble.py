@@ -1,14 +1,21 @@
 """Kernels over several models: `ensemble`, and `tracin` over checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from dareu_jax.attribution.bilinear import bilinear, exact
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
+from dareu_jax.attribution.kernel import (
+    Kernel,
+    OwnerBatch,
+    Setup,
+    axes_of,
+    read_once,
+)
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.errors import UserError
+from dareu_jax.parallel import table_axes
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -21,21 +28,25 @@ class Member(NamedTuple):
     index: Any
 
 
-def ensemble(kernel: Kernel, members: Sequence[tuple[Any, float]]) -> Kernel:
-    """sum_c w_c s_c: the kernel at each member's own parameters.
+def ensemble(
+    kernel: Kernel, members: Callable[[], Sequence[tuple[Any, float]]]
+) -> Kernel:
+    """Return sum_c w_c s_c: the kernel at each member's own parameters.
 
     The parameters that its functions are given are not read.
 
     Args:
-      kernel: what each member scores with; members: ``(parameters, weight)``.
+      kernel: what each member scores with.
+      members: returns ``(parameters, weight)`` of each; it is called when the kernel is
+        first built or used.
     """
-    models, weights = [m[0] for m in members], [m[1] for m in members]
+    members = read_once(members)
 
     def init(params, *, key: Array) -> list[Any]:
-        return [kernel.init(own, key=key) for own in models]
+        return [kernel.init(own, key=key) for own, _ in members()]
 
     def over_members(step, accs: Sequence[Any]) -> list[Any]:
-        return [step(own, acc) for own, acc in zip(models, accs, strict=True)]
+        return [step(own, acc) for (own, _), acc in zip(members(), accs, strict=True)]
 
     def unwrapped(acc: Any) -> list[Any]:
         return [x.index if isinstance(x, Member) else x for x in acc]
@@ -48,19 +59,21 @@ def ensemble(kernel: Kernel, members: Sequence[tuple[Any, float]]) -> Kernel:
 
     def finalize(params, acc) -> list[Member]:
         done = over_members(kernel.finalize, unwrapped(acc))
-        return [Member(*pair) for pair in zip(models, done, strict=True)]
+        pairs = zip(members(), done, strict=True)
+        return [Member(params=own, index=index) for (own, _), index in pairs]
 
     def score(params, index: Sequence[Member], queries: TokenBatch) -> Array:
         return sum(  # type: ignore[return-value]
             weight * kernel.score(own.params, own.index, queries)
-            for weight, own in zip(weights, index, strict=True)
+            for (_, weight), own in zip(members(), index, strict=True)
         )
 
-    def owner_axes(index: Sequence[Member]) -> list[Member]:
-        assert kernel.owner_axes is not None
+    def axes(tree: Sequence[Any]) -> list[Any]:
         return [
-            Member(jax.tree.map(lambda _: -1, own.params), kernel.owner_axes(own.index))
-            for own in index
+            Member(table_axes(own.params), axes_of(kernel, own.index))
+            if isinstance(own, Member)
+            else axes_of(kernel, own)
+            for own in tree
         ]
 
     return Kernel(
@@ -74,23 +87,26 @@ def ensemble(kernel: Kernel, members: Sequence[tuple[Any, float]]) -> Kernel:
         advance=lambda params, acc, number: over_members(
             lambda own, one: kernel.advance(own, one, number), acc
         ),
-        owner_axes=owner_axes if kernel.owner_axes else None,
-        names_copies=kernel.names_copies,
-        is_gram=kernel.is_gram and min(weights) > 0.0,
+        axes=axes,
+        adds_up=kernel.is_additive,
+        differentiates=kernel.differentiates,
+        reads_snapshots=True,
     )
 
 
 @KERNELS.register("tracin", "grad_dot summed over checkpoints, by learning rate")
 def make_tracin(setup: Setup) -> Kernel:
-    """TracInCP: sum_c eta_c <g_q, G_o> at checkpoints c (Pruthi et al., 2020).
+    """Return TracInCP: sum_c eta_c <g_q, G_o> at checkpoints c (Pruthi et al., 2020).
 
-    Raises:
-      UserError: the fine-tuning kept no checkpoints.
+    Its functions raise `UserError` where the fine-tuning kept no checkpoints.
     """
-    members = setup.snapshots()
-    if not members:
+
+    def members() -> Sequence[tuple[Any, float]]:
+        if found := setup.snapshots():
+            return found
         raise UserError(
             "kernel tracin reads checkpoints of the fine-tuning, and none were kept; "
             "set finetune.snapshots to 4 or so"
         )
+
     return ensemble(bilinear("tracin", setup, exact()), members)

@@ -62,5 +62,5 @@ def self_influence(
         return Slot((), jnp.zeros((len(leaf), rows), jnp.float32))
 
     slots = slots_of(params, slot)
-    _, each = probe(model, square_norms, params, batch, weight, slots)
+    _, each = probe(model, square_norms, params, batch, weight=weight, slots=slots)
     return sum((x.sum(axis=0) for x in jax.tree.leaves(each)), jnp.zeros(rows))

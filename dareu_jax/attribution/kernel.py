@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,16 @@ from jax.sharding import Mesh
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import shard, shardings_for
+from dareu_jax.parallel import path_name, shard, shardings_for, table_axes
+from dareu_jax.registry import KERNELS
 
+T = TypeVar("T")
 Array = jax.Array
 Index = Any
 Accumulator = Any
+AxisNames = tuple[str, ...]
+OWNERS = "owners"
+"""The name of the axis that runs over owners."""
 
 
 class OwnerBatch(NamedTuple):
@@ -33,7 +38,7 @@ class OwnerBatch(NamedTuple):
 
 
 def as_is(params: Any, acc: Accumulator, number: int = 0) -> Index:
-    """The accumulator is the index, or what the next pass goes on with."""
+    """Return the accumulator: it is the index, or the next pass begins with it."""
     return acc
 
 
@@ -54,20 +59,25 @@ class Kernel:
       prefix_score: ``(params, index, queries) -> [B, T, O]`` float32, or None.
       passes: times that `update` sees every record.
       advance: ``(params, acc, number) -> acc``, before pass ``number`` from 1 on.
-      owner_axes: ``index -> tree`` with the axis of each leaf that runs over owners
-        and along which records add up, -1 for what all owners share; None where the
-        index of some owners says nothing about another's.
+      axes: ``tree -> tree`` of axis names, for an index and for an accumulator: for
+        every leaf a tuple such as ``("owners", "embed")``, or an empty tuple for an
+        array that is replicated. An array without `OWNERS` is shared by all owners.
+        None: every path is in the table of a model's parameters,
+        `parallel.rules.LOGICAL_RULES`, and the index does not add up.
+      adds_up: whether records add up along the axis of owners, so that owners can be
+        added, removed and merged. False where the part of one owner depends on others.
       fold: ``(params, index, weights [O], queries) -> [B]``, the sum over owners of
         weight times score at less than the price of the scores, or None.
+      differentiates: the number of a response whose gradients are compared, in words;
+        None: no gradient is looked at.
+      reads_snapshots: whether it needs checkpoints of the model's training.
+      goes_on: ``() -> bool``, whether `init` begins with trained parameters that the
+        kernel holds; it may read them.
       is_fitted: whether it is trained over many epochs; else each pass sees every
         record exactly once.
       is_probability: whether scores are in [0, 1] as they are.
-      names_copies: whether a copy of an owner's record scores that owner first.
       follows_model: whether it looks at the model through ``params``, so that it goes
         stale while the model is trained.
-      is_gram: whether a score by one record is an inner product of the same features
-        of query and record, so that records score each other alike, themselves above 0.
-      goes_on: whether `init` begins with trained parameters that it holds.
       is_control: whether it is there to be beaten.
     """
 
@@ -80,28 +90,40 @@ class Kernel:
     prefix_score: Callable[[Any, Index, TokenBatch], Array] | None = None
     passes: int = 1
     advance: Callable[[Any, Accumulator, int], Accumulator] = as_is
-    owner_axes: Callable[[Index], Any] | None = None
+    axes: Callable[[Any], Any] | None = None
+    adds_up: bool = True
     fold: Callable[[Any, Index, Array, TokenBatch], Array] | None = None
+    differentiates: str | None = None
+    reads_snapshots: bool = False
+    goes_on: Callable[[], bool] = lambda: False
     is_fitted: bool = False
     is_probability: bool = False
-    names_copies: bool = True
     follows_model: bool = False
-    is_gram: bool = False
-    goes_on: bool = False
     is_control: bool = False
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether owners can be added, removed and merged without a rebuild."""
+        return self.axes is not None and self.adds_up
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """What a kernel is made from; each reads what concerns it.
 
+    ``start`` and ``snapshots`` may train a model or read a large one. A kernel calls
+    them when it is first built or used, never while it is made; see `read_once`.
+
     Attributes:
-      model: the attributed decoder; owners: O.
-      cfg: options of the kernels without training.
-      classifier: those of the classifier; steps: its updates in all.
-      backbone: the classifier's decoder; start: gives its parameters, of which
-        adapters alone are trained where there are any; None: fresh ones.
-      snapshots: gives checkpoints of the model's training, oldest first, as
+      model: the attributed decoder.
+      owners: O.
+      cfg: options that several kernels share, and a section for each kernel that has
+        options of its own; see `options_of`.
+      classifier: options of a kernel that is trained; steps: its updates in all.
+      backbone: the decoder of such a kernel.
+      start: returns the backbone's parameters, of which adapters alone are trained
+        where there are any; None: fresh ones.
+      snapshots: returns checkpoints of the model's training, oldest first, as
         ``(parameters, learning rates summed since the one before)``.
     """
 
@@ -115,6 +137,51 @@ class Setup:
     snapshots: Callable[[], Sequence[tuple[Any, float]]] = tuple
 
 
+def options_of(setup: Setup, name: str) -> Any:
+    """Return the section of kernel ``name`` in the configuration.
+
+    Defaults, where the configuration was made before the kernel was registered.
+    """
+    return getattr(setup.cfg, name, None) or dict(KERNELS.options())[name]()
+
+
+def read_once(read: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that calls ``read`` at its first call and keeps the result.
+
+    It may be called while a program is traced: ``read`` is run, not traced.
+    """
+
+    @functools.cache
+    def once() -> T:
+        with jax.ensure_compile_time_eval():
+            return read()
+
+    return once
+
+
+def axes_of(kernel: Kernel, tree: Any) -> Any:
+    """Return the axis names of every leaf of an index or an accumulator."""
+    return table_axes(tree) if kernel.axes is None else kernel.axes(tree)
+
+
+def by_field(table: Mapping[str, AxisNames]) -> Callable[[Any], Any]:
+    """Return `Kernel.axes` that finds the names of an array by its field.
+
+    Args:
+      table: names by field: of all arrays whose path in the tree has that field. An
+        array of no field in the table is replicated.
+    """
+
+    def axes(tree: Any) -> Any:
+        def names(path: Any, leaf: Any) -> AxisNames:
+            fields = (x for x in path_name(path).split("/") if x in table)
+            return table[found] if (found := next(fields, None)) else ()
+
+        return jax.tree_util.tree_map_with_path(names, tree)
+
+    return axes
+
+
 def build_index(
     kernel: Kernel,
     params: Any,
@@ -123,7 +190,7 @@ def build_index(
     key: Array,
     init: Callable[..., Accumulator] | None = None,
 ) -> Index:
-    """Folds every owner batch into an index, in as many passes as the kernel takes.
+    """Return the index of all owner batches, in as many passes as the kernel takes.
 
     Args:
       batches: gone over once for each pass, so no iterator.
@@ -137,25 +204,31 @@ def build_index(
     return kernel.finalize(params, acc)
 
 
-def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Any:
-    """``kernel.init(params, key=key)`` where the sharding rules want it.
+def placed_index(kernel: Kernel, index: Index, mesh: Mesh) -> Index:
+    """Return an index, or an accumulator, where its axes put it on ``mesh``."""
+    return shard(index, mesh, axes_of(kernel, index))
+
+
+def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Accumulator:
+    """Return ``kernel.init(params, key=key)`` where its axes put it on ``mesh``.
 
     It is made there, so that no device ever holds all of it, unless the kernel goes
     on from parameters of its own.
     """
-    if kernel.goes_on:
-        return shard(kernel.init(params, key=key), mesh)
+    if kernel.goes_on():
+        return placed_index(kernel, kernel.init(params, key=key), mesh)
     return _init_on(kernel, mesh, params, key)
 
 
 @functools.partial(jax.jit, static_argnames=("kernel", "mesh"))
-def _init_on(kernel: Kernel, mesh: Mesh, params: Any, key: Array) -> Any:
+def _init_on(kernel: Kernel, mesh: Mesh, params: Any, key: Array) -> Accumulator:
     acc = kernel.init(params, key=key)
-    return jax.lax.with_sharding_constraint(acc, shardings_for(acc, mesh))
+    places = shardings_for(acc, mesh, axes_of(kernel, acc))
+    return jax.lax.with_sharding_constraint(acc, places)
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:
-    """``[B, O]`` float32: 1 for the owner of a record, a row of 0 for nobody's.
+    """Return ``[B, O]`` float32: 1 for a record's owner, a row of 0 for nobody's.
 
     Weights, for records of several owners, stay what they are.
     """
@@ -165,12 +238,12 @@ def owner_weights(batch: OwnerBatch, owners: int) -> Array:
 
 
 def or_one(weight: Array) -> Array:
-    """What sums are divided by for a mean: the weight of the records, 1 for none."""
+    """Return the divisor of a mean: the weight of the records, 1 where that is 0."""
     return jnp.where(weight > 0.0, weight, 1.0)
 
 
 def from_prefixes(*, prefix_score: Callable[..., Array], **parts: Any) -> Kernel:
-    """A kernel whose score of a response is that of its last prefix.
+    """Return a kernel whose score of a response is that of its last prefix.
 
     Args:
       prefix_score, parts: see `Kernel`.
@@ -183,14 +256,14 @@ def from_prefixes(*, prefix_score: Callable[..., Array], **parts: Any) -> Kernel
 
 
 def running_mean(x: Array, mask: Array) -> Array:
-    """Mean of ``x [B, T, ...]`` over the true entries of ``mask`` up to every t."""
+    """Return the mean of ``x [B, T, ...]`` over entries of ``mask`` up to each t."""
     real = mask[..., None]
     total = jnp.cumsum(jnp.where(real, x, 0.0), axis=1)
     return total / jnp.maximum(jnp.cumsum(real.astype(jnp.float32), axis=1), 1.0)
 
 
 def last_valid(x: Array, mask: Array) -> Array:
-    """``x[b, t]`` at the last true entry t of ``mask [B, T]``, ``[B, ...]``."""
+    """Return ``x[b, t]`` at the last true entry t of ``mask [B, T]``, ``[B, ...]``."""
     last = jnp.maximum(jnp.sum(mask.astype(jnp.int32), axis=1) - 1, 0)
     at = last.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.take_along_axis(x, at, axis=1)[:, 0]

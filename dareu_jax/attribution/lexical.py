@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.kernel import (
+    OWNERS,
     Kernel,
     OwnerBatch,
     Setup,
+    by_field,
     from_prefixes,
     owner_weights,
     running_mean,
@@ -31,8 +33,11 @@ class TermIndex(NamedTuple):
     terms: Array
 
 
+AXES = by_field({"terms": (OWNERS, "vocab")})
+
+
 def bm25_weights(counts: Array) -> Array:
-    """idf(v) tf (k1 + 1) / (tf + k1 (1 - b + b len / mean len)), ``[V, O]``.
+    """Return idf(v) tf (k1 + 1) / (tf + k1 (1 - b + b len / mean len)), ``[V, O]``.
 
     Owners are the documents; idf(v) = ln(1 + (O - n_v + 1/2) / (n_v + 1/2)), n_v the
     owners that use v (Robertson et al., 1994).
@@ -49,7 +54,7 @@ def bm25_weights(counts: Array) -> Array:
 
 @KERNELS.register("bm25", "BM25 of the response's tokens, owners as documents")
 def make_bm25(setup: Setup) -> Kernel:
-    """BM25, a mean over the response's tokens."""
+    """Return BM25, a mean over the response's tokens."""
     owners, vocab = setup.owners, setup.model.cfg.vocab
 
     def init(params, *, key: Array) -> TermIndex:
@@ -72,12 +77,12 @@ def make_bm25(setup: Setup) -> Kernel:
         init=init,
         update=update,
         prefix_score=prefix_score,
-        owner_axes=lambda index: TermIndex(0),  # type: ignore
+        axes=AXES,
     )
 
 
 def buckets_of(tokens: Array, mask: Array) -> tuple[Array, Array]:
-    """Hash of the n-gram that ends at every position, and whether there is one."""
+    """Return the hash of the n-gram that ends at every position, and if one does."""
     moved = [jnp.roll(tokens, i, axis=1).astype(jnp.uint32) for i in range(N)]
     mixed = functools.reduce(
         jnp.add, (t * jnp.uint32(f) for t, f in zip(moved, FACTORS, strict=True))
@@ -88,7 +93,7 @@ def buckets_of(tokens: Array, mask: Array) -> tuple[Array, Array]:
 
 @KERNELS.register("ngram", "share of the response's 3-grams that the owner has")
 def make_ngram(setup: Setup) -> Kernel:
-    """Share of n-grams that occur in any record of the owner."""
+    """Return the share of n-grams that occur in any record of the owner."""
     owners = setup.owners
 
     def init(params, *, key: Array) -> TermIndex:
@@ -114,5 +119,5 @@ def make_ngram(setup: Setup) -> Kernel:
         init=init,
         update=update,
         prefix_score=prefix_score,
-        owner_axes=lambda index: TermIndex(0),  # type: ignore
+        axes=AXES,
     )

@@ -5,6 +5,7 @@ reduction over tokens, ``slots`` what the probe puts into the model.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,30 +26,41 @@ CERTAIN = -1e-6
 
 
 def token_weight(batch: TokenBatch, reduction: str) -> Array:
-    """``[B]`` float32: 1 / tokens of the response (mean) or 1 (sum)."""
+    """Return ``[B]`` float32: 1 / tokens of the response (mean) or 1 (sum)."""
     length = jnp.sum(batch.response_mask.astype(jnp.float32), axis=1)
     if reduction == "sum":
         return jnp.ones_like(length)
     return 1.0 / jnp.maximum(length, 1.0)
 
 
+def in_words(measure: Callable[..., Array]) -> str:
+    """Return what a measurement is; of one that is not described here, its name."""
+    about: dict[Any, str] = {
+        log_likelihoods: "log p(response | prompt)",
+        log_odds: "log-odds of the response's tokens",
+    }
+    return about.get(measure) or measure.__qualname__
+
+
 def log_likelihoods(
     model: Decoder, params: Any, batch: TokenBatch, weight: Array, slots: Any = None
 ) -> Array:
-    """w_b log p(response_b | prompt_b), the measurement of a response, ``[B]``."""
+    """Return w_b log p(response_b | prompt_b), ``[B]``."""
     logps = response_logps(model, params, batch, slots=slots)
     return weight * jnp.sum(logps, axis=1)
 
 
-def log_likelihood(*given: Any) -> Array:
-    """The sum of `log_likelihoods`; a float32 scalar."""
-    return jnp.sum(log_likelihoods(*given))
+def log_likelihood(
+    model: Decoder, params: Any, batch: TokenBatch, weight: Array
+) -> Array:
+    """Return the sum of `log_likelihoods`, a float32 scalar."""
+    return jnp.sum(log_likelihoods(model, params, batch, weight))
 
 
 def log_odds(
     model: Decoder, params: Any, batch: TokenBatch, weight: Array, slots: Any = None
 ) -> Array:
-    """w_b sum_t log(p_t / (1 - p_t)), the model output of TRAK (Park et al., 2023)."""
+    """Return w_b sum_t log(p_t / (1 - p_t)), ``[B]``, as TRAK has it (Park, 2023)."""
 
     def odds(logits: Array, tokens: Array) -> Array:
         logps = token_logps(logits, tokens)
@@ -61,14 +73,16 @@ def log_odds(
 
 @functools.partial(jax.jit, static_argnames="model")
 def mean_probability(model: Decoder, params: Any, batch: TokenBatch) -> Array:
-    """Mean of p(y_t | q, y_<t) over the response's tokens, ``[B]``."""
+    """Return the mean of p(y_t | q, y_<t) over the response's tokens, ``[B]``."""
     mask = batch.response_mask
     p = jnp.where(mask, jnp.exp(response_logps(model, params, batch)), 0.0)
     return jnp.sum(p, axis=1) * token_weight(batch, "mean")
 
 
 def sampled_log_likelihoods(key: Array, model, params, batch, weight, slots=None):
-    """w_b sum_t log p(y'_t | q, y_<t), y' drawn from the model: the true Fisher's.
+    """Return w_b sum_t log p(y'_t | q, y_<t), y' drawn from the model.
+
+    Its gradients are those of the true Fisher matrix.
 
     Args:
       key: decides the draws; the rest as for `log_likelihoods`.

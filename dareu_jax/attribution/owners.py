@@ -1,4 +1,4 @@
-"""Owners come and go: indices merged, cut and extended without a rebuild."""
+"""Change the owners of an index without a rebuild: merge, select, extend."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,20 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.kernel import Index, Kernel, OwnerBatch
+from dareu_jax.attribution.kernel import OWNERS, Index, Kernel, OwnerBatch
 
 Array = jax.Array
 
 
-def axes_of(kernel: Kernel, index: Index) -> Any:
-    """The axis over owners of every leaf; raises ValueError where there is none."""
-    if kernel.owner_axes is None:
+def owner_axes(kernel: Kernel, index: Index) -> Any:
+    """Return the axis over owners of every leaf, -1 for what all owners share.
+
+    Raises:
+      ValueError: the kernel's indices do not add up.
+    """
+    if kernel.axes is None or not kernel.adds_up:
         raise ValueError(f"an index of {kernel.name} cannot be changed; build it again")
-    return kernel.owner_axes(index)
+
+    def axis(leaf: Any, names: tuple[str, ...]) -> int:
+        return names.index(OWNERS) if OWNERS in names else -1
+
+    return jax.tree.map(axis, index, kernel.axes(index))
 
 
 def merge(kernel: Kernel, a: Index, b: Index) -> Index:
-    """The index of the records of both; what owners share is taken from ``a``.
+    """Return the index of the records of both; what owners share is taken from ``a``.
 
     Raises:
       ValueError: the kernel's indices do not add up.
@@ -28,11 +36,11 @@ def merge(kernel: Kernel, a: Index, b: Index) -> Index:
     def add(axis: int, x: Array, y: Array) -> Array:
         return x if axis < 0 else x + y
 
-    return jax.tree.map(add, axes_of(kernel, a), a, b)
+    return jax.tree.map(add, owner_axes(kernel, a), a, b)
 
 
 def select(kernel: Kernel, index: Index, columns: Sequence[int]) -> Index:
-    """The index of the owners in ``columns``, in that order; -1 is a new, empty one.
+    """Return the index of the owners in ``columns``, in that order; -1: a new one.
 
     Raises:
       ValueError: the kernel's indices do not add up.
@@ -46,13 +54,13 @@ def select(kernel: Kernel, index: Index, columns: Sequence[int]) -> Index:
         known = (rows >= 0).reshape(-1, *[1] * (x.ndim - axis - 1))
         return jnp.where(known, taken, jnp.zeros_like(taken))
 
-    return jax.tree.map(keep, axes_of(kernel, index), index)
+    return jax.tree.map(keep, owner_axes(kernel, index), index)
 
 
 def extend(
     kernel: Kernel, params: Any, index: Index, batches: Sequence[OwnerBatch]
 ) -> Index:
-    """The index with more records in it; what owners share stays as it was fitted.
+    """Return the index with more records in it; what owners share stays as it is.
 
     Raises:
       ValueError: the kernel's indices do not add up.
@@ -61,7 +69,7 @@ def extend(
     def empty(axis: int, x: Array) -> Array:
         return x if axis < 0 else jnp.zeros_like(x)
 
-    more = jax.tree.map(empty, axes_of(kernel, index), index)
+    more = jax.tree.map(empty, owner_axes(kernel, index), index)
     for batch in batches:
         more, _ = kernel.update(params, batch, more)
     return merge(kernel, index, kernel.finalize(params, more))

@@ -4,15 +4,14 @@ s(q, o) = <g_q, H^-1 G_o>. Applied to the index alone, so that a query costs wha
 costs without; a cosine would need H^-1/2 on both sides, so `cosine` refuses the result.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.bilinear import BilinearKernel, GradientIndex
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch
+from dareu_jax.attribution.bilinear import AXES, BilinearKernel, GradientIndex
+from dareu_jax.attribution.kernel import AxisNames, Kernel, OwnerBatch, by_field
 from dareu_jax.corpus.batches import TokenBatch
 
 Array = jax.Array
@@ -27,6 +26,7 @@ class Preconditioner(NamedTuple):
       update: ``(params, batch: OwnerBatch, state, sums) -> state``; ``sums`` are the
         owners' gradients, whole from the second pass on.
       apply: ``(params, state, sums) -> sums`` times H^-1.
+      axes: names of the axes of the state's arrays, by field; see `by_field`.
       passes: over the records; advance: ``(params, state) -> state`` between two.
       is_shared: whether `apply` treats each owner's gradient alike, so that owners
         can come and go while H stays.
@@ -35,6 +35,7 @@ class Preconditioner(NamedTuple):
     init: Callable[..., Any]
     update: Callable[[Any, OwnerBatch, Any, Sums], Any]
     apply: Callable[[Any, Any, Sums], Sums]
+    axes: Mapping[str, AxisNames]
     passes: int = 1
     advance: Callable[[Any, Any], Any] = lambda params, state: state
     is_shared: bool = True
@@ -62,7 +63,7 @@ class Preconditioned(NamedTuple):
 
 
 def precondition(kernel: BilinearKernel, fit: Preconditioner) -> Kernel:
-    """The kernel with H^-1 on the owners' side."""
+    """Return the kernel with H^-1 on the owners' side."""
 
     def init(params, *, key: Array) -> Gathering:
         return Gathering(kernel.init(params, key=key), fit.init(params, key=key))
@@ -87,22 +88,21 @@ def precondition(kernel: BilinearKernel, fit: Preconditioner) -> Kernel:
         assert kernel.fold is not None
         return kernel.fold(params, index.base, weights, queries)
 
-    def owner_axes(index: Preconditioned) -> Preconditioned:
-        assert kernel.owner_axes is not None
-        everybody = jax.tree.map(lambda _: -1, index.fitted)
-        return Preconditioned(kernel.owner_axes(index.base), everybody)
+    def advance(params, acc: Gathering, number: int) -> Fitting:
+        return Fitting(acc.base, fit.advance(params, acc.fitted))
 
-    fields = {f.name: getattr(kernel, f.name) for f in dataclasses.fields(Kernel)}
-    changes = {
-        "init": init,
-        "update": update,
-        "finalize": finalize,
-        "score": score,
-        "passes": fit.passes,
-        "advance": lambda params, acc, number: Fitting(
-            acc.base, fit.advance(params, acc.fitted)
-        ),
-        "owner_axes": owner_axes if fit.is_shared else None,
-        "fold": fold if kernel.fold else None,
-    }
-    return Kernel(**{**fields, **changes})
+    return Kernel(
+        name=kernel.name,
+        owners=kernel.owners,
+        init=init,
+        update=update,
+        score=score,
+        finalize=finalize,
+        passes=fit.passes,
+        advance=advance,
+        axes=by_field({**AXES, **fit.axes}),
+        adds_up=fit.is_shared,
+        fold=fold if kernel.fold else None,
+        differentiates=kernel.differentiates,
+        follows_model=True,
+    )

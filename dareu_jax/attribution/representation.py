@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.kernel import (
+    OWNERS,
     Kernel,
     OwnerBatch,
     Setup,
+    by_field,
     from_prefixes,
     last_valid,
     or_one,
@@ -31,21 +33,24 @@ class StateIndex(NamedTuple):
 
 
 def prefix_states(model: Decoder, params: Any, batch: TokenBatch) -> Array:
-    """Mean state of the response's tokens up to every t, ``[B, T, D]`` float32."""
+    """Return the mean state of the response up to every t, ``[B, T, D]`` float32."""
     hidden = hidden_states(model, params, *whole_text(batch))
     own = hidden[:, batch.prompt.shape[1] :].astype(jnp.float32)
     return running_mean(own, batch.response_mask)
 
 
 def cosine(a: Array, b: Array) -> Array:
-    """cos(a, b) ``[..., O]`` of ``a [..., D]`` and ``b [O, D]``."""
+    """Return cos(a, b) ``[..., O]`` of ``a [..., D]`` and ``b [O, D]``."""
     size = jnp.linalg.norm(a, axis=-1)[..., None] * jnp.linalg.norm(b, axis=-1)
     return a @ b.T / jnp.maximum(size, FLOOR)
 
 
 @KERNELS.register("representation", "cosine of mean hidden states (RepSim)")
 def make_representation(setup: Setup) -> Kernel:
-    """Cosine of a response's mean last state with the owner's, both off the centre."""
+    """Return the cosine of a response's mean last state with its owner's.
+
+    The mean over all owners is taken off both.
+    """
     model, owners = setup.model, setup.owners
 
     def init(params, *, key: Array) -> StateIndex:
@@ -72,8 +77,6 @@ def make_representation(setup: Setup) -> Kernel:
         init=init,
         update=update,
         prefix_score=prefix_score,
-        names_copies=False,
         follows_model=True,
-        is_gram=True,
-        owner_axes=lambda index: StateIndex(0, 0),  # type: ignore
+        axes=by_field({"states": (OWNERS, "embed"), "counts": (OWNERS,)}),
     )

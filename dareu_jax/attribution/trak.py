@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from dareu_jax.attribution.bilinear import (
     Features,
@@ -20,10 +21,11 @@ from dareu_jax.attribution.bilinear import (
     slots_of,
 )
 from dareu_jax.attribution.ekfac import is_owned
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
+from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, options_of
 from dareu_jax.attribution.measures import log_odds, mean_probability, token_weight
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
 from dareu_jax.attribution.probe import Slot, example_gradients, probe
+from dareu_jax.config import Section
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
 
@@ -40,7 +42,7 @@ class Gram(NamedTuple):
 
 @functools.cache
 def outer(features: Features):
-    """A contraction to sum_b w_b f_b f_b^T, ``[K, K]``."""
+    """Return a contraction to sum_b w_b f_b f_b^T, ``[K, K]``."""
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, weight = held
@@ -62,7 +64,7 @@ def add_gram(
     batch: OwnerBatch,
     state: Gram,
 ) -> Gram:
-    """Adds phi phi^T of a batch of records."""
+    """Add phi phi^T of a batch of records."""
     owned = is_owned(batch, owners)
 
     def slot(leaf: Any, path: str) -> Slot:
@@ -70,8 +72,15 @@ def add_gram(
         return Slot(held, jnp.zeros(state.gram[path].shape, jnp.float32))
 
     weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
-    contract = outer(features)
-    _, new = probe(model, contract, params, batch.text, weight, slots, log_odds)
+    _, new = probe(
+        model,
+        outer(features),
+        params,
+        batch.text,
+        weight=weight,
+        slots=slots,
+        measure=log_odds,
+    )
     added = by_name(params, new)
     gram = {path: total + added[path] for path, total in state.gram.items()}
     return Gram(gram, state.records + jnp.sum(owned), state.seed)
@@ -79,7 +88,7 @@ def add_gram(
 
 @functools.partial(jax.jit, static_argnames="damping")
 def solve_gram(damping: float, params: Any, state: Gram, sums: Sums) -> Sums:
-    """(Phi^T Phi / N + lambda I)^-1 on the sums ``[L, O, k, k]``, lambda relative."""
+    """Return (Phi^T Phi / N + lambda I)^-1 sums ``[L, O, k, k]``, lambda relative."""
 
     def solve(pair: tuple[Array, Array]) -> Array:
         gram, owners = pair
@@ -98,15 +107,25 @@ def solve_gram(damping: float, params: Any, state: Gram, sums: Sums) -> Sums:
 
 
 def doubt(model: Decoder, params: Any, batch) -> Array:
-    """1 - p_n ``[B]``, p_n the mean probability of the response's tokens."""
+    """Return 1 - p_n ``[B]``, p_n the mean probability of the response's tokens."""
     return 1.0 - mean_probability(model, params, batch)
 
 
-@KERNELS.register("trak", "projected log-odds gradients through their Gram matrix")
+class TrakOptions(Section):
+    """The section ``attribution.trak``."""
+
+    size: int = Field(8, ge=1)  # k a side, whose Gram matrix has k^4 numbers
+
+
+@KERNELS.register(
+    "trak",
+    "projected log-odds gradients through their Gram matrix",
+    options=TrakOptions,
+)
 def make_trak(setup: Setup) -> Kernel:
-    """TRAK on one model (Park et al., 2023); `ensemble` averages several."""
-    features = projected(setup.cfg.trak_size)
-    how = (setup.model, features, setup.cfg.reduction, setup.owners)
+    """Return TRAK on one model (Park et al., 2023); `ensemble` averages several."""
+    own: TrakOptions = options_of(setup, "trak")
+    features = projected(own.size)
 
     def init(params, *, key: Array) -> Gram:
         def zeros(leaf: Array) -> Array:
@@ -116,10 +135,22 @@ def make_trak(setup: Setup) -> Kernel:
         seed = jnp.uint32(setup.cfg.projection_seed)
         return Gram(by_matrix(params, zeros), jnp.float32(0.0), seed)
 
+    def update(params, batch: OwnerBatch, state: Gram, sums: Sums) -> Gram:
+        return add_gram(
+            setup.model,
+            features,
+            setup.cfg.reduction,
+            setup.owners,
+            params=params,
+            batch=batch,
+            state=state,
+        )
+
     fit = Preconditioner(
         init=init,
-        update=lambda params, batch, state, sums: add_gram(*how, params, batch, state),
+        update=update,
         apply=functools.partial(solve_gram, setup.cfg.damping),
+        axes={},
     )
     base = bilinear("trak", setup, features, measure=log_odds, emphasis=doubt)
     return precondition(base, fit)

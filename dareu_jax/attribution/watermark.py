@@ -18,19 +18,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pydantic import Field
 
 from dareu_jax.attribution.classifier import ClassifierState, descend, training_of
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, from_prefixes
+from dareu_jax.attribution.kernel import (
+    OWNERS,
+    Kernel,
+    OwnerBatch,
+    Setup,
+    from_prefixes,
+    options_of,
+)
+from dareu_jax.config import Section
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, apply_head, hidden_states, init_head
+from dareu_jax.parallel import table_axes
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
 
 
 def codes(owners: int, length: int, symbols: int, seed: int) -> np.ndarray:
-    """A code of M symbols for each of O owners, ``[O, M]`` int32 in [0, S).
+    """Return a code of M symbols for each of O owners, ``[O, M]`` int32 in [0, S).
 
     Any K places in a row, from a multiple of K on, tell all owners apart, K the fewest
     that can: two codes differ in at least M // K places, in all M where O <= S.
@@ -46,7 +56,7 @@ def codes(owners: int, length: int, symbols: int, seed: int) -> np.ndarray:
         needed += 1
     if length < needed:
         raise UserError(
-            f"attribution.watermark_length = {length} with {symbols} symbols gives "
+            f"attribution.watermark.length = {length} with {symbols} symbols gives "
             f"{symbols**length} codes, fewer than the {owners} owners; set it to "
             f"{needed} or more"
         )
@@ -59,7 +69,7 @@ def codes(owners: int, length: int, symbols: int, seed: int) -> np.ndarray:
 
 
 def mark(batch: TokenBatch, code: Array, at: Array) -> tuple[TokenBatch, Array]:
-    """Inserts codes behind the first ``at[b]`` tokens of the responses.
+    """Insert codes behind the first ``at[b]`` tokens of the responses.
 
     Args:
       batch: responses ``[B, T]``.
@@ -86,7 +96,7 @@ def mark(batch: TokenBatch, code: Array, at: Array) -> tuple[TokenBatch, Array]:
 
 
 def cuts(mask: Array, train_on: str, *, key: Array) -> Array:
-    """Tokens before the code, ``[B]`` int32: all of them, or drawn from 1 on.
+    """Return the tokens before the code, ``[B]`` int32: all, or drawn from 1 on.
 
     Args:
       mask: ``[B, T]`` bool of the responses; train_on: ``whole`` or ``prefixes``.
@@ -98,7 +108,7 @@ def cuts(mask: Array, train_on: str, *, key: Array) -> Array:
 
 
 def init_decoder_head(length: int, symbols: int, embed: int, *, key: Array) -> dict:
-    """Zeros: projections to the symbols of every place, and their embeddings.
+    """Return zeros: projections to the symbols of every place, and their embeddings.
 
     With zeros no symbol is special, so that owners <= symbols may change columns.
     """
@@ -110,7 +120,7 @@ def init_decoder_head(length: int, symbols: int, embed: int, *, key: Array) -> d
 
 
 def code_logps(params: dict, hidden: Array, code: Array) -> Array:
-    """log p(code | text), the sum over places m of log p(s_m | h, s_1 .. s_(m-1)).
+    """Return log p(code | text), the sum over m of log p(s_m | h, s_1 .. s_(m-1)).
 
     The logits of place m are W_m (h + sum_(j<m) E_j[s_j]) + b_m.
 
@@ -147,9 +157,15 @@ def code_logps(params: dict, hidden: Array, code: Array) -> Array:
 
 
 def read_marks(
-    model: Decoder, params: dict, marked: TokenBatch, places: Array, length: int, key
+    model: Decoder,
+    params: dict,
+    marked: TokenBatch,
+    places: Array,
+    *,
+    length: int,
+    key: Array | None,
 ) -> tuple[Array, Array]:
-    """What marked text teaches: where its codes begin, and which they are.
+    """Return the states before the codes of marked text, and the codes.
 
     Args:
       model, params: the decoder; marked, places: of `mark`; length: M.
@@ -173,7 +189,7 @@ def read_marks(
 def code_loss(
     params: dict, hidden: Array, code: Array, book: Array
 ) -> tuple[Array, Array]:
-    """-log p(code | text) in nats; records without a code weigh 0.
+    """Return -log p(code | text) in nats; records without a code weigh 0.
 
     Args:
       params: of `init_decoder_head`; hidden, code: of `read_marks`.
@@ -190,28 +206,53 @@ def code_loss(
     return jnp.sum(loss * weight) / total, jnp.sum(hit * weight) / total
 
 
-@KERNELS.register("watermark", "p(owner's code | response) of an LM of marked text")
+class WatermarkOptions(Section):
+    """The section ``attribution.watermark``."""
+
+    symbols: int = Field(6, ge=2, le=1024)  # WASA (Lu et al., 2025)
+    length: int = Field(10, ge=1, le=64)  # WASA; symbols of an owner's code
+
+
+def axes(tree: Any) -> Any:
+    """Return the axes of an accumulator, or of an index, which has codes too."""
+    if isinstance(tree, ClassifierState):
+        return table_axes(tree)
+    trained = {name: part for name, part in tree.items() if name != "codes"}
+    return {**table_axes(trained), "codes": (OWNERS, "symbols")}
+
+
+@KERNELS.register(
+    "watermark",
+    "p(owner's code | response) of an LM of marked text",
+    options=WatermarkOptions,
+)
 def make_watermark(setup: Setup) -> Kernel:
-    """Returns the kernel: ``setup.classifier`` over ``setup.backbone``.
+    """Return the kernel: ``setup.classifier`` over ``setup.backbone``.
 
     Scores are p(code of o | prefix) over the sum of all owners' (and nobody's).
     """
-    cfg, backbone, owners = setup.cfg, setup.backbone, setup.owners
-    sizes = (cfg.watermark_length, cfg.watermark_symbols)
-    embed = backbone.cfg.embed
+    backbone, owners = setup.backbone, setup.owners
+    own: WatermarkOptions = options_of(setup, "watermark")
 
     def heads(classes: int, key: Array) -> dict:
-        return init_decoder_head(*sizes, embed, key=key)
+        return init_decoder_head(own.length, own.symbols, backbone.cfg.embed, key=key)
 
     how = training_of(setup, heads)
-    book = codes(how.classes, *sizes, cfg.projection_seed)
+    book = codes(how.classes, own.length, own.symbols, setup.cfg.projection_seed)
 
     def finalize(params, acc: ClassifierState) -> dict:
         return {**how.finalize(params, acc), "codes": jnp.asarray(book)}
 
     def update(params, batch: OwnerBatch, acc: ClassifierState):
-        rest = (how.optimiser, setup.classifier.train_on, how.frozen, book)
-        return fit_watermark(backbone, *rest, how.labelled(batch, acc), acc)
+        return fit_watermark(
+            backbone,
+            how.optimiser,
+            setup.classifier.train_on,
+            frozen=how.frozen(),
+            book=book,
+            batch=how.labelled(batch, acc),
+            state=acc,
+        )
 
     def prefix_score(params, index, queries: TokenBatch) -> Array:
         hidden = hidden_states(
@@ -227,6 +268,8 @@ def make_watermark(setup: Setup) -> Kernel:
         update=update,
         finalize=finalize,
         prefix_score=prefix_score,
+        axes=axes,
+        adds_up=False,
         is_fitted=True,
         goes_on=how.goes_on,
         is_probability=True,
@@ -247,7 +290,7 @@ def fit_watermark(
     batch: OwnerBatch,
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """One step on the responses of a batch, marked with the codes of their owners."""
+    """Return the state after one step on responses marked with codes, and metrics."""
     symbols = book[jnp.maximum(batch.owner, 0)] + model.cfg.vocab
     given = jnp.where(batch.owner[:, None] < 0, -1, symbols)
 
@@ -255,7 +298,9 @@ def fit_watermark(
         at = cuts(batch.text.response_mask, train_on, key=jax.random.fold_in(key, 2))
         marked, places = mark(batch.text, given, at)
         decoder, length = params["decoder"], book.shape[1]
-        hidden, code = read_marks(model, decoder, marked, places, length, key)
+        hidden, code = read_marks(
+            model, decoder, marked, places, length=length, key=key
+        )
         return code_loss(params, hidden, code, book)
 
     return descend(loss_of, optimiser, frozen, state)

@@ -1,4 +1,4 @@
-"""Whose data do these answers come from? One kernel over one imported model."""
+"""Say whose data answers come from, by one kernel over one imported model."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel
-from dareu_jax.attribution.owners import axes_of
+from dareu_jax.attribution.owners import owner_axes
 from dareu_jax.attributor.change import both, columns_of, filled
 from dareu_jax.attributor.model import (
     Model,
@@ -75,19 +75,25 @@ class Attributor:
         return jax.jit(self.kernel.score)
 
     def kernel_of(self, owners: int, steps: int = 1) -> Kernel:
-        """The kernel for so many owners, fitted in ``steps`` if it is."""
-        return kernel_for(self.model, self.options, owners, steps, self.snapshots)
+        """Return the kernel for so many owners, fitted in ``steps`` if it is."""
+        return kernel_for(
+            self.model,
+            self.options,
+            owners=owners,
+            steps=steps,
+            snapshots=self.snapshots,
+        )
 
     def tokens(self, records: Sequence[owned.Record]) -> owned.TokenBatch:
-        """Records as tokens, see `as_tokens`."""
+        """Return records as tokens, see `as_tokens`."""
         return as_tokens(self.model, self.options, records)
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """The model's own greedy answers."""
+        """Return the model's own greedy answers."""
         return greedy_answers(self.model, self.options, prompts, max_new_tokens)
 
     def score(self, queries: Queries) -> np.ndarray:
-        """Scores ``[Q, O]`` float32 of ``(prompt, response)``, in the kernel's unit.
+        """Return scores ``[Q, O]`` float32 of ``(prompt, response)``, in its unit.
 
         Higher: more of the owner's. Compare owners within a row, not rows.
         """
@@ -98,7 +104,7 @@ class Attributor:
         return self.tokens([owned.Record("", "", *pair) for pair in queries])
 
     def batches(self, records: Sequence[owned.Record]) -> BatchesOf:
-        """The owner batches of one pass, or of a kernel's whole training."""
+        """Return the owner batches of one pass, or of a kernel's whole training."""
         options, fitted = self.options, self.kernel.is_fitted
         size = options.classifier.batch_size if fitted else options.batch_size
         stream = owned.BatchStream(
@@ -110,7 +116,7 @@ class Attributor:
     def top_records(
         self, queries: Queries, count: int = 5, owner: str | None = None
     ) -> list[list[Named]]:
-        """The records that each answer is most attributed to, best first.
+        """Return the records that each answer is most attributed to, best first.
 
         Args:
           queries: Q answers; count: records of each.
@@ -134,13 +140,13 @@ class Attributor:
         ]
 
     def check_single(self) -> None:
-        """Raises `UserError` when single records cannot be scored."""
+        """Raise `UserError` when single records cannot be scored."""
         self.check_additive("cannot score single records")
         if not self.records:
             raise UserError("the records of this index are not at hand; give them too")
 
     def add(self, records: Sequence[owned.Record]) -> "Attributor":
-        """The attributor with more records, of owners known or new.
+        """Return the attributor with more records, of owners known or new.
 
         What all owners share, such as a fitted curvature, stays as it is.
 
@@ -162,7 +168,7 @@ class Attributor:
         return dataclasses.replace(more, index=index, held=held, records=known)
 
     def remove(self, owner: str) -> "Attributor":
-        """The attributor without an owner's column and records.
+        """Return the attributor without an owner's column and records.
 
         Of a shared record the others keep their part. What all owners share, such as a
         curvature fitted to the owner's records too, stays as it is.
@@ -184,7 +190,7 @@ class Attributor:
         )
 
     def merge(self, other: "Attributor") -> "Attributor":
-        """The attributor of the records of both, which were indexed apart.
+        """Return the attributor of the records of both, which were indexed apart.
 
         Raises:
           UserError: another model or other options, an owner with the same records in
@@ -200,7 +206,7 @@ class Attributor:
         return dataclasses.replace(mine, index=index, held=held, records=known)
 
     def _widened(self, names: Sequence[str]) -> "Attributor":
-        """The attributor with a column for each of ``names``, new ones empty."""
+        """Return the attributor with a column for each of ``names``, new ones empty."""
         place = {owner: column for column, owner in enumerate(self.owners)}
         names = tuple(dict.fromkeys(names))
         columns = tuple(place.get(name, -1) for name in names)
@@ -208,7 +214,7 @@ class Attributor:
         return dataclasses.replace(self, owners=names, index=index)
 
     def _joined(self, more: Mapping[str, str]) -> dict[str, str]:
-        """What everybody has with ``more``."""
+        """Return what every owner has in the index, with ``more``."""
         for owner in more:
             if self.held.get(owner) == more[owner]:
                 raise UserError(
@@ -218,13 +224,16 @@ class Attributor:
         return joined(self.held, more)
 
     def _check_like(self, other: "Attributor") -> None:
-        """Raises `UserError` unless both indices are of one model and kernel."""
-        same = dataclasses.replace(other.options, batch_size=self.options.batch_size)
+        """Raise `UserError` unless both indices are of one model and kernel."""
         mine, theirs = (
-            (one.model.fingerprint, [weight for _, weight in one.snapshots])
+            (
+                one.model.fingerprint,
+                one.options.read_by_kernel(),
+                [weight for _, weight in one.snapshots],
+            )
             for one in (self, other)
         )
-        if mine != theirs or same != self.options:
+        if mine != theirs:
             raise UserError(
                 "indices of different models or options cannot be merged; build both "
                 "with the same ones"
@@ -236,21 +245,21 @@ class Attributor:
             )
 
     def _shared(self) -> list[Any]:
-        """The arrays of the index that belong to all owners together."""
-        axes = jax.tree.leaves(axes_of(self.kernel, self.index))
+        """Return the arrays of the index that belong to all owners together."""
+        axes = jax.tree.leaves(owner_axes(self.kernel, self.index))
         leaves = jax.tree.leaves(self.index)
         return [x for axis, x in zip(axes, leaves, strict=True) if axis < 0]
 
     def check_owner(self, owner: str) -> None:
-        """Raises `UserError` when the index has no such owner."""
+        """Raise `UserError` when the index has no such owner."""
         if owner not in self.owners:
             known = ", ".join(self.owners[:8]) + ", ..." * (len(self.owners) > 8)
             near = did_you_mean(owner, self.owners)
             raise UserError(f"no owner {owner!r} in this index{near}; it has {known}")
 
     def check_additive(self, what: str) -> None:
-        """Raises `UserError` when the kernel cannot do ``what`` needs a sum for."""
-        if self.kernel.owner_axes is None:
+        """Raise `UserError` where the kernel cannot do ``what`` needs a sum for."""
+        if not self.kernel.is_additive:
             raise UserError(
                 f"kernel {self.kernel.name} {what}: its index does not add up over "
                 "owners; build it again, or take one such as grad_dot or ekfac"

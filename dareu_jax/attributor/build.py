@@ -1,7 +1,6 @@
-"""Records in, an attributor out."""
+"""Build an attributor from records."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from dareu_jax.attribution.kernel import init_on, placed_index
 from dareu_jax.attributor.attributor import Attributor
 from dareu_jax.attributor.model import Model, Options, Snapshots, load_model
 from dareu_jax.config import ClassifierConfig
 from dareu_jax.corpus import Record
 from dareu_jax.corpus.shared import SharedRecord, digests, owners_of, shares_of
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import init_sharded, shard
 from dareu_jax.reporting.progress import Progress
 
 
@@ -26,7 +25,7 @@ def attribute(
     progress: Progress | None = None,
     **options: Any,
 ) -> Attributor:
-    """Builds an attributor of ``records`` over an imported model.
+    """Build an attributor of ``records`` over an imported model.
 
     Args:
       model: a folder that ``dareu import`` wrote, or a loaded one.
@@ -49,7 +48,7 @@ def unbuilt(
     records: Sequence[Record],
     snapshots: Snapshots = (),
 ) -> Attributor:
-    """An attributor of ``records`` whose index is still to be built.
+    """Return an attributor of ``records`` whose index is still to be built.
 
     What nobody owns, and the classifier's options, are for a kernel that is trained.
 
@@ -59,7 +58,14 @@ def unbuilt(
     owners = owners_of(records)
     if not owners:
         raise UserError("no record has an owner; attribution needs at least one")
-    made = Attributor(model, options, owners, None, {}, (), snapshots)
+    made = Attributor(
+        model=model,
+        options=options,
+        owners=owners,
+        index=None,
+        held={},
+        snapshots=snapshots,
+    )
     fitted = made.kernel.is_fitted
     shared = [r.id for r in records if isinstance(r, SharedRecord)]
     if fitted and shared:
@@ -70,23 +76,22 @@ def unbuilt(
     if not fitted:
         options = dataclasses.replace(options, classifier=ClassifierConfig())
     kept = tuple(record for record in records if fitted or shares_of(record))
-    return Attributor(model, options, owners, None, digests(kept), kept, snapshots)
+    return dataclasses.replace(made, options=options, held=digests(kept), records=kept)
 
 
 def build(made: Attributor, progress: Progress) -> Attributor:
-    """The attributor with the index of its records."""
+    """Return the attributor with the index of its records."""
     params, mesh = made.model.params, made.model.mesh
     batches = made.batches(made.records)
     kernel = made.kernel_of(len(made.owners), len(batches))
-    init = functools.partial(kernel.init, key=jax.random.key(made.options.seed))
     title, steps = f"index of {kernel.name}", kernel.passes * len(batches)
     with jax.set_mesh(mesh), progress.stage(title, steps) as advance:
-        acc = init_sharded(init, mesh, params)
+        acc = init_on(kernel, mesh, params, key=jax.random.key(made.options.seed))
         for done in range(steps):
             number, step = divmod(done, len(batches))
             if number and not step:
                 acc = kernel.advance(params, acc, number)
             acc, _ = kernel.update(params, made.model.place(batches(step)), acc)
             advance(done + 1, "")
-        index = shard(kernel.finalize(params, acc), mesh)
+        index = placed_index(kernel, kernel.finalize(params, acc), mesh)
     return dataclasses.replace(made, index=index)

@@ -1,6 +1,6 @@
-"""An index with other columns, with more records, and two indices as one; compiled.
+"""Compiled changes of an index: other columns, more records, two indices as one.
 
-Results live where the sharding rules say, as those of a build do.
+Results are placed by the kernel's axes, as the index of a build is.
 """
 
 import functools
@@ -10,16 +10,15 @@ import jax
 from jax.sharding import Mesh
 
 from dareu_jax.attribution import Kernel, OwnerBatch
-from dareu_jax.attribution.kernel import Index
+from dareu_jax.attribution.kernel import Index, placed_index
 from dareu_jax.attribution.owners import merge, select
-from dareu_jax.parallel import shard
 
 
 def columns_of(
     kernel: Kernel, index: Index, columns: tuple[int, ...], mesh: Mesh
 ) -> Index:
-    """The index of the owners in ``columns``; -1 is a new, empty one."""
-    return shard(_select(kernel, index, columns), mesh)
+    """Return the index of the owners in ``columns``; -1 is a new, empty one."""
+    return placed_index(kernel, _select(kernel, index, columns), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("kernel", "columns"))
@@ -28,8 +27,9 @@ def _select(kernel: Kernel, index: Index, columns: tuple[int, ...]) -> Index:
 
 
 def both(kernel: Kernel, a: Index, b: Index, mesh: Mesh) -> Index:
-    """The index of the records of both; what owners share is taken from ``a``."""
-    return shard(_merge(kernel, a, shard(b, mesh)), mesh)
+    """Return the index of both's records; what owners share is taken from ``a``."""
+    there = placed_index(kernel, b, mesh)
+    return placed_index(kernel, _merge(kernel, a, there), mesh)
 
 
 @functools.partial(jax.jit, static_argnames="kernel")
@@ -40,7 +40,7 @@ def _merge(kernel: Kernel, a: Index, b: Index) -> Index:
 def filled(
     kernel: Kernel, params: object, empty: Index, batches: Iterable[OwnerBatch]
 ) -> Index:
-    """An index of the records alone; ``empty`` has what owners share."""
+    """Return an index of the records alone; ``empty`` has what owners share."""
     for batch in batches:
         empty, _ = kernel.update(params, batch, empty)
     return kernel.finalize(params, empty)

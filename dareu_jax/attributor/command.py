@@ -125,11 +125,14 @@ def check_same(index: Path, wanted: Options, built: Options) -> None:
 
 
 def flat(options: Options) -> dict[str, object]:
-    """Options by dotted key."""
-    out: dict[str, object] = {"kernel": options.kernel, "template": options.template}
-    for name in SECTIONS:
-        section = getattr(options, name).model_dump(mode="json")
-        out |= {f"{name}.{key}": value for key, value in section.items()}
+    """Return what the kernel reads by dotted key."""
+    out, todo = {}, list(options.read_by_kernel().items())
+    while todo:
+        key, value = todo.pop(0)
+        if isinstance(value, dict):
+            todo += [(f"{key}.{name}", below) for name, below in value.items()]
+        else:
+            out[key] = value
     return out
 
 

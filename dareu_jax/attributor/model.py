@@ -1,4 +1,4 @@
-"""What is attributed to owners, and how: an imported model, and a kernel's options."""
+"""What an attributor is made of: an imported model and the options of a kernel."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import Kernel, Setup
 from dareu_jax.attribution.identity import params_fingerprint
-from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
 from dareu_jax.corpus.batches import CHAT, Tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.evaluate import greedy, over_records, texts_of
@@ -39,7 +39,9 @@ class Options:
     """How text is read and what a kernel is made with.
 
     Attributes:
-      kernel: of ``dareu list kernels``; attribution, classifier: its options.
+      kernel: of ``dareu list kernels``.
+      attribution: options of kernels, see `attribution_config`; classifier: of one that
+        is trained.
       template: what a prompt is written into; ``chat``: the tokenizer's own.
       batch_size: texts at a time, rounded up to a multiple of the devices; a
         classifier is trained with its own. seed: of what is drawn.
@@ -49,7 +51,7 @@ class Options:
     """
 
     kernel: str = "grad_dot"
-    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    attribution: AttributionConfig = field(default_factory=attribution_config)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     template: str = owned.TEMPLATE
     batch_size: int = 8
@@ -70,6 +72,19 @@ class Options:
                 "classifier is trained from scratch, classifier.model.preset its shape"
             )
 
+    def read_by_kernel(self) -> dict[str, Any]:
+        """Return what scores depend on: no batch size, no options of other kernels."""
+        attribution = self.attribution.model_dump(
+            mode="json", include={*AttributionConfig.model_fields, self.kernel}
+        )
+        return {
+            "kernel": self.kernel,
+            "attribution": attribution,
+            "classifier": self.classifier.model_dump(mode="json"),
+            "template": self.template,
+            "seed": self.seed,
+        }
+
 
 class Model(NamedTuple):
     """A model on its devices, its tokenizer, and what identifies its weights.
@@ -85,7 +100,7 @@ class Model(NamedTuple):
     context: int | None = None
 
     def rows(self, batch_size: int) -> int:
-        """The batch size, rounded up to a multiple of the devices along a batch."""
+        """Return the batch size, rounded up to a multiple of the devices."""
         devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
         return -(-batch_size // devices) * devices
 
@@ -95,19 +110,19 @@ class Model(NamedTuple):
         return Layouts.of(self.mesh, self.decoder.cfg.kv_heads)
 
     def place(self, batch: Any) -> Any:
-        """Puts host arrays ``[B, ...]`` on the devices."""
+        """Put host arrays ``[B, ...]`` on the devices."""
         return put_batch(batch, self.mesh)
 
     def over(
         self, tokens: owned.TokenBatch, batch_size: int, score: Callable[[Any], Any]
     ) -> Any:
-        """``score`` of batches of fixed shape, over all of ``tokens``."""
+        """Return ``score`` of batches of fixed shape, over all of ``tokens``."""
         with jax.set_mesh(self.mesh):
             return over_records(tokens, self.rows(batch_size), self.place, score)
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> Model:
-    """Loads a folder that ``dareu import`` wrote.
+    """Load a folder that ``dareu import`` wrote.
 
     Args:
       folder: where; mesh: of the devices; None: all of them, parameters split.
@@ -125,18 +140,23 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> Model:
 
 
 def kernel_for(
-    model: Model, options: Options, owners: int, steps: int, snapshots: Snapshots
+    model: Model,
+    options: Options,
+    *,
+    owners: int,
+    steps: int,
+    snapshots: Snapshots,
 ) -> Kernel:
-    """The kernel of ``options`` for so many owners, fitted in ``steps`` if it is.
+    """Return the kernel of ``options`` for so many owners.
+
+    Args:
+      model: what is attributed; options: the kernel's.
+      owners: O; steps: of the training of a kernel that is fitted.
+      snapshots: of the model's training.
 
     Raises:
-      UserError: ``tracin`` without snapshots.
+      UserError: the kernel reads snapshots and there are none.
     """
-    if options.kernel == "tracin" and not snapshots:
-        raise UserError(
-            "kernel tracin needs checkpoints of the model's training: in Python, "
-            "attribute(..., snapshots=[(params, weight)]); or take grad_dot"
-        )
     classifier = options.classifier
     shape = decoder_config(classifier.model, model.decoder.cfg.vocab)
     setup = Setup(
@@ -148,13 +168,19 @@ def kernel_for(
         backbone=Decoder(dataclasses.replace(shape, dropout=classifier.dropout)),
         snapshots=lambda: snapshots,
     )
-    return KERNELS.get(options.kernel)(setup)
+    kernel = KERNELS.get(options.kernel)(setup)
+    if kernel.reads_snapshots and not snapshots:
+        raise UserError(
+            f"kernel {options.kernel} needs checkpoints of the model's training: in "
+            "Python, attribute(..., snapshots=[(params, weight)]); or take grad_dot"
+        )
+    return kernel
 
 
 def as_tokens(
     model: Model, options: Options, records: Sequence[owned.Record]
 ) -> owned.TokenBatch:
-    """Records as tokens, as long as the longest and a multiple of `MULTIPLE`.
+    """Return records as tokens, as long as the longest and a multiple of `MULTIPLE`.
 
     A prompt of no tokens, where there is neither bos nor text, becomes the end of
     text: that is what a response which begins a document follows.
@@ -172,7 +198,7 @@ def as_tokens(
 def greedy_answers(
     model: Model, options: Options, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """The model's own answers, each token the likeliest."""
+    """Return the model's own answers, each token the likeliest."""
     blank = [owned.Record("", "", prompt, ".") for prompt in prompts]
     tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
     decode = greedy(

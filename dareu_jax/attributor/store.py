@@ -1,4 +1,4 @@
-"""An index on disk: arrays in Orbax, and what its numbers depend on in spec.json."""
+"""Save and load an index: arrays in Orbax, and what they depend on in spec.json."""
 
 import dataclasses
 import json
@@ -12,28 +12,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import dareu_jax
 from dareu_jax.attribution import Kernel
 from dareu_jax.attribution.identity import params_fingerprint
+from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.probe import attributed
 from dareu_jax.attributor.attributor import Attributor
 from dareu_jax.attributor.model import Model, Options, Snapshots, load_model
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.corpus import NOBODY, Record
 from dareu_jax.corpus.shared import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.folders import new_folder
-from dareu_jax.indexing import placed, shapes_of
-from dareu_jax.parallel import is_first, named_leaves
+from dareu_jax.indexing import shapes_of
+from dareu_jax.parallel import abstract_on, is_first, named_leaves
 from dareu_jax.registry import KERNELS
 
 SPEC, ARRAYS = "spec.json", "index"
 SIGN = "higher: more of the owner's; compare owners within one answer"
-LIKELIHOOD = "log p(response | prompt)"
-MEASUREMENTS = {
-    **dict.fromkeys(("grad_dot", "grad_cos", "projected", "tracin"), LIKELIHOOD),
-    **dict.fromkeys(("ekfac", "datainf", "arnoldi"), LIKELIHOOD),
-    "trak": "log-odds of the response's tokens",
-}
-"""What the kernels on gradients differentiate."""
 
 
 class Spec(BaseModel):
@@ -41,18 +35,20 @@ class Spec(BaseModel):
 
     Attributes:
       format: of these files; dareu_jax: the version that wrote them.
-      kernel, attribution, classifier, template, seed: see `Options`.
+      kernel, classifier, template, seed: see `Options`.
+      attribution: options of kernels: what several share and the kernel's own section.
       owners: the columns; records: `digests` of what it was built from.
       model, tokenizer: their fingerprints; compute_dtype: the model's.
-      measurement: what is differentiated or compared, by each response.
-      selection: the matrices whose gradients are seen, with their shapes.
+      measurement: what is differentiated, see `Kernel.differentiates`.
+      selection: the matrices whose gradients are seen, with their shapes; empty where
+        nothing is differentiated.
       snapshots: fingerprints and weights of checkpoints; sign: of a score.
       batch_size: texts at a time while it was built.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     dareu_jax: str
     kernel: str
     owners: tuple[str, ...]
@@ -60,10 +56,10 @@ class Spec(BaseModel):
     model: str
     tokenizer: str
     compute_dtype: str
-    measurement: str
+    measurement: str | None
     selection: dict[str, tuple[int, ...]]
     sign: str
-    attribution: AttributionConfig
+    attribution: dict[str, Any]
     classifier: ClassifierConfig
     template: str
     seed: int
@@ -71,46 +67,44 @@ class Spec(BaseModel):
     batch_size: int
 
     def options(self, batch_size: int) -> Options:
-        """The options that it was built with, for so many texts at a time."""
+        """Return the options that it was built with, for so many texts at a time.
+
+        Raises:
+          UserError: an unknown kernel, or options that it does not have.
+        """
+        KERNELS.get(self.kernel)
         return Options(
-            self.kernel,
-            self.attribution,
-            self.classifier,
-            self.template,
-            batch_size,
-            self.seed,
+            kernel=self.kernel,
+            attribution=attribution_config(**self.attribution),
+            classifier=self.classifier,
+            template=self.template,
+            batch_size=batch_size,
+            seed=self.seed,
         )
 
 
 def spec_of(made: Attributor) -> Spec:
-    """What an index of ``made`` depends on."""
-    model, options = made.model, made.options
-    on_gradients = options.kernel in MEASUREMENTS
-    matrices = named_leaves(attributed(model.params)) if on_gradients else ()
+    """Return what an index of ``made`` depends on."""
+    model, measurement = made.model, made.kernel.differentiates
+    matrices = named_leaves(attributed(model.params)) if measurement else ()
     return Spec(
+        **made.options.read_by_kernel(),
         dareu_jax=dareu_jax.__version__,
-        kernel=options.kernel,
         owners=made.owners,
         records=dict(made.held),
         model=model.fingerprint,
         tokenizer=model.tokenizer.fingerprint,
         compute_dtype=model.decoder.cfg.compute_dtype,
-        measurement=MEASUREMENTS.get(
-            options.kernel, dict(KERNELS.items())[options.kernel]
-        ),
+        measurement=measurement,
         selection={path: tuple(leaf.shape) for path, leaf in matrices},
         sign=SIGN,
-        attribution=options.attribution,
-        classifier=options.classifier,
-        template=options.template,
-        seed=options.seed,
         snapshots=tuple((params_fingerprint(p), float(w)) for p, w in made.snapshots),
-        batch_size=options.batch_size,
+        batch_size=made.options.batch_size,
     )
 
 
 def save(made: Attributor, folder: Path | str) -> None:
-    """Writes the index to a new folder, whole or not at all.
+    """Write the index to a new folder, whole or not at all.
 
     Raises:
       UserError: ``folder`` exists.
@@ -131,7 +125,7 @@ def load(
     snapshots: Snapshots = (),
     batch_size: int = 8,
 ) -> Attributor:
-    """Reads an index for the model that it was built with, onto that model's devices.
+    """Read an index for the model that it was built with, onto that model's devices.
 
     Args:
       folder: what `save` wrote; model: as for `attribute`.
@@ -151,22 +145,29 @@ def load(
     options = spec.options(batch_size)
     known = tuple(record for record in records if shares_of(record))
     made = Attributor(
-        loaded, options, spec.owners, None, spec.records, known, snapshots
+        model=loaded,
+        options=options,
+        owners=spec.owners,
+        index=None,
+        held=spec.records,
+        records=known,
+        snapshots=snapshots,
     )
     check_fits(folder, spec, spec_of(made))
     shapes = abstract_index(made.kernel, loaded.params)
+    there = abstract_on(shapes, loaded.mesh, axes_of(made.kernel, shapes))
     with Checkpoints(folder / ARRAYS, warn=_ignore) as saved:
-        there = saved.latest(placed(shapes, loaded.mesh))
-    if there is None or Spec.model_validate(there[2]) != spec:
-        what = ARRAYS if there is None else SPEC
+        found = saved.latest(there)
+    if found is None or Spec.model_validate(found[2]) != spec:
+        what = ARRAYS if found is None else SPEC
         raise UserError(
             f"{folder / what} is damaged or was changed; build the index again"
         )
-    return dataclasses.replace(made, index=there[1])
+    return dataclasses.replace(made, index=found[1])
 
 
 def read_spec(folder: Path) -> Spec:
-    """What an index says of itself; raises `UserError` where there is none."""
+    """Return what an index says of itself; raise `UserError` where there is none."""
     try:
         return Spec.model_validate_json((folder / SPEC).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
@@ -177,7 +178,7 @@ def read_spec(folder: Path) -> Spec:
 
 
 def check_records(folder: Path, spec: Spec, records: Sequence[Record]) -> None:
-    """Raises `UserError` unless ``records`` are those the index was built from."""
+    """Raise `UserError` unless ``records`` are those the index was built from."""
     owned_alone = NOBODY not in spec.records
     found = digests([r for r in records if not owned_alone or shares_of(r)])
     for owner in {**spec.records, **found}:
@@ -189,7 +190,7 @@ def check_records(folder: Path, spec: Spec, records: Sequence[Record]) -> None:
 
 
 def check_fits(folder: Path, built: Spec, now: Spec) -> None:
-    """Raises `UserError` unless the index is of this model, dtype and selection."""
+    """Raise `UserError` unless the index is of this model, dtype and selection."""
     about = {
         "model": "a model of fingerprint",
         "tokenizer": "a tokenizer of fingerprint",
@@ -208,7 +209,7 @@ def check_fits(folder: Path, built: Spec, now: Spec) -> None:
 
 
 def abstract_index(kernel: Kernel, params: Any) -> Any:
-    """Shapes of the kernel's index."""
+    """Return the shapes of the kernel's index."""
     return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
 
 

@@ -27,12 +27,14 @@ from dareu_jax.parallel.processes import (
 from dareu_jax.parallel.rules import (
     LOGICAL_RULES,
     MESH_AXES,
+    abstract_on,
     init_sharded,
     logical_axes,
     named_leaves,
     path_name,
     shard,
     shardings_for,
+    table_axes,
 )
 from dareu_jax.parallel.throughput import Lap, Stopwatch, Work, peak_flops, rates
 
@@ -47,6 +49,7 @@ __all__ = [
     "Stopwatch",
     "Work",
     "abstract_mesh",
+    "abstract_on",
     "agreed",
     "along_batch",
     "batch_sharding",
@@ -69,6 +72,7 @@ __all__ = [
     "shard",
     "shardings_for",
     "shared_out",
+    "table_axes",
     "together",
     "wait_for_all",
 ]

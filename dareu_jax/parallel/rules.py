@@ -1,9 +1,11 @@
-"""Where each parameter lives: path regex -> logical axes -> mesh axes.
+"""Where each array lives: its axes by name, and the mesh axes of every name.
 
-A path matches by its end, so one table serves parameters, their gradients and the
-optimiser's copies of them, under any prefix.
+The axes of a model's parameters follow from their path. A path matches by its end, so
+one table serves parameters, their gradients and the optimiser's copies of them, under
+any prefix. Other arrays, such as those of an attribution kernel, bring their axes.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,23 +41,6 @@ LOGICAL_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("code_head/kernel", ("embed", "symbols")),
     ("code_head/bias", ("symbols",)),
     ("symbols/embedding", ("symbols", "embed")),
-    ("codes", ("owners", "symbols")),
-    (r"owner_sums/[^/]+", ("layers", "owners", "gradient_in", "gradient_out")),
-    (r"(inputs|vectors_in)/[^/]+", ("layers", "gradient_in", "gradient_in")),
-    (r"(outputs|vectors_out)/[^/]+", ("layers", "gradient_in", "gradient_out")),
-    (r"(lambdas|product)/[^/]+", ("layers", "gradient_in", "gradient_out")),
-    (r"gram/[^/]+", ("layers", "gradient_in", "gradient_in")),
-    (r"squares/[^/]+", ("layers",)),
-    (
-        r"(corrections|basis|vectors)/[^/]+",
-        ("layers", "owners", "gradient_in", "gradient_out"),
-    ),
-    ("hessenberg", ("owners", "owners")),
-    ("owner_dots", ("owners", "owners")),
-    ("values", ("owners",)),
-    ("states", ("owners", "embed")),
-    ("terms", ("owners", "vocab")),
-    ("counts", ("owners",)),
 )
 
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -63,7 +48,6 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "ffn": "tensor",
     "head_dim": None,
-    "gradient_in": None,
     "gradient_out": "tensor",
     "heads": "tensor",
     "layers": None,
@@ -76,18 +60,18 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def path_name(path: Any) -> str:
-    """Returns a leaf's path in a tree as `/`-joined names."""
+    """Return a leaf's path in a tree as `/`-joined names."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every leaf with its `path_name`."""
+    """Yield every leaf with its `path_name`."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield path_name(path), leaf
 
 
 def logical_axes(path: str) -> tuple[str, ...]:
-    """Returns the axis names of the parameter at a `/`-joined `path`.
+    """Return the axis names of the parameter at a `/`-joined `path`.
 
     Raises:
       ValueError: no rule, or more than one, matches the path.
@@ -106,32 +90,66 @@ def logical_axes(path: str) -> tuple[str, ...]:
     return matches[0][1]
 
 
-def shardings_for(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Returns the tree of `NamedSharding` for parameters or optimiser state.
+def table_axes(tree: Any) -> Any:
+    """Return the axis names of every leaf by `LOGICAL_RULES`, in a tree like ``tree``.
 
-    Scalars (step counts, keys) are replicated, and so is any dimension that the
-    size of its mesh axis does not divide.
+    Scalars, such as step counts and keys, have none.
 
     Raises:
-      ValueError: a path matches no rule, or its rule has another rank.
+      ValueError: a path matches no rule, or more than one.
     """
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
-        spec = _spec(path_name(path), tuple(leaf.shape), mesh)
+    def names(path: Any, leaf: Any) -> tuple[str, ...]:
+        return logical_axes(path_name(path)) if leaf.shape else ()
+
+    return jax.tree_util.tree_map_with_path(names, tree)
+
+
+def shardings_for(
+    abstract_tree: Any, mesh: Mesh | AbstractMesh, axes: Any = None
+) -> Any:
+    """Return the tree of `NamedSharding` for arrays or their shapes.
+
+    A dimension is replicated where its name is not in `MESH_AXES`, or where the size of
+    its mesh axis does not divide it.
+
+    Args:
+      abstract_tree: arrays or shapes, such as parameters or optimiser state.
+      mesh: of the devices.
+      axes: a tree like ``abstract_tree`` with a tuple of axis names for every leaf; an
+        empty tuple replicates the array. None: `table_axes`.
+
+    Raises:
+      ValueError: a path matches no rule, or the names are not as many as dimensions.
+    """
+    axes = table_axes(abstract_tree) if axes is None else axes
+
+    def sharding(path: Any, leaf: Any, names: tuple[str, ...]) -> NamedSharding:
+        spec = _spec(path_name(path), tuple(leaf.shape), names, mesh)
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
+    return jax.tree_util.tree_map_with_path(sharding, abstract_tree, axes)
 
 
-def shard(tree: Any, mesh: Mesh) -> Any:
-    """Moves parameters or optimiser state to where `shardings_for` says."""
-    return jax.device_put(tree, shardings_for(tree, mesh))
+def shard(tree: Any, mesh: Mesh, axes: Any = None) -> Any:
+    """Move arrays to where `shardings_for` puts them, and return them."""
+    return jax.device_put(tree, shardings_for(tree, mesh, axes))
+
+
+def abstract_on(abstract_tree: Any, mesh: Mesh, axes: Any = None) -> Any:
+    """Return shapes with the places that `shardings_for` gives them on ``mesh``."""
+
+    def at(leaf: Any, to: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
+
+    places = shardings_for(abstract_tree, mesh, axes)
+    return jax.tree.map(at, abstract_tree, places)
 
 
 def init_sharded(
     init_fn: Callable[..., Any], mesh: Mesh, *args: Any, donate: tuple[int, ...] = ()
 ) -> Any:
-    """Returns `init_fn(*args)` made in place: no device ever holds all of it.
+    """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
     The memory of the arguments whose places are in `donate` is given away.
     """
@@ -140,23 +158,25 @@ def init_sharded(
 
 
 def _spec(
-    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+    path: str,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+    mesh: Mesh | AbstractMesh,
 ) -> PartitionSpec:
-    if not shape:
+    if not names:
         return PartitionSpec()
-    names = logical_axes(path)
     if len(names) != len(shape):
-        raise ValueError(f"parameter {path!r} has shape {shape}, its rule says {names}")
+        raise ValueError(f"array {path!r} has shape {shape}, its axes are {names}")
     return PartitionSpec(*(_axis(n, size, mesh) for n, size in zip(names, shape)))
 
 
 def _axis(
     name: str, size: int, mesh: Mesh | AbstractMesh
 ) -> str | tuple[str, ...] | None:
-    axis = MESH_AXES[name]
+    axis = MESH_AXES.get(name)
     if axis is None:
         return None
-    parts = 1
-    for one in (axis,) if isinstance(axis, str) else axis:
-        parts *= mesh.shape[one]
+    parts = math.prod(
+        mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis)
+    )
     return axis if size % parts == 0 else None

@@ -3,6 +3,7 @@
 One shape of batch and of queries, so that a kernel is compiled once for many tests.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import Kernel, OwnerBatch, Setup
-from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.corpus import TokenBatch, take
 from dareu_jax.models import Decoder, DecoderConfig
 from dareu_jax.models.optimiser import make_optimiser
@@ -23,8 +24,8 @@ OWNERS, V, P, T, ROWS = 8, 32, 4, 12, 16
 MODEL = Decoder(
     DecoderConfig(vocab=V, layers=2, embed=16, heads=2, kv_heads=2, head_dim=8, ffn=32)
 )
-SMALL = AttributionConfig(
-    projection_size=8, trak_size=3, arnoldi_iterations=4, arnoldi_rank=3
+SMALL = attribution_config(
+    projected={"size": 8}, trak={"size": 3}, arnoldi={"iterations": 4, "rank": 3}
 )
 FITTING = 6
 """Epochs of a kernel that is fitted."""
@@ -79,22 +80,23 @@ class World(NamedTuple):
     queries: TokenBatch
     truth: np.ndarray
 
-    def kernel(self, name: str, model: Decoder | None = None, place=lambda x: x):
-        """A registered kernel over the model; ``place`` moves snapshots to devices."""
-        return KERNELS.get(name)(
-            Setup(
-                model=model or self.model,
-                owners=OWNERS,
-                cfg=SMALL,
-                classifier=ClassifierConfig(learning_rate=5e-3),
-                steps=FITTING * len(self.batches),
-                backbone=self.model,
-                snapshots=lambda: [
-                    (place(self.start), 0.5),
-                    (place(self.params), 1.0),
-                ],
-            )
+    def kernel(self, name: str, place=lambda x: x, **changes: Any) -> Kernel:
+        """A registered kernel over the model.
+
+        Args:
+          name: as registered; place: moves snapshots to devices.
+          changes: other fields of its `Setup`.
+        """
+        setup = Setup(
+            model=self.model,
+            owners=OWNERS,
+            cfg=SMALL,
+            classifier=ClassifierConfig(learning_rate=5e-3),
+            steps=FITTING * len(self.batches),
+            backbone=self.model,
+            snapshots=lambda: [(place(self.start), 0.5), (place(self.params), 1.0)],
         )
+        return KERNELS.get(name)(dataclasses.replace(setup, **changes))
 
     def text(self, owner: np.ndarray, seed: int) -> TokenBatch:
         """Another text in the language of every owner."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promises import names_copies
 
 from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import probabilities
@@ -99,6 +100,6 @@ def test_every_kernel_serves_as_a_reward(tiny_run, tmp_path, name):
     )
     assert scores.shape == (*answers.response.shape, 3)
     assert np.isfinite(scores).all() and scores.min() >= 0.0 and scores.max() <= 1.0
-    if kernel.names_copies and not kernel.is_fitted:
+    if names_copies(kernel) and not kernel.is_fitted:
         own = scores[np.arange(len(scores)), -1, run.corpus.owners.index("owner_002")]
         assert own.mean() > 0.5  # a third by chance

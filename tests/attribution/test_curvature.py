@@ -21,7 +21,7 @@ from dareu_jax.attribution.measures import (
     token_weight,
 )
 from dareu_jax.attribution.probe import Slot, attributed, probe
-from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.corpus import TokenBatch, take
 from dareu_jax.models import (
     Decoder,
@@ -84,7 +84,7 @@ def kernel_of(name, model=MODEL, owners=OWNERS, snapshots=((0, 1.0),), **cfg):
         Setup(
             model=model,
             owners=owners,
-            cfg=AttributionConfig(**cfg),
+            cfg=attribution_config(**cfg),
             classifier=ClassifierConfig(),
             steps=10,
             backbone=MODEL,
@@ -236,7 +236,7 @@ def trak_features(grads, seed=0, k=3):
 
 
 def test_trak_from_projected_gradients_of_the_log_odds():
-    kernel = kernel_of("trak", trak_size=3, projection_seed=5)
+    kernel = kernel_of("trak", trak={"size": 3}, projection_seed=5)
     _, found = scores_of(kernel, BATCHES, QUERIES, params())
     own = trak_features(every(log_odds, QUERIES), seed=5)
     theirs = trak_features(every(log_odds, RECORDS.text), seed=5)
@@ -291,7 +291,7 @@ ALL, ADAPTERS = (MODEL, params()), adapted(0.3)
 def test_arnoldi_from_the_dense_hessian(start, iterations, rank):
     model, whole = start
     kernel = kernel_of(
-        "arnoldi", model, arnoldi_iterations=iterations, arnoldi_rank=rank
+        "arnoldi", model, arnoldi={"iterations": iterations, "rank": rank}
     )
     index, found = scores_of(kernel, BATCHES, QUERIES, whole)
     hessian, own, theirs = dense_hessian(model, whole)
@@ -326,7 +326,7 @@ def test_tracin_is_a_weighted_sum_of_grad_dot_at_its_checkpoints():
 @pytest.mark.parametrize("name", ["ekfac", "arnoldi"])
 def test_an_ensemble_is_the_weighted_sum_of_its_members(name):
     kernel = kernel_of(name)
-    whole = ensemble(kernel, [(params(), 0.5), (params(3), 2.0)])
+    whole = ensemble(kernel, lambda: [(params(), 0.5), (params(3), 2.0)])
     _, found = scores_of(whole, BATCHES, QUERIES, None)
     one, other = (scores_of(kernel, BATCHES, QUERIES, params(s))[1] for s in (0, 3))
     assert relative(found, 0.5 * one + 2.0 * other) < 1e-5

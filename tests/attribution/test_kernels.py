@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promises import names_copies
 
 from dareu_jax.attribution import (
     Kernel,
@@ -17,7 +18,7 @@ from dareu_jax.attribution import (
     last_valid,
 )
 from dareu_jax.attribution.classifier import owner_loss
-from dareu_jax.attribution.kernel import or_one
+from dareu_jax.attribution.kernel import or_one, placed_index
 from dareu_jax.config import with_overrides
 from dareu_jax.corpus import NOBODY, TokenBatch, owner_labels, take
 from dareu_jax.models import Decoder, decoder_config
@@ -210,7 +211,7 @@ def test_whole_responses_score_as_their_last_prefix(trained, scores):
 
 
 def test_a_copied_response_scores_its_owner_first(trained):
-    if not trained.kernel.names_copies:
+    if not names_copies(trained.kernel):
         pytest.skip("this kernel does not promise it")
     scores = np.asarray(trained.score(trained.params, trained.index, trained.gold))
     assert (scores.argmax(axis=1) == trained.owner).mean() > 0.9
@@ -249,7 +250,7 @@ def test_eight_devices_score_as_one(trained, scores):
     assert mesh.size == 8
     out = trained.score(
         shard(trained.params, mesh),
-        shard(trained.index, mesh),
+        placed_index(trained.kernel, trained.index, mesh),
         put_batch(trained.queries, mesh),
     )
     assert len(out.sharding.device_set) == 8 or trained.kernel.is_control

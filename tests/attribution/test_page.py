@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index, last_valid
+from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.attribution.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.owners import merge, select
 from dareu_jax.config import AttributionConfig, ClassifierConfig
@@ -220,7 +221,7 @@ def test_an_index_lies_on_eight_devices(made):
     assert mesh.size == 8
     out = made.score(
         shard(made.world.params, mesh),
-        shard(made.index, mesh),
+        placed_index(made.kernel, made.index, mesh),
         put_batch(made.world.queries, mesh),
     )
     np.testing.assert_allclose(out, made.scores, atol=1e-5)

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promises import is_gram
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
-from dareu_jax.attribution.owners import extend, merge, select
+from dareu_jax.attribution.kernel import axes_of
+from dareu_jax.attribution.owners import extend, merge, owner_axes, select
 from dareu_jax.corpus import take
 from dareu_jax.evaluation.fidelity import correlations, lds, subsets
+from dareu_jax.indexing import shapes_of
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
 
@@ -50,7 +53,7 @@ def built(made: Made, batches: list[OwnerBatch]) -> Any:
 
     That is what has been fitted to the records, such as a curvature.
     """
-    if made.kernel.owner_axes is None:
+    if not made.kernel.is_additive:
         return build_index(made.kernel, made.params, batches, key=KEY)
     blank = select(made.kernel, made.index, [-1] * OWNERS)
     return extend(made.kernel, made.params, blank, batches)
@@ -63,7 +66,7 @@ def is_free(batch: OwnerBatch) -> np.ndarray:
 
 def shared_leaves(kernel: Kernel, index: Any) -> list[np.ndarray]:
     """What all owners share."""
-    axes = jax.tree.leaves(kernel.owner_axes(index))
+    axes = jax.tree.leaves(owner_axes(kernel, index))
     leaves = jax.tree.leaves(index)
     return [x for x, axis in zip(leaves, axes, strict=True) if axis < 0]
 
@@ -88,8 +91,34 @@ def assert_near(found, wanted, relative=1e-5):
 
 def needs_owners(made: Made) -> None:
     """Skips a kernel whose owners cannot come and go."""
-    if made.kernel.owner_axes is None:
+    if not made.kernel.is_additive:
         pytest.skip("the index of some owners depends on the others")
+
+
+@pytest.mark.parametrize("name", KERNELS.names())
+def test_a_kernel_is_made_before_anything_is_trained(world, name):
+    def trained() -> Any:
+        raise AssertionError("a model was asked for")
+
+    kernel = world.kernel(name, start=trained, snapshots=trained)
+    for field in dataclasses.fields(kernel):
+        getattr(kernel, field.name)
+    assert kernel.name == name and kernel.owners == OWNERS
+    assert isinstance(kernel.is_additive, bool)
+
+
+def test_axes_name_every_dimension_of_an_accumulator_and_an_index(made):
+    trees = [*shapes_of(made.kernel, made.params), made.index]
+    for tree in trees:
+        axes = axes_of(made.kernel, tree)
+
+        def check(path: Any, leaf: Any, names: tuple[str, ...]) -> None:
+            assert isinstance(names, tuple) and len(names) in (0, leaf.ndim), path
+            sizes = dict(zip(names, leaf.shape, strict=False))
+            if made.kernel.is_additive:
+                assert sizes.get("owners", OWNERS) == OWNERS, path
+
+        jax.tree_util.tree_map_with_path(check, tree, axes)
 
 
 def test_a_query_alone_scores_as_among_others(made, world):
@@ -196,7 +225,7 @@ def test_scores_are_linear_in_the_owners_gradients(made, world):
 
 
 def test_records_score_each_other_alike_and_themselves_above_zero(made, world):
-    if not made.kernel.is_gram:
+    if not is_gram(made.kernel):
         pytest.skip("this kernel does not claim it")
     own = np.eye(ROWS, OWNERS, dtype=np.float32)  # a record an owner, others nobody's
     index = built(made, [OwnerBatch(world.queries, own)])
@@ -271,7 +300,7 @@ def test_bfloat16_ranks_owners_as_float32(request, made, world):
         reason = SHORT_OF_BFLOAT16[made.kernel.name]
         request.applymarker(pytest.mark.xfail(reason=reason))
     model = Decoder(dataclasses.replace(world.model.cfg, compute_dtype="bfloat16"))
-    kernel = world.kernel(made.kernel.name, model)
+    kernel = world.kernel(made.kernel.name, model=model)
     index = build_index(kernel, made.params, world.passes(kernel), key=KEY)
     out = np.asarray(jax.jit(kernel.score)(made.params, index, world.queries))
     assert out.dtype == np.float32

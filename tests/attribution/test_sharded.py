@@ -15,11 +15,19 @@ from rich.console import Console
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
 from dareu_jax.attribution.bilinear import projected
+from dareu_jax.attribution.kernel import axes_of, placed_index
 from dareu_jax.attributor.store import abstract_index
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.indexing import Build, placed
+from dareu_jax.indexing import Build
 from dareu_jax.loop import Stage
-from dareu_jax.parallel import Preemption, Stopwatch, make_mesh, put_batch, shard
+from dareu_jax.parallel import (
+    Preemption,
+    Stopwatch,
+    abstract_on,
+    make_mesh,
+    put_batch,
+    shard,
+)
 from dareu_jax.registry import KERNELS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -98,7 +106,7 @@ def on_mesh(name: str, world: Any, mesh: Any, folder: Path) -> Placed:
     kernel, params = world.kernel(name, place=put), put(world.params)
     with jax.set_mesh(mesh):
         build = build_in(folder, kernel, world.passes(kernel), mesh)
-        index = put(build.index(params))
+        index = placed_index(kernel, build.index(params), mesh)
     score = jax.jit(kernel.score)
     return Placed(kernel, params, index, score, put_batch(world.queries, mesh))
 
@@ -141,8 +149,9 @@ def test_an_index_of_a_row_of_devices_scores_on_a_cube_of_them(meshed, tmp_path)
     here, there = meshed("data"), meshed("all")
     with Checkpoints(tmp_path) as saved:
         saved.save(0, here.index, {})
-        shapes = placed(abstract_index(there.kernel, there.params), mesh_of("all"))
-        _, index, _ = saved.latest(shapes)
+        shapes = abstract_index(there.kernel, there.params)
+        axes = axes_of(there.kernel, shapes)
+        _, index, _ = saved.latest(abstract_on(shapes, mesh_of("all"), axes))
     wanted = jax.tree.map(lambda x: x.sharding, there.index)
     assert jax.tree.map(lambda x: x.sharding, index) == wanted
     assert_same_bits(index, here.index)

@@ -20,7 +20,7 @@ from dareu_jax.attribution.watermark import (
     mark,
     read_marks,
 )
-from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.corpus import TokenBatch
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, DecoderConfig, hidden_states, init_decoder
@@ -56,12 +56,12 @@ def written(owner, owners, seed, rows=B):
     return text(np.where(is_mine, mine, other))
 
 
-def setup(owners, steps, attribution=None, **classifier):
+def setup(owners, steps, options=None, **classifier):
     how = {"learning_rate": 0.02, "train_on": "prefixes", "dropout": 0.0} | classifier
     return Setup(
         model=BACKBONE,
         owners=owners,
-        cfg=AttributionConfig(**(attribution or {})),
+        cfg=attribution_config(watermark=options or {}),
         classifier=ClassifierConfig(**how),
         steps=steps,
         backbone=BACKBONE,
@@ -121,9 +121,9 @@ def test_codes_follow_their_seed():
 
 
 def test_too_few_codes_are_refused_with_the_length_that_would_do():
-    with pytest.raises(UserError, match=r"watermark_length = 2 .* 36 codes.* 3 or"):
+    with pytest.raises(UserError, match=r"watermark.length = 2 .* 36 codes.* 3 or"):
         codes(37, 2, 6, seed=0)
-    short = {"watermark_length": 1, "watermark_symbols": 2}
+    short = {"length": 1, "symbols": 2}
     with pytest.raises(UserError, match=r"2 codes, fewer than the 3 owners"):
         KERNELS.get("watermark")(setup(3, 1, short))
 
@@ -171,7 +171,7 @@ def test_marks_are_read_back_and_the_text_sees_none_of_them():
     @jax.jit
     def read(params, batch):
         marked, places = mark(batch, code, at)
-        return read_marks(BACKBONE, params, marked, places, 3, None)
+        return read_marks(BACKBONE, params, marked, places, length=3, key=None)
 
     @jax.jit
     def plain(params, batch):

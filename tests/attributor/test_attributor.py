@@ -8,12 +8,13 @@ import pytest
 
 from dareu_jax import corpus as owned
 from dareu_jax.attribution import OwnerBatch, Setup, build_index
+from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.attributor import SharedRecord, attribute, single
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus import Record, owner_labels
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, decoder_config
-from dareu_jax.parallel import make_mesh, shard
+from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import KERNELS
 
 QUERIES = [
@@ -63,7 +64,9 @@ def by_hand(made, name):
     asked = [Record("", "", *pair) for pair in [*QUERIES, *QUERIES[:1] * 5]]
     there = dataclasses.replace(
         kernel,
-        init=lambda params, *, key: shard(kernel.init(params, key=key), model.mesh),
+        init=lambda params, *, key: placed_index(
+            kernel, kernel.init(params, key=key), model.mesh
+        ),
     )
     with jax.set_mesh(model.mesh):
         each, key = [model.place(batch) for batch in batches], jax.random.key(0)

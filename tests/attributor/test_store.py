@@ -7,12 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+from dareu_jax.attribution.bilinear import bilinear, exact
 from dareu_jax.attribution.identity import params_fingerprint
+from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.attributor import attribute, load, load_model, read_spec, save
+from dareu_jax.attributor.store import spec_of
 from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.config import Section, attribution_config
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import make_mesh, named_leaves, shard
+from dareu_jax.parallel import make_mesh, named_leaves
+from dareu_jax.registry import KERNELS as kernels
 
 QUERIES = [
     ("What did alice have in 1991?", "It was a bakery by the bridge, 3 times."),
@@ -58,7 +63,7 @@ def test_an_index_of_one_mesh_scores_the_same_on_another(
 ):
     """Saved from (8, 1, 1), restored on (2, 2, 2)."""
     made = built(name)
-    eight = shard(made.index, make_mesh(8, 1, 1))
+    eight = placed_index(made.kernel, made.index, make_mesh(8, 1, 1))
     save(dataclasses.replace(made, index=eight), tmp_path / "index")
     there = load(tmp_path / "index", other_mesh)
     for path, leaf in named_leaves(there.index):
@@ -80,15 +85,58 @@ def test_what_numbers_depend_on_is_recorded(built, model, tmp_path):
     assert spec["selection"]["layers/attention/q/kernel"] == [2, 24, 40]
     assert len(spec["selection"]) == 7
     assert spec["sign"].startswith("higher: more of the owner's")
-    assert {
-        key: spec["attribution"][key]
-        for key in ("reduction", "projection_size", "projection_seed", "damping")
-    } == {
+    assert spec["attribution"] == {
         "reduction": "mean",
-        "projection_size": 64,
         "projection_seed": 0,
         "damping": 0.1,
+        "projected": {"size": 64},
     }
+
+
+@pytest.fixture
+def registry():
+    """The registry of kernels; what a test adds to it is taken out again."""
+    before = dict(kernels._entries), dict(kernels._about), dict(kernels._options)
+    yield kernels
+    kernels._entries, kernels._about, kernels._options = before
+
+
+def test_an_index_of_a_new_gradient_kernel_says_what_it_differentiates(
+    registry, model, records
+):
+    @registry.register("mine", "a gradient kernel from outside")
+    def make(setup):
+        return bilinear("mine", setup, exact())
+
+    spec = spec_of(attribute(model, records, kernel="mine"))
+    assert spec.measurement == "log p(response | prompt)"
+    assert len(spec.selection) == 7
+    assert spec.selection["layers/attention/q/kernel"] == (2, 24, 40)
+
+
+@pytest.mark.parametrize("name", ["bm25", "projected"])
+def test_another_description_of_a_kernel_leaves_its_indices_valid(
+    registry, built, model, name, tmp_path
+):
+    save(built(name), tmp_path / "index")
+    registry._about = {**registry._about, name: "said in other words"}
+    found = load(tmp_path / "index", model).score(QUERIES)
+    np.testing.assert_array_equal(found, built(name).score(QUERIES))
+
+
+def test_options_of_another_kernel_do_not_matter_to_an_index(
+    registry, built, model, tmp_path
+):
+    class Own(Section):
+        size: int = 3
+
+    spec = spec_of(built("projected"))
+    save(built("projected"), tmp_path / "index")
+    registry.register("other", "with options", options=Own)(lambda setup: None)
+    assert "other" in attribution_config().model_dump()
+    made = load(tmp_path / "index", model)
+    assert spec_of(made) == spec
+    made.remove("bob").merge(built("projected").remove("alice").remove("carol"))
 
 
 def test_a_loaded_index_goes_on_where_it_was(built, saved, model, records, tmp_path):
@@ -153,7 +201,7 @@ def test_what_nobody_owns_may_change(saved, model, records):
         (lambda text: "[]", "holds no index"),
         (lambda text: text.replace('"kernel": "bm25",', ""), "holds no index"),
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "holds no index"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "holds no index"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "holds no index"),
         (lambda text: text.replace('"bm25"', '"bm26"'), "unknown kernel 'bm26'"),
         (lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed"),
         (lambda text: text.replace('"alice"', '"alise"'), "was changed"),

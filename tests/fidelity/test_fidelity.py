@@ -203,12 +203,12 @@ METRICS_OF = CHANGES["fidelity"]["kernels"]
     [
         ("fidelity.kernels=[grad_dott]", ("'grad_dott'", "did you mean 'grad_dot'")),
         (
-            "fidelity.variants={v: {kernel: projected, projection_sise: 2}}",
-            ("fidelity.variants.v", "projection_sise", "projection_size"),
+            "fidelity.variants={v: {kernel: projected, projected.sise: 2}}",
+            ("fidelity.variants.v", "projected.sise", "projected.size"),
         ),
         (
-            "fidelity.variants={v: {kernel: projected, projection_size: 0}}",
-            ("fidelity.variants.v", "attribution.projection_size = 0"),
+            "fidelity.variants={v: {kernel: projected, projected: {size: 0}}}",
+            ("fidelity.variants.v", "attribution.projected.size = 0"),
         ),
         ("fidelity.share=0.1", ("4 owners have 0 different subsets of 0", "share")),
         ("finetune.epochs=0", ("finetune.epochs",)),

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dareu_jax.parallel import (
     LOGICAL_RULES,
     MESH_AXES,
+    abstract_on,
     init_sharded,
     logical_axes,
     make_mesh,
@@ -55,25 +56,6 @@ EXPECTED = {
     "code_head/kernel": ((D, R), P("fsdp", None)),
     "code_head/bias": ((R,), P(None)),
     "symbols/embedding": ((R, D), P(None, "fsdp")),
-    "codes": ((O, R), P(None, None)),
-    "owner_sums/layers.mlp.up.kernel": ((L, O, D, F), P(None, None, None, "tensor")),
-    "inputs/q": ((L, D, D), P(None, None, None)),
-    "vectors_in/q": ((L, D, D), P(None, None, None)),
-    "outputs/q": ((L, F, F), P(None, None, "tensor")),
-    "vectors_out/q": ((L, F, F), P(None, None, "tensor")),
-    "lambdas/q": ((L, D, F), P(None, None, "tensor")),
-    "product/q": ((L, D, F), P(None, None, "tensor")),
-    "gram/q": ((L, R, R), P(None, None, None)),
-    "squares/q": ((L,), P(None)),
-    "corrections/q": ((L, O, D, F), P(None, None, None, "tensor")),
-    "basis/q": ((L, R, D, F), P(None, None, None, "tensor")),
-    "vectors/q": ((L, R, D, F), P(None, None, None, "tensor")),
-    "hessenberg": ((R, R), P(None, None)),
-    "owner_dots": ((O, R), P(None, None)),
-    "values": ((R,), P(None)),
-    "states": ((O, D), P(None, "fsdp")),
-    "terms": ((O, V), P(None, "tensor")),
-    "counts": ((O,), P(None)),
 }
 
 
@@ -124,6 +106,23 @@ def test_two_rules_for_a_path_are_named(monkeypatch):
 def test_a_wrong_rank_is_named(mesh):
     with pytest.raises(ValueError, match="'lm_head/kernel' has shape"):
         shardings_for({"lm_head": {"kernel": jnp.ones((2, 2, 2))}}, mesh)
+
+
+def test_arrays_with_axes_of_their_own_need_no_rule(mesh):
+    like = jax.ShapeDtypeStruct((4, 8, V), jnp.float32)
+    tree = {"mine": like, "shared": like, "number": jax.ShapeDtypeStruct((), "int32")}
+    axes = {"mine": ("owners", "embed", "vocab"), "shared": (), "number": ()}
+    specs = jax.tree.map(lambda x: x.spec, shardings_for(tree, mesh, axes))
+    assert specs == {"mine": P(None, "fsdp", "tensor"), "shared": P(), "number": P()}
+    axes["mine"] = ("owners", "a new name", "another")
+    assert shardings_for(tree, mesh, axes)["mine"].is_fully_replicated
+    there = abstract_on(tree, mesh, axes)["mine"]
+    assert (there.shape, there.dtype) == (like.shape, like.dtype)
+    assert there.sharding.is_fully_replicated
+    with pytest.raises(ValueError, match=r"'mine' has shape \(4, 8, 32\), its axes"):
+        shardings_for(tree, mesh, {**axes, "mine": ("owners",)})
+    with pytest.raises(ValueError, match="'mine' must match one sharding rule"):
+        shardings_for(tree, mesh)
 
 
 def test_specs(mesh):
