@@ -24,7 +24,7 @@ from dareu_jax.inputs import Inputs
 from dareu_jax.loop import Stage, StepFn, run_stage, watched
 from dareu_jax.models import Decoder, join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import Preemption, Stopwatch, key_of
+from dareu_jax.parallel import Preemption, Stopwatch, key_of, state_axes
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.tracking import Tracker
@@ -177,7 +177,7 @@ class Run(Inputs):
             return init_training(model, optimiser, given, key=key)
 
         given = None if start is None else split(start)[0]
-        return self.made(init, key, given, donate=(1,)), watched(step_fn), steps
+        return self.made(init, key, given, donate=(1,)), watched(step_fn, name), steps
 
     @functools.cached_property
     def classifier(self) -> tuple[Kernel, Any]:
@@ -276,7 +276,8 @@ class Run(Inputs):
         def init(key: Array, start: Any) -> Any:
             return method.init(start, key=key)
 
-        return method, self.made(init, key, self.start), watched(step_fn)
+        state = self.made(init, key, self.start, axes=state_axes)
+        return method, state, watched(step_fn, f"method {name!r}")
 
     def unlearn(self, name: str, cfg: RunConfig, stage: str) -> Any:
         """Runs method ``name`` with configuration ``cfg`` as stage ``stage``."""

@@ -61,10 +61,11 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
     entry, own = METHODS.get(name), cfg.overrides.get(name, {})
     where = f"overrides.{name}"
     for key in own:
-        if key.split(".")[0] not in entry.sections:
+        section = key.split(".")[0]
+        if section not in entry.sections:
             raise UserError(
-                f"{where}: {key} is nothing that {name} reads for itself; its row can "
-                f"set keys of {', '.join(entry.sections)}"
+                f"{where}: {_why_not(name, section)}; a row of {name} can set keys of "
+                f"{', '.join(entry.sections)}"
             )
     row = with_overrides(cfg, {**entry.preset, **own}, where)
     for key in OF_THE_RUN:
@@ -75,3 +76,10 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
                 f"of a run share that index; set {key} for the whole run"
             )
     return row
+
+
+def _why_not(name: str, section: str) -> str:
+    """Return why a row of method ``name`` cannot set keys of ``section``."""
+    if any(section in METHODS.get(other).sections for other in METHODS.names()):
+        return f"{name} does not read {section}"
+    return f"{section} is the same for all rows of a run"

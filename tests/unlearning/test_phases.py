@@ -295,7 +295,7 @@ def iteration(world, trainable):
         on = setting_of(cfg, world)
         return on, phases_of(on)
 
-    def go(dareu, behaviour):
+    def go(dareu, behaviour, trainable=trainable):
         on, phase = made(tuple(dareu.items()))
         prompts = answers_of([0, 1])._replace(
             prompt=jnp.asarray([[3, 4, 5], [6, 7, 8]], jnp.int32)
@@ -374,6 +374,23 @@ def test_advantages_are_white_and_returns_plain_at_lambda_one(iteration, trainab
         np.broadcast_to(returns, real.shape)[real],
         atol=1e-5,
     )
+
+
+def test_the_group_is_the_baseline_where_there_is_no_value_head(iteration, trainable):
+    policy = {"decoder": trainable["decoder"]}
+    own = {"advantage": "group", "samples_per_prompt": 2, "whiten": False}
+    on, rollout, answers, said, _ = iteration(own, policy["decoder"], policy)
+    assert not np.asarray(said.values).any()
+    rewards = jnp.asarray([[0.5, -1.0, 0.0, 0.0], [-2.0, 0.5, 0.0, 0.0]], jnp.float32)
+    experience = phases_of(on).advantage(
+        rewards=rewards, rollout=rollout, judged=said, answers=answers
+    )
+    # sums -.5 and -1.5, mean -1, sd .70711: (.5, -.5) / (.70711 + .0001)
+    wanted = np.where(answers.response_mask, [[0.707007], [-0.707007]], 0.0)
+    np.testing.assert_allclose(experience.advantages, wanted, atol=1e-5)
+    loss, metrics = ppo_loss(on, {}, on.inputs.reference, policy, experience)
+    assert set(metrics) == {"policy_loss", "clip_fraction"}
+    assert float(loss) == pytest.approx(float(metrics["policy_loss"]))
 
 
 def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
