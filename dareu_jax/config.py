@@ -169,56 +169,6 @@ class RewardConfig(Section):
     shuffle_owners: bool = False  # control: labels of the kernel's data permuted
 
 
-class DareuConfig(Section):
-    """PPO with prefix rewards and retain distillation (methods 1.4, 1.5).
-
-    Where a default is ours, the preset ``dareu_paper`` has the paper's.
-    """
-
-    learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5
-    batch_size: int = Field(32, ge=1)  # methods 1.5
-    data_epochs: int = Field(1, ge=1)  # methods 1.5
-    updates_per_batch: int = Field(20, ge=1)  # methods 1.5
-    retain_batch_size: int = Field(32, ge=1)  # not stated
-    retain_updates: int = Field(1, ge=0)  # per forget update; 1.6: they alternate
-    distil_on: Literal["gold", "reference"] = "gold"  # methods 1.6: whose answers
-    lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
-    kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
-    kl_anchor: Literal["reference", "behaviour", "prior"] = "prior"  # ours
-    kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
-    kl_in: Literal["reward", "loss"] = "loss"  # ours, over the full vocabulary
-    value_coef: float = Field(0.2, ge=0)  # methods 1.5
-    value_gradient: Literal["trunk", "head"] = "trunk"  # methods 1.6: how far it goes
-    clip: float = Field(0.2, gt=0, lt=1)  # methods 1.5
-    temperature: float = Field(1.0, gt=0)  # ours; methods 1.5: 0.8
-    gamma: float = Field(1.0, gt=0, le=1)  # methods 1.6
-    gae_lambda: float = Field(0.95, ge=0, le=1)  # methods 1.6; 1 = plain returns
-    whiten: bool = False  # ours: whitening blows noise up once attribution is gone
-    old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
-    samples_per_prompt: int = Field(1, ge=1)
-    max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest
-    warmup: float = Field(0.0, ge=0, lt=1)  # methods 1.6
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-
-
-class LossMethodConfig(Section):
-    """A loss-based baseline on forget and retain batches (methods 6)."""
-
-    learning_rate: float = Field(1e-5, gt=0)  # methods 6, 7B full fine-tuning
-    steps: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=1)
-    retain_weight: float = Field(1.0, ge=0)  # alpha
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-
-
-class NpoConfig(LossMethodConfig):
-    """Negative preference optimisation (methods 6)."""
-
-    beta: float = Field(0.1, gt=0)
-
-
 class GuardConfig(Section):
     """When unlearning stops by itself; the reason is recorded. None = off."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.errors import Preempted, TrainingError
+from dareu_jax.errors import Preempted, TrainingError, UserError, first_line
 from dareu_jax.parallel import (
     Lap,
     Preemption,
@@ -126,17 +127,41 @@ def run_stage(
     return state, meta
 
 
-def watched(step_fn: StepFn) -> StepFn:
-    """``step_fn`` that may copy between host and devices by name alone.
+def watched(step_fn: StepFn, name: str) -> StepFn:
+    """Return ``step_fn`` as a step that copies between host and devices by name alone.
 
     One number that a step reads or writes in passing makes all devices wait.
+
+    Args:
+      step_fn: ``(state, step) -> (state, metrics)``.
+      name: whose step it is, for the message.
+
+    Raises:
+      UserError: by the step, where it copies something unasked.
     """
 
-    def step(state, step):
-        with jax.transfer_guard("disallow"):
-            return step_fn(state, step)
+    def step(state: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        try:
+            with jax.transfer_guard("disallow"):
+                return step_fn(state, step)
+        except jax.errors.JaxRuntimeError as error:
+            if "Disallowed" not in str(error):
+                raise
+            raise UserError(
+                f"{name}: step copies between host and device at {line_of(error)} "
+                f"({first_line(error)}); compute inside jax.jit, make constants in "
+                "init, and return metrics as arrays"
+            ) from error
 
     return step
+
+
+def line_of(error: BaseException) -> str:
+    """Return file and line of the innermost call outside JAX that led to an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    jax_folder = str(Path(jax.__file__).parent)
+    own = [x for x in frames if not x.filename.startswith(jax_folder)]
+    return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
 def speeds(laps: Mapping[str, Lap]) -> dict[str, dict[str, float | None]]:

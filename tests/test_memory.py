@@ -20,7 +20,8 @@ from dareu_jax.models import (
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import abstract_mesh
 from dareu_jax.unlearning.finetune import TrainState
-from dareu_jax.unlearning.loss_methods import loss_step, npo_loss
+from dareu_jax.unlearning.npo import npo_loss
+from dareu_jax.unlearning.supervised import loss_step
 
 SMALL = DecoderConfig(
     vocab=4096, layers=4, embed=256, heads=8, kv_heads=4, head_dim=32, ffn=768
@@ -141,8 +142,17 @@ def test_a_step_on_losses(case):
     moments = at.put(jax.eval_shape(optimiser.init, at.trainable))
     step = at.put(jax.ShapeDtypeStruct((), jnp.int32))
     state = TrainState(at.trainable, moments, step)
-    how = (at.model, optimiser, functools.partial(npo_loss, beta=0.1), 1.0)
-    batches = (at.batch, at.batch)
-    found = at.bytes_of(loss_step, *how, state, at.frozen, at.start, *batches)
+    found = at.bytes_of(
+        loss_step,
+        model=at.model,
+        optimiser=optimiser,
+        forget_loss=functools.partial(npo_loss, beta=0.1),
+        retain_weight=1.0,
+        state=state,
+        frozen=at.frozen,
+        reference=at.start,
+        forget=at.batch,
+        retain=at.batch,
+    )
     own = one.trainable + one.frozen
     check(found, 2 * own + one.optimiser, one.losses(B, P, T))

@@ -273,13 +273,18 @@ class Decoder(nn.Module):
         Returns:
           ``(hidden [B, T, D], cache)``.
         """
+        x, cache = self.stream(tokens, positions, visible, cache, slot)
+        return self.final_norm(x), cache
+
+    def stream(self, tokens, positions, visible, cache=None, slot=0):
+        """Runs the layers alone: hidden states before the final norm, and the cache."""
         if self.cfg.sliding_window is not None:
             visible &= in_window(self.cfg.sliding_window, visible.shape[1:], slot)
         x = jnp.take(self.embed.embedding, tokens, axis=0)
         x = along_batch(x.astype(jnp.dtype(self.cfg.compute_dtype)))
         numbers = jnp.arange(self.cfg.layers, dtype=jnp.int32)
         (x, cache), _ = self.layers((x, cache), numbers, positions, visible, slot)
-        return self.final_norm(x), cache
+        return x, cache
 
     def unembed(self, hidden: Array) -> Array:
         """Maps hidden states ``[..., D]`` to float32 logits ``[..., V]``."""

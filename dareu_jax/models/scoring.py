@@ -1,5 +1,6 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -88,6 +89,29 @@ def hidden_states(
         variables, tokens, positions_of(mask), causal(mask), rngs=rngs
     )
     return hidden
+
+
+def layer_states(
+    model: Decoder, params: dict, tokens: Array, mask: Array, layer: int
+) -> Array:
+    """Return what layer ``layer`` adds up to: ``[B, T, D]``, no final norm.
+
+    Args:
+      model, params: the decoder, of which the later layers do not run.
+      tokens, mask: ``[B, T]``, the text.
+      layer: counted from 1 to the decoder's number of layers.
+    """
+    chex.assert_scalar_in(layer, 1, model.cfg.layers)
+    first = jax.tree.map(lambda x: x[:layer], params["layers"])
+    short = Decoder(dataclasses.replace(model.cfg, layers=layer), model.op)
+    states, _ = short.apply(
+        {"params": {**params, "layers": first}},
+        tokens,
+        positions_of(mask),
+        causal(mask),
+        method="stream",
+    )
+    return states
 
 
 def whole_text(batch) -> tuple[Array, Array]:

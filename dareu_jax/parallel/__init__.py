@@ -34,6 +34,7 @@ from dareu_jax.parallel.rules import (
     path_name,
     shard,
     shardings_for,
+    state_axes,
     table_axes,
 )
 from dareu_jax.parallel.throughput import Lap, Stopwatch, Work, peak_flops, rates
@@ -72,6 +73,7 @@ __all__ = [
     "shard",
     "shardings_for",
     "shared_out",
+    "state_axes",
     "table_axes",
     "together",
     "wait_for_all",

@@ -70,17 +70,18 @@ def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield path_name(path), leaf
 
 
+def rules_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the entries of `LOGICAL_RULES` that match a `/`-joined `path`."""
+    return [rule for rule in LOGICAL_RULES if re.search(f"(^|/){rule[0]}$", path)]
+
+
 def logical_axes(path: str) -> tuple[str, ...]:
     """Return the axis names of the parameter at a `/`-joined `path`.
 
     Raises:
       ValueError: no rule, or more than one, matches the path.
     """
-    matches = [
-        (pattern, names)
-        for pattern, names in LOGICAL_RULES
-        if re.search(f"(^|/){pattern}$", path)
-    ]
+    matches = rules_of(path)
     if len(matches) != 1:
         rules = ", ".join(pattern for pattern, _ in matches) or "none"
         raise ValueError(
@@ -101,6 +102,20 @@ def table_axes(tree: Any) -> Any:
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:
         return logical_axes(path_name(path)) if leaf.shape else ()
+
+    return jax.tree_util.tree_map_with_path(names, tree)
+
+
+def state_axes(tree: Any) -> Any:
+    """Return the axis names of every leaf of an unlearning method's state.
+
+    Parameters and the optimiser's copies have those of `table_axes`. An array that no
+    rule names is the method's own; it has none, so that every device holds it whole.
+    """
+
+    def names(path: Any, leaf: Any) -> tuple[str, ...]:
+        known = leaf.shape and rules_of(path_name(path))
+        return logical_axes(path_name(path)) if known else ()
 
     return jax.tree_util.tree_map_with_path(names, tree)
 
@@ -147,13 +162,21 @@ def abstract_on(abstract_tree: Any, mesh: Mesh, axes: Any = None) -> Any:
 
 
 def init_sharded(
-    init_fn: Callable[..., Any], mesh: Mesh, *args: Any, donate: tuple[int, ...] = ()
+    init_fn: Callable[..., Any],
+    mesh: Mesh,
+    *args: Any,
+    donate: tuple[int, ...] = (),
+    axes: Callable[[Any], Any] = table_axes,
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    The memory of the arguments whose places are in `donate` is given away.
+    Args:
+      init_fn, args: what is made; mesh: of the devices.
+      donate: places of the arguments whose memory is given away.
+      axes: from the shapes of what is made to the names of their axes.
     """
-    to = shardings_for(jax.eval_shape(init_fn, *args), mesh)
+    made = jax.eval_shape(init_fn, *args)
+    to = shardings_for(made, mesh, axes(made))
     return jax.jit(init_fn, out_shardings=to, donate_argnums=donate)(*args)
 
 

@@ -65,7 +65,7 @@ def subject_of(
 
 
 def reference_of(folder: Path, seed: int | None) -> Subject:
-    """Return the model to compare with: of a run the retrained one, of the same seed."""
+    """Return the model to compare with: of a run the retrained one of a seed."""
     is_run = (folder / RESULTS).exists()
     how = (RETRAINED, seed) if is_run else (None, None)
     return subject_of(folder, *how)

@@ -71,15 +71,9 @@ def run(
       Preempted: the machine is being taken away; the same call continues.
     """
     progress, preemption = progress or Progress(), preemption or Preemption()
+    corpus: Corpus | None = None
     if not first_then_others(lambda: claimed(cfg, folder)):
-        with tempfile.TemporaryDirectory() as trial:
-            corpus: Corpus | None = check(cfg, Path(trial), progress)
-            if is_first():
-                adopt(Path(trial) / "data", folder / "data")
-        write_text(folder / CORPUS, corpus.fingerprint + "\n")
-        write_text(folder / CONFIG, dump_config(cfg))
-    else:
-        corpus = None
+        corpus = begin(cfg, folder, progress)
     seeds = [Inputs(cfg, seed, folder) for seed in cfg.seeds]
     did_something = False
     with Tracker(folder, traced) as tracker:
@@ -95,6 +89,21 @@ def run(
         results = before  # nothing but times differs
     write_json(folder / RESULTS, results)
     return Outcome(results, answers_of(seeds[0]))
+
+
+def begin(cfg: RunConfig, folder: Path, progress: Progress) -> Corpus:
+    """Check the whole input, then write what a run folder begins with.
+
+    Raises:
+      UserError: bad input; nothing is written.
+    """
+    with tempfile.TemporaryDirectory() as trial:
+        corpus = check(cfg, Path(trial), progress)
+        if is_first():
+            adopt(Path(trial) / "data", folder / "data")
+    write_text(folder / CORPUS, corpus.fingerprint + "\n")
+    write_text(folder / CONFIG, dump_config(cfg))
+    return corpus
 
 
 def run_seed(session: Session) -> bool:

@@ -245,8 +245,10 @@ class Indexer:
     def _remedy(self) -> str:
         """What to do when a number of the index is not finite."""
         if self.kernel.is_fitted:
-            return f"lower {parts_of(self.inputs.cfg)[self.fitted.part].prefix}learning_rate"
-        return f"lower finetune.learning_rate, or take another kernel than {self.kernel.name}"
+            part = parts_of(self.inputs.cfg)[self.fitted.part]
+            return f"lower {part.prefix}learning_rate"
+        name = self.kernel.name
+        return f"lower finetune.learning_rate, or take another kernel than {name}"
 
 
 def classifier_of(inputs: Inputs, fitted: Fitted) -> ClassifierConfig:

@@ -1,4 +1,4 @@
-"""Run one stage of a seed from its newest checkpoint to its end, and load its result."""
+"""Run one stage of a seed from its newest checkpoint, or load what it left."""
 
 import dataclasses
 import functools
@@ -16,7 +16,14 @@ from dareu_jax.imported import open_imported
 from dareu_jax.loop import Stage, StepFn, run_stage, watched
 from dareu_jax.models import join, split
 from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import Preemption, Stopwatch, abstract_on, agreed, key_of
+from dareu_jax.parallel import (
+    Preemption,
+    Stopwatch,
+    abstract_on,
+    agreed,
+    key_of,
+    state_axes,
+)
 from dareu_jax.registry import METHODS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.runs.folder import log_path, stage_folder
@@ -76,7 +83,7 @@ class Session:
     def stage(
         self, name: str, remedy: str, headline: str = "loss", every: int | None = None
     ) -> Stage:
-        """Return where stage ``name`` of this seed keeps its state, and what it says."""
+        """Return where a stage of this seed keeps its state, and what it says."""
         inputs, checkpoint = self.inputs, self.inputs.cfg.checkpoint
         return Stage(
             name=name,
@@ -252,7 +259,7 @@ def training(
         return init_training(model, optimiser, given, key=key)
 
     given = None if start is None else split(start)[0]
-    return inputs.made(init, key, given, donate=(1,)), watched(step_fn), steps
+    return inputs.made(init, key, given, donate=(1,)), watched(step_fn, part), steps
 
 
 def indexer(session: Session, name: str, original: Any) -> Indexer:
@@ -271,7 +278,7 @@ def indexer(session: Session, name: str, original: Any) -> Indexer:
 
 
 def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
-    """Return checkpoints of the original's fine-tuning, each with the rates before it."""
+    """Return checkpoints of the original's training, each with the rates before it."""
     cfg = inputs.cfg.finetune
     stream = inputs.stream("finetune", inputs.corpus.train, cfg.batch_size)
     steps = training_steps(cfg, stream)
@@ -350,7 +357,8 @@ def prepare(
         return method.init(start, key=key)
 
     start = inputs.with_adapters(results["original"], "model")
-    return method, inputs.made(init, key, start), watched(step_fn)
+    state = inputs.made(init, key, start, axes=state_axes)
+    return method, state, watched(step_fn, f"method {row!r}")
 
 
 def method_inputs(

@@ -3,19 +3,27 @@
 One iteration: rollout, attribute, reward, advantage, then S times update and distil.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from dareu_jax.config import DareuConfig, RunConfig
-from dareu_jax.models import init_head, join, split
+from dareu_jax.config import RunConfig
+from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.generation import Rollout
+from dareu_jax.models import join, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning.method import Method, MethodInputs, Need
-from dareu_jax.unlearning.phases import Phases, repeat_rows
-from dareu_jax.unlearning.refresh import FreshIndex
+from dareu_jax.unlearning.dareu_options import DareuConfig
+from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
+from dareu_jax.unlearning.phases import answered, phases_of, repeat_rows
+from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
+from dareu_jax.unlearning.setting import Setting
 
 Array = jax.Array
 
@@ -27,14 +35,14 @@ class DareuState(NamedTuple):
     at, ``{}`` where it is never built again.
     """
 
-    trainable: dict  # {"decoder", "value_head"}
+    trainable: dict  # {"decoder"}, and what the advantage learns
     opt_state: optax.OptState
     behaviour: dict  # trainable decoder parameters of pi_old
     attributed: dict
 
 
 def uses_prior(cfg: RunConfig) -> bool:
-    """True when the reward or the KL anchor reads the counterfactual prior."""
+    """Return whether the reward or the KL anchor reads the counterfactual prior."""
     reward = cfg.reward
     return (
         reward.prior != "none"
@@ -64,7 +72,7 @@ def batches_of(cfg: RunConfig) -> dict[str, Need]:
 
 
 def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformation:
-    """AdamW at a steady rate, for the updates of every iteration."""
+    """Return AdamW at a steady rate, for the updates of every iteration."""
     return make_optimiser(
         hp.learning_rate,
         (1 + hp.retain_updates) * hp.updates_per_batch * iterations,
@@ -84,58 +92,124 @@ def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformati
     sets=("reward",),
 )
 def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
-    """Returns DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
-    hp = cfg.options("dareu")
+    """Return DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
+    hp: DareuConfig = cfg.options("dareu")
     per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
-    per_behaviour = per_epoch if hp.old_policy == "per_data_epoch" else 1
-    optimiser = optimiser_of(hp, hp.data_epochs * per_epoch)
-    phase = Phases(cfg, inputs, inputs.stages[reward_stage(cfg)], optimiser)
-    fresh = FreshIndex(
-        inputs, inputs.stages[reward_stage(cfg)], cfg.reward.refresh_every
+    steps = hp.data_epochs * per_epoch
+    reward = inputs.stages[reward_stage(cfg)]
+    on = Setting(
+        inputs=inputs,
+        hp=hp,
+        reward=cfg.reward,
+        kernel=reward.kernel,
+        prior=inputs.stages["prior"] if uses_prior(cfg) else None,
+        optimiser=optimiser_of(hp, steps),
     )
-
-    def init(params, *, key: Array) -> DareuState:
-        decoder, _ = split(params)
-        head = init_head(1, inputs.model.cfg.embed, key=key)
-        trainable = {"decoder": decoder, "value_head": head}
-        opt_state, attributed = optimiser.init(trainable), fresh.first(decoder)
-        return DareuState(trainable, opt_state, decoder, attributed)
-
-    def step(state: DareuState, batch, step: int, *, key: Array):
-        trainable, opt_state, frozen = state.trainable, state.opt_state, inputs.frozen
-        sampled_anew = step % per_behaviour == 0
-        behaviour = trainable["decoder"] if sampled_anew else state.behaviour
-        prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
-
-        rollout = phase.rollout(behaviour, prompts, key=key)
-        answers = phase.answers(prompts, rollout)
-        attributed, seen = fresh.at(step, state.attributed, behaviour)
-        scores = phase.attribute(*seen, answers)
-        judged = phase.judge(
-            frozen, trainable, behaviour, inputs.reference, phase.prior_params, answers
-        )
-        rewards = phase.reward(scores, judged, answers.response_mask)
-        experience = phase.advantage(rewards, rollout, judged, answers)
-        anchor, kept = phase.anchor(behaviour), dict[str, Array]()
-        for s in range(hp.updates_per_batch):
-            trainable, opt_state, ppo = phase.update(
-                frozen, trainable, opt_state, anchor, experience
-            )
-            for retain in batch["retain"][s :: hp.updates_per_batch]:
-                key = key_of(key, 1)
-                retain = phase.teach(inputs.reference, retain, key=key)
-                trainable, opt_state, kept = phase.distil(
-                    frozen, trainable, opt_state, inputs.reference, retain
-                )
-        metrics = phase.measure(scores, rewards, judged, answers)
-        drift = fresh.drift(step, phase.attribute, scores, answers)
-        state = DareuState(trainable, opt_state, behaviour, attributed)
-        return state, {**metrics, **ppo, **kept, **drift}
-
+    row = Row(
+        on=on,
+        phase=phases_of(on),
+        per_behaviour=per_epoch if hp.old_policy == "per_data_epoch" else 1,
+        view=viewer(inputs, reward, cfg.reward.refresh_every),
+        there=remember_last(inputs.layouts.params),
+    )
     return Method(
-        steps=hp.data_epochs * per_epoch,
-        init=init,
-        step=step,
+        steps=steps,
+        init=functools.partial(init, on),
+        step=functools.partial(iterate, row),
         params_of=lambda state: join(inputs.frozen, state.trainable["decoder"]),
         headline="attribution",
     )
+
+
+def init(on: Setting, params: Any, *, key: Array) -> DareuState:
+    """Return the state before the first iteration."""
+    decoder, _ = split(params)
+    learned = on.advantage.init(on.inputs.model.cfg.embed, key=key)
+    trainable = {"decoder": decoder, **learned}
+    return DareuState(
+        trainable=trainable,
+        opt_state=on.optimiser.init(trainable),
+        behaviour=decoder,
+        attributed=decoder if on.reward.refresh_every else {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What an iteration of one row is made with.
+
+    Attributes:
+      on: what its phases have in common; phase: they, by name.
+      per_behaviour: iterations that sample from the same behaviour policy.
+      view: what the reward looks at, see `viewer`.
+      there: from frozen parameters to the same in the layout of a rollout.
+    """
+
+    on: Setting
+    phase: SimpleNamespace
+    per_behaviour: int
+    view: Callable[[int, dict, dict], View]
+    there: Callable[[dict], dict]
+
+    def sample(self, policy: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
+        """Sample one answer per row from trainable parameters of a policy."""
+        there = self.there(self.on.inputs.frozen)
+        return self.phase.rollout(frozen=there, policy=policy, prompts=prompts, key=key)
+
+    def taught(self, retain: TokenBatch, *, key: Array) -> TokenBatch:
+        """Return what to distil at: gold retain answers, or those of the reference."""
+        if self.on.hp.distil_on == "gold":
+            return retain
+        reference, _ = split(self.on.inputs.reference)
+        return answered(retain, self.sample(reference, retain, key=key))
+
+
+def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Array):
+    """Return the state after one iteration, and what was measured in it."""
+    phase, hp, inputs = row.phase, row.on.hp, row.on.inputs
+    frozen, reference, prior = inputs.frozen, inputs.reference, row.on.prior
+    trainable, opt_state, behaviour, attributed = state
+    if step % row.per_behaviour == 0:
+        behaviour = trainable["decoder"]
+    prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
+
+    rollout = row.sample(behaviour, prompts, key=key)
+    answers = answered(prompts, rollout)
+    view = row.view(step, attributed, behaviour)
+    scores = phase.attribute(**view.now._asdict(), answers=answers)
+    judged = phase.judge(
+        frozen=frozen,
+        trainable=trainable,
+        behaviour=behaviour,
+        reference=reference,
+        prior=prior and prior.params,
+        answers=answers,
+    )
+    rewards = phase.reward(scores=scores, judged=judged, mask=answers.response_mask)
+    experience = phase.advantage(
+        rewards=rewards, rollout=rollout, judged=judged, answers=answers
+    )
+    anchor, kept = row.on.anchor(behaviour), dict[str, Array]()
+    for s in range(hp.updates_per_batch):
+        trainable, opt_state, ppo = phase.update(
+            frozen=frozen,
+            trainable=trainable,
+            opt_state=opt_state,
+            anchor=anchor,
+            experience=experience,
+        )
+        for retain in batch["retain"][s :: hp.updates_per_batch]:
+            key = key_of(key, 1)
+            trainable, opt_state, kept = phase.distil(
+                frozen=frozen,
+                trainable=trainable,
+                opt_state=opt_state,
+                reference=reference,
+                retain=row.taught(retain, key=key),
+            )
+    measured = phase.measure(
+        scores=scores, rewards=rewards, judged=judged, answers=answers
+    )
+    moved = drift(phase.attribute, view, scores, answers)
+    state = DareuState(trainable, opt_state, behaviour, view.attributed)
+    return state, {**measured, **ppo, **kept, **moved}

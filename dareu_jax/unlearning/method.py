@@ -98,6 +98,20 @@ class Method:
     headline: str
 
 
+def forget_and_retain(name: str) -> Callable[[RunConfig], dict[str, Need]]:
+    """Return ``needs`` of a method: one forget and one retain batch a step.
+
+    Args:
+      name: of the method; both batches have ``<name>.batch_size`` rows.
+    """
+
+    def needs(cfg: RunConfig) -> dict[str, Need]:
+        need = Need(cfg.options(name).batch_size, 1, f"{name}.batch_size")
+        return {"forget": need, "retain": need}
+
+    return needs
+
+
 def needs_of(name: str, cfg: RunConfig) -> dict[str, Need]:
     """Return the batches that a step of method ``name`` wants, by split.
 

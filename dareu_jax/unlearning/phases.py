@@ -1,7 +1,8 @@
-"""The phases of one DareU iteration, each a jitted pure function."""
+"""The phases of one DareU iteration: pure functions, each with the work that it is."""
 
 import functools
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,19 @@ import optax
 
 from dareu_jax import reinforcement as rl
 from dareu_jax.attribution import last_valid
-from dareu_jax.config import DareuConfig, RunConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
-    Decoder,
     Trunk,
-    apply_head,
+    forward_flops,
     join,
     over_logits,
-    split,
     token_logps,
     trunk_of,
 )
-from dareu_jax.unlearning.method import MethodInputs, Prior, RewardIndex
-from dareu_jax.unlearning.work import PhaseWork
+from dareu_jax.parallel import Work
+from dareu_jax.unlearning.setting import Phase, Setting
+from dareu_jax.unlearning.work import learn, read, texts_of, trues
 
 Array = jax.Array
 SHORT = 3  # tokens, end of text included: fewer is no sentence
@@ -61,34 +60,267 @@ class Experience(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="times")
 def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
-    """Repeats every row, for several samples per prompt."""
+    """Return every row several times, for several samples per prompt."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
 
 
+def answered(prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
+    """Return the prompts with the sampled responses in place of the gold ones."""
+    return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
+
+
+def rollout(
+    on: Setting, *, frozen: dict, policy: dict, prompts: TokenBatch, key: Array
+) -> Rollout:
+    """Return one sampled answer per row.
+
+    Args:
+      frozen: parameters that are not trained, in the layout of a rollout.
+      policy: trainable decoder parameters of the policy; they are moved there.
+    """
+    layouts = on.inputs.layouts
+    prompt, prompt_mask = layouts.rows((prompts.prompt, prompts.prompt_mask))
+    with layouts.sampling():
+        said = generate(
+            on.inputs.model,
+            join(frozen, layouts.params(policy)),
+            prompt,
+            prompt_mask,
+            max_new_tokens=on.tokens,
+            temperature=on.hp.temperature,
+            stop_ids=on.inputs.stop_ids,
+            key=layouts.key(key),
+        )
+    return layouts.back(said)
+
+
+def rollout_work(on: Setting, said: Rollout, *, prompts: TokenBatch, **_: Any) -> Work:
+    """Return one pass over prompt and answer, a token at a time."""
+    text = texts_of(answered(prompts, said))
+    return Work(text.response, read(on.inputs.model.cfg, text))
+
+
+@jax.named_scope("attribute")
+def attribute(on: Setting, *, params: dict, index: Any, answers: TokenBatch) -> Array:
+    """Return DA(i, y[:t]) ``[B, T]`` of the owners an answer must not come from."""
+    assert on.kernel.prefix_score is not None
+    scores = on.kernel.prefix_score(params, index, answers)
+    if on.reward.owner_score == "own":
+        own = on.inputs.forget_owner[answers.index]
+        return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
+    columns = jnp.asarray(on.inputs.forget_columns, jnp.int32)
+    return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
+
+
+def attribute_work(on: Setting, _: Array, *, answers: TokenBatch, **__: Any) -> Work:
+    """Return the tokens alone: the FLOPs are the kernel's and not known here."""
+    text = texts_of(answers)
+    return Work(text.prompt + text.response)
+
+
 def policy_and_value(
-    model: Decoder, frozen: dict, trainable: dict, answers: TokenBatch, hp: DareuConfig
+    on: Setting, frozen: dict, trainable: dict, answers: TokenBatch
 ) -> tuple[Trunk, Array]:
-    """The policy's trunk and, from the same one, values V(c_t) ``[B, T]``."""
-    trunk = trunk_of(model, join(frozen, trainable["decoder"]), answers)
-    hidden = trunk.hidden
-    if hp.value_gradient == "head":
-        hidden = jax.lax.stop_gradient(hidden)
-    values = apply_head(1, trainable["value_head"], hidden)[..., 0]
-    return trunk, jnp.where(answers.response_mask, values, 0.0)
+    """Return the policy's trunk and, from the same one, values V(c_t) ``[B, T]``."""
+    trunk = trunk_of(on.inputs.model, join(frozen, trainable["decoder"]), answers)
+    mask = answers.response_mask
+    return trunk, on.advantage.values(on.hp, trainable, trunk.hidden, mask)
 
 
 def compare(
     policy: Array, anchor: Array, tokens: Array, estimator: str = "full"
 ) -> tuple[Array, Array]:
-    """log pi(y_t) and KL(pi || anchor) ``[B, t]`` from logits ``[B, t, V]``."""
+    """Return log pi(y_t) and KL(pi || anchor) ``[B, t]`` of logits ``[B, t, V]``."""
     logps = token_logps(policy, tokens)
     if estimator == "full":
         return logps, rl.full_kl(policy, anchor)
     return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
 
 
+def judge(
+    on: Setting,
+    *,
+    frozen: dict,
+    trainable: dict,
+    behaviour: dict,
+    reference: dict,
+    prior: Any,
+    answers: TokenBatch,
+) -> Judged:
+    """Return what policy, reference, prior and KL anchor say of the answers."""
+    hp, model, tokens = on.hp, on.inputs.model, answers.response
+    policy, values = policy_and_value(on, frozen, trainable, answers)
+    trunks = {"reference": trunk_of(model, reference, answers)}
+    prior_logps = jnp.zeros_like(values)
+    if on.prior is not None:
+        trunks["prior"] = trunk_of(on.prior.model, prior, answers)
+        prior_logps = over_logits(token_logps, [trunks["prior"]], tokens)
+        prior_logps = jnp.where(answers.response_mask, prior_logps, 0.0)
+    if hp.kl_anchor == "behaviour":
+        trunks["behaviour"] = trunk_of(model, join(frozen, behaviour), answers)
+    anchor = trunks[hp.kl_anchor]
+    score = functools.partial(compare, estimator=hp.kl_estimator)
+    logps, kl = over_logits(score, [policy, anchor], tokens, hp.temperature)
+    ref = over_logits(token_logps, [trunks["reference"]], tokens, hp.temperature)
+    return Judged(
+        logps=logps,
+        ref_logps=ref,
+        prior_logps=prior_logps,
+        values=values,
+        anchor=anchor.hidden,
+        kl=kl,
+    )
+
+
+def judge_work(on: Setting, _: Judged, *, answers: TokenBatch, **__: Any) -> Work:
+    """Return one pass of the policy and of every frozen decoder."""
+    text, model = texts_of(answers), on.inputs.model.cfg
+    readers = [model, model] + [model] * (on.hp.kl_anchor == "behaviour")
+    if on.prior is not None:
+        readers.append(on.prior.model.cfg)
+    flops = sum(read(cfg, text) for cfg in readers)
+    return Work(text.prompt + text.response, flops)
+
+
+@jax.named_scope("reward")
+def reward(on: Setting, *, scores: Array, judged: Judged, mask: Array) -> Array:
+    """Return rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
+    cfg, hp = on.reward, on.hp
+    kappa = rl.segment_length(on.tokens, cfg.slices)
+    penalty = rl.chi(rl.segment_scores(scores, mask, kappa), cfg.c_seg, cfg.eps)
+    bonus = rl.prior_bonus(judged.prior_logps, mask, cfg.prior_floor)
+    if cfg.combine == "product":
+        rewards = rl.token_rewards((1.0 + penalty) * bonus, mask, cfg.shape)
+    else:
+        rewards = cfg.attribution_weight * rl.token_rewards(penalty, mask, cfg.shape)
+        if cfg.prior != "none":
+            rewards += cfg.prior_weight * rl.token_rewards(bonus, mask, cfg.prior)
+    if hp.kl_in == "reward":
+        rewards -= hp.kl_coef * jnp.where(mask, judged.kl, 0.0)
+    return rewards
+
+
+def reward_work(on: Setting, _: Array, *, mask: Array, **__: Any) -> Work:
+    """Return the tokens of the answers: a few numbers each."""
+    return Work(trues(mask))
+
+
+def advantage(
+    on: Setting,
+    *,
+    rewards: Array,
+    rollout: Rollout,
+    judged: Judged,
+    answers: TokenBatch,
+) -> Experience:
+    """Return what an update learns from; the old log-probs are the rollout's own."""
+    hp, mask = on.hp, answers.response_mask
+    advantages, returns = on.advantage.advantages(hp, rewards, judged.values, mask)
+    if hp.whiten:
+        advantages = rl.whiten(advantages, mask)
+    return Experience(
+        answers=answers,
+        old_logps=rollout.logps,
+        old_values=judged.values,
+        advantages=advantages,
+        returns=returns,
+        anchor=judged.anchor,
+    )
+
+
+def ppo_loss(
+    on: Setting, frozen: dict, anchor: Any, trainable: dict, experience: Experience
+) -> tuple[Array, dict[str, Array]]:
+    """Return -J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
+    hp, given, mask = on.hp, experience, experience.answers.response_mask
+    policy, values = policy_and_value(on, frozen, trainable, given.answers)
+    said = functools.partial(
+        over_logits, tokens=given.answers.response, temperature=hp.temperature
+    )
+    if hp.kl_in == "loss":
+        held = Trunk(on.anchor_model, anchor, given.anchor)
+        logps, kl = said(compare, [policy, held])
+    else:
+        logps, kl = said(token_logps, [policy]), jnp.zeros_like(values)
+    surrogate = rl.policy_loss(logps, given.old_logps, given.advantages, mask, hp.clip)
+    learned = on.advantage.losses(hp, values, given.old_values, given.returns, mask)
+    loss = surrogate
+    for value in learned.values():
+        loss += hp.value_coef * value
+    loss += hp.kl_coef * rl.masked_mean(kl, mask)
+    clipped = rl.clip_fraction(logps, given.old_logps, mask, hp.clip)
+    return loss, {"policy_loss": surrogate, **learned, "clip_fraction": clipped}
+
+
+@jax.named_scope("update")
+def update(
+    on: Setting,
+    *,
+    frozen: dict,
+    trainable: dict,
+    opt_state: optax.OptState,
+    anchor: Any,
+    experience: Experience,
+) -> tuple[dict, optax.OptState, dict[str, Array]]:
+    """Return what one clipped PPO step makes of parameters and optimiser state."""
+    loss = functools.partial(ppo_loss, on, frozen, anchor)
+    grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
+    return *applied(on, trainable, opt_state, grads), metrics
+
+
+def update_work(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work:
+    """Return a gradient step on the answers, and the anchor's logits."""
+    text, is_adapted = texts_of(experience.answers), bool(on.inputs.frozen)
+    flops = learn(on.inputs.model.cfg, text, is_adapted)
+    if on.hp.kl_in == "loss":
+        flops += forward_flops(on.anchor_model.cfg, 0, 0, text.response)
+    return Work(text.prompt + text.response, flops)
+
+
+@jax.named_scope("distil")
+def distil(
+    on: Setting,
+    *,
+    frozen: dict,
+    trainable: dict,
+    opt_state: optax.OptState,
+    reference: dict,
+    retain: TokenBatch,
+) -> tuple[dict, optax.OptState, dict[str, Array]]:
+    """Return what a step on lambda_dis KL(reference || policy) makes of the same."""
+    model, mask = on.inputs.model, retain.response_mask
+    teacher = trunk_of(model, reference, retain)
+
+    def score(taught: Array, logits: Array, tokens: Array):
+        hit = jnp.argmax(logits, axis=-1) == tokens
+        return rl.full_kl(taught, logits), hit.astype(jnp.float32)
+
+    def loss_fn(trainable):
+        pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
+        kl, hit = over_logits(score, [teacher, pupil], retain.response)
+        loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
+        metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
+        return on.hp.lambda_dis * loss, metrics
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
+    return *applied(on, trainable, opt_state, grads), metrics
+
+
+def distil_work(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
+    """Return a gradient step on retain text, and one pass of the reference."""
+    cfg, text = on.inputs.model.cfg, texts_of(retain)
+    flops = learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
+    return Work(text.prompt + text.response, flops)
+
+
+def applied(on: Setting, trainable: dict, opt_state: optax.OptState, grads: dict):
+    """Return parameters and optimiser state after one update."""
+    updates, opt_state = on.optimiser.update(grads, opt_state, trainable)
+    return optax.apply_updates(trainable, updates), opt_state
+
+
 def repeats_itself(tokens: Array, mask: Array) -> Array:
-    """``[B]`` bool: over half of the token pairs of a response occurred before.
+    """Return ``[B]`` bool: over half of a response's token pairs occurred before.
 
     Responses of fewer than 8 tokens never count.
     """
@@ -102,230 +334,41 @@ def repeats_itself(tokens: Array, mask: Array) -> Array:
     return (share > 0.5) & (count >= 7)
 
 
-class Phases:
-    """The equations of one iteration bound to a configuration; holds no state."""
+def measure(
+    on: Setting, *, scores: Array, rewards: Array, judged: Judged, answers: TokenBatch
+) -> dict[str, Array]:
+    """Return what to watch, float32 scalars over the sampled batch."""
+    mask = answers.response_mask
+    length = jnp.sum(mask.astype(jnp.float32), axis=1)
+    short = length < SHORT
+    loops = repeats_itself(answers.response, mask)
+    drift = rl.sampled_kl(judged.logps, judged.ref_logps)
+    share = functools.partial(jnp.mean, dtype=jnp.float32)
+    return {
+        "reward": jnp.mean(jnp.sum(rewards, axis=1)),
+        "attribution": jnp.mean(last_valid(scores, mask)),
+        "kl_reference": rl.masked_mean(drift, mask),
+        "kl_anchor": rl.masked_mean(judged.kl, mask),
+        "prior_likelihood": rl.masked_mean(judged.prior_logps, mask),
+        "response_length": jnp.mean(length),
+        "length_ratio": jnp.mean(length) / on.inputs.gold_length,
+        "collapse_share": share((short | loops).astype(jnp.float32)),
+    }
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        world: MethodInputs,
-        reward: RewardIndex,
-        optimiser: optax.GradientTransformation,
-    ):
-        self.cfg, self.world, self.optimiser = cfg, world, optimiser
-        self.hp, self.kernel = cfg.options("dareu"), reward.kernel
-        prior: Prior | None = world.stages.get("prior")
-        self.prior_model = prior.model if prior else None
-        self.prior_params = prior.params if prior else None
-        is_prior = prior is not None and self.hp.kl_anchor == "prior"
-        self.anchored_to = self.hp.kl_anchor
-        self.anchor_model = prior.model if prior and is_prior else world.model
-        self.tokens = self.hp.max_new_tokens or world.response_tokens
-        self.kappa = rl.segment_length(self.tokens, cfg.reward.slices)
-        work, timed = self.work, world.watch.timed
-        self.rollout = timed("rollout", self._rollout, work.rollout)
-        self.attribute = timed("attribute", jax.jit(self._attribute), work.attribute)
-        self.judge = timed("judge", jax.jit(self._judge), work.judge)
-        self.reward = timed("reward", jax.jit(self._reward), work.reward)
-        self.advantage = jax.jit(self._advantage)
-        update = jax.jit(self._update, donate_argnums=(2,))
-        self.update = timed("update", update, work.update)
-        distil = jax.jit(self._distil, donate_argnums=(2,))
-        self.distil = timed("distil", distil, work.distil)
-        self.measure = jax.jit(self._measure)
 
-    @property
-    def work(self) -> PhaseWork:
-        """What each phase has to do."""
-        world, policy = self.world, self.world.model.cfg
-        frozen = [policy] * (1 + (self.anchored_to == "behaviour"))
-        if self.prior_model is not None:
-            frozen.append(self.prior_model.cfg)
-        anchor = self.anchor_model.cfg if self.hp.kl_in == "loss" else None
-        return PhaseWork(policy, bool(world.frozen), frozen, anchor)
+PHASES = {
+    "rollout": Phase(rollout, rollout_work, is_jitted=False),
+    "attribute": Phase(attribute, attribute_work),
+    "judge": Phase(judge, judge_work),
+    "reward": Phase(reward, reward_work),
+    "advantage": Phase(advantage),
+    "update": Phase(update, update_work, used_up=("opt_state",)),
+    "distil": Phase(distil, distil_work, used_up=("opt_state",)),
+    "measure": Phase(measure),
+}
 
-    def _rollout(self, trainable: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
-        """Samples one answer per row from a policy's trainable decoder parameters.
 
-        They are moved to the layout of a rollout; frozen ones are there already.
-        """
-        layouts, world = self.world.layouts, self.world
-        with layouts.sampling():
-            said = generate(
-                world.model,
-                join(self.frozen_there, layouts.params(trainable)),
-                *layouts.rows((prompts.prompt, prompts.prompt_mask)),
-                max_new_tokens=self.tokens,
-                temperature=self.hp.temperature,
-                stop_ids=world.stop_ids,
-                key=layouts.key(key),
-            )
-        return layouts.back(said)
-
-    @functools.cached_property
-    def frozen_there(self) -> dict:
-        """Frozen parameters in the layout of a rollout."""
-        return self.world.layouts.params(self.world.frozen)
-
-    def teach(self, reference: dict, retain: TokenBatch, *, key: Array) -> TokenBatch:
-        """What to distil at: gold retain answers, or those of the reference."""
-        if self.hp.distil_on == "gold":
-            return retain
-        return self.answers(retain, self.rollout(split(reference)[0], retain, key=key))
-
-    def answers(self, prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
-        """The prompts with the sampled responses in place of the gold ones."""
-        return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
-
-    @jax.named_scope("attribute")
-    def _attribute(self, reference, index, answers: TokenBatch) -> Array:
-        """DA(i, y[:t]) ``[B, T]`` of the owners that the answer must not come from."""
-        assert self.kernel.prefix_score is not None
-        scores = self.kernel.prefix_score(reference, index, answers)
-        if self.cfg.reward.owner_score == "own":
-            own = self.world.forget_owner[answers.index]
-            return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
-        columns = jnp.asarray(self.world.forget_columns, jnp.int32)
-        return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
-
-    def anchor(self, behaviour: dict) -> dict:
-        """Parameters of the KL anchor."""
-        if self.anchored_to == "behaviour":
-            return join(self.world.frozen, behaviour)
-        return (
-            self.prior_params if self.anchored_to == "prior" else self.world.reference
-        )
-
-    def _judge(self, frozen, trainable, behaviour, reference, prior, answers):
-        """Runs policy, reference, prior and KL anchor over the answers."""
-        hp, world, tokens = self.hp, self.world, answers.response
-        policy, values = policy_and_value(world.model, frozen, trainable, answers, hp)
-        trunks = {"reference": trunk_of(world.model, reference, answers)}
-        prior_logps = jnp.zeros_like(values)
-        if self.prior_model is not None:
-            trunks["prior"] = trunk_of(self.prior_model, prior, answers)
-            prior_logps = over_logits(token_logps, [trunks["prior"]], tokens)
-            prior_logps = jnp.where(answers.response_mask, prior_logps, 0.0)
-        if self.anchored_to == "behaviour":
-            before = join(frozen, behaviour)
-            trunks["behaviour"] = trunk_of(world.model, before, answers)
-        anchor = trunks[self.anchored_to]
-        score = functools.partial(compare, estimator=hp.kl_estimator)
-        logps, kl = over_logits(score, [policy, anchor], tokens, hp.temperature)
-        ref = over_logits(token_logps, [trunks["reference"]], tokens, hp.temperature)
-        return Judged(logps, ref, prior_logps, values, anchor.hidden, kl)
-
-    @jax.named_scope("reward")
-    def _reward(self, scores: Array, judged: Judged, mask: Array) -> Array:
-        """Token rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
-        cfg, hp = self.cfg.reward, self.hp
-        penalty = rl.chi(
-            rl.segment_scores(scores, mask, self.kappa), cfg.c_seg, cfg.eps
-        )
-        bonus = rl.prior_bonus(judged.prior_logps, mask, cfg.prior_floor)
-        if cfg.combine == "product":
-            rewards = rl.token_rewards((1.0 + penalty) * bonus, mask, cfg.shape)
-        else:
-            rewards = cfg.attribution_weight * rl.token_rewards(
-                penalty, mask, cfg.shape
-            )
-            if cfg.prior != "none":
-                rewards += cfg.prior_weight * rl.token_rewards(bonus, mask, cfg.prior)
-        if hp.kl_in == "reward":
-            rewards -= hp.kl_coef * jnp.where(mask, judged.kl, 0.0)
-        return rewards
-
-    def _advantage(self, rewards, rollout: Rollout, judged, answers) -> Experience:
-        """GAE, whitened; the behaviour policy's log-probs are the rollout's own."""
-        hp, mask = self.hp, answers.response_mask
-        advantages, returns = rl.gae(
-            rewards, judged.values, mask, hp.gamma, hp.gae_lambda
-        )
-        if hp.whiten:
-            advantages = rl.whiten(advantages, mask)
-        return Experience(
-            answers,
-            rollout.logps,
-            judged.values,
-            advantages,
-            returns,
-            judged.anchor,
-        )
-
-    @jax.named_scope("update")
-    def _update(self, frozen, trainable, opt_state, anchor, experience: Experience):
-        """One clipped PPO step on policy and value head."""
-        loss = functools.partial(self.ppo_loss, frozen, anchor)
-        grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
-        return *self._apply(trainable, opt_state, grads), metrics
-
-    def ppo_loss(self, frozen, anchor, trainable, experience: Experience):
-        """-J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
-        hp, answers, world = self.hp, experience.answers, self.world
-        mask = answers.response_mask
-        policy, values = policy_and_value(world.model, frozen, trainable, answers, hp)
-        said = functools.partial(
-            over_logits, tokens=answers.response, temperature=hp.temperature
-        )
-        if hp.kl_in == "loss":
-            held = Trunk(self.anchor_model, anchor, experience.anchor)
-            logps, kl = said(compare, [policy, held])
-        else:
-            logps, kl = said(token_logps, [policy]), jnp.zeros_like(values)
-        surrogate = rl.policy_loss(
-            logps, experience.old_logps, experience.advantages, mask, hp.clip
-        )
-        value = rl.value_loss(
-            values, experience.old_values, experience.returns, mask, hp.clip
-        )
-        loss = surrogate + hp.value_coef * value
-        loss += hp.kl_coef * rl.masked_mean(kl, mask)
-        clipped = rl.clip_fraction(logps, experience.old_logps, mask, hp.clip)
-        return loss, {
-            "policy_loss": surrogate,
-            "value_loss": value,
-            "clip_fraction": clipped,
-        }
-
-    @jax.named_scope("distil")
-    def _distil(self, frozen, trainable, opt_state, reference, retain: TokenBatch):
-        """One step on lambda_dis KL(reference || policy) at gold retain answers."""
-        model, mask = self.world.model, retain.response_mask
-        teacher = trunk_of(model, reference, retain)
-
-        def score(taught: Array, logits: Array, tokens: Array):
-            hit = jnp.argmax(logits, axis=-1) == tokens
-            return rl.full_kl(taught, logits), hit.astype(jnp.float32)
-
-        def loss_fn(trainable):
-            pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
-            kl, hit = over_logits(score, [teacher, pupil], retain.response)
-            loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
-            metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
-            return self.hp.lambda_dis * loss, metrics
-
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
-        return *self._apply(trainable, opt_state, grads), metrics
-
-    def _apply(self, trainable, opt_state, grads):
-        updates, opt_state = self.optimiser.update(grads, opt_state, trainable)
-        return optax.apply_updates(trainable, updates), opt_state
-
-    def _measure(self, scores, rewards, judged: Judged, answers: TokenBatch) -> dict:
-        """What to watch at every iteration, float32 scalars over the sampled batch."""
-        mask = answers.response_mask
-        length = jnp.sum(mask.astype(jnp.float32), axis=1)
-        short = length < SHORT
-        loops = repeats_itself(answers.response, mask)
-        drift = rl.sampled_kl(judged.logps, judged.ref_logps)
-        share = functools.partial(jnp.mean, dtype=jnp.float32)
-        return {
-            "reward": jnp.mean(jnp.sum(rewards, axis=1)),
-            "attribution": jnp.mean(last_valid(scores, mask)),
-            "kl_reference": rl.masked_mean(drift, mask),
-            "kl_anchor": rl.masked_mean(judged.kl, mask),
-            "prior_likelihood": rl.masked_mean(judged.prior_logps, mask),
-            "response_length": jnp.mean(length),
-            "length_ratio": jnp.mean(length) / self.world.gold_length,
-            "collapse_share": share((short | loops).astype(jnp.float32)),
-        }
+def phases_of(setting: Setting) -> SimpleNamespace:
+    """Return every phase, by name, as one row runs it."""
+    bound = {name: phase.bound(name, setting) for name, phase in PHASES.items()}
+    return SimpleNamespace(**bound)

@@ -1,5 +1,6 @@
 """DareU's named variants: what each sets over the configuration."""
 
+import operator
 from typing import Any
 
 import dareu_jax.unlearning.dareu  # noqa: F401, registers what these vary
@@ -41,6 +42,12 @@ METHODS.variant(
     of="dareu",
     preset={"reward.shuffle_owners": True},
 )
+METHODS.variant(
+    "dareu_grpo",
+    "dareu with GRPO's group advantage: no value head, four answers to a prompt",
+    of="dareu",
+    preset={"dareu.advantage": "group", "dareu.samples_per_prompt": 4},
+)
 OF_THE_RUN = ("reward.kernel", "reward.margin")
 """They decide how the reward index is built, which the rows of a run share."""
 
@@ -54,19 +61,25 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
     entry, own = METHODS.get(name), cfg.overrides.get(name, {})
     where = f"overrides.{name}"
     for key in own:
-        if key.split(".")[0] not in entry.sections:
+        section = key.split(".")[0]
+        if section not in entry.sections:
             raise UserError(
-                f"{where}: {key} is nothing that {name} reads for itself; its row can "
-                f"set keys of {', '.join(entry.sections)}"
+                f"{where}: {_why_not(name, section)}; a row of {name} can set keys of "
+                f"{', '.join(entry.sections)}"
             )
     row = with_overrides(cfg, {**entry.preset, **own}, where)
     for key in OF_THE_RUN:
-        section, field = key.split(".")
-        if getattr(getattr(row, section), field) != getattr(
-            getattr(cfg, section), field
-        ):
+        value = operator.attrgetter(key)
+        if value(row) != value(cfg):
             raise UserError(
                 f"{where}: {key} decides how the reward index is built, and all rows "
                 f"of a run share that index; set {key} for the whole run"
             )
     return row
+
+
+def _why_not(name: str, section: str) -> str:
+    """Return why a row of method ``name`` cannot set keys of ``section``."""
+    if any(section in METHODS.get(other).sections for other in METHODS.names()):
+        return f"{name} does not read {section}"
+    return f"{section} is the same for all rows of a run"

@@ -1,7 +1,7 @@
 """The reward's index, built again while the policy moves away from the original."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,74 +12,94 @@ from dareu_jax.reinforcement import masked_mean
 from dareu_jax.unlearning.method import MethodInputs, RewardIndex
 
 Array = jax.Array
-Seen = tuple[Any, Any]
-"""Parameters of the model that is attributed, and the index built at them."""
 
 
-class FreshIndex:
-    """What the reward looks at: the original, or the policy of a while ago.
+class Seen(NamedTuple):
+    """Parameters of the model that is attributed, and the index built at them."""
 
-    Only the parameters are part of a method's state; the index is made from them where
-    it is not at hand, so that a resumed run goes on with the same one.
+    params: Any
+    index: Any
+
+
+def is_due(step: int, every: int) -> bool:
+    """Return whether iteration ``step``, counted from 0, builds the index again.
 
     Args:
-      world: the original; reward: its index, and how another is built.
       every: iterations from one index to the next; 0: the original's throughout.
     """
+    return every > 0 and step > 0 and step % every == 0
 
-    def __init__(self, world: MethodInputs, reward: RewardIndex, every: int):
-        self.world, self.reward, self.every = world, reward, every
-        self._made: tuple[Any, Seen] | None = None
-        self._before: Seen | None = None
 
-    def first(self, decoder: dict) -> dict:
-        """The part of a method's first state that says where the index stands."""
-        return decoder if self.every else {}
+class View(NamedTuple):
+    """What the reward looks at in an iteration.
 
-    def is_due(self, step: int) -> bool:
-        """Whether iteration ``step`` from 0 on builds the index again."""
-        return self.every > 0 and step > 0 and step % self.every == 0
+    Attributes:
+      attributed: trainable parameters that the index was last built at, ``{}`` where it
+        is never built again.
+      now: what scores are made with; before: what they were made with until now, where
+        the index is a new one.
+    """
 
-    def at(self, step: int, attributed: dict, policy: dict) -> tuple[dict, Seen]:
-        """Where the index stands at iteration ``step``, and what to attribute with.
+    attributed: dict
+    now: Seen
+    before: Seen | None = None
 
-        Args:
-          attributed: trainable parameters that it was last built at; policy: today's.
-        """
-        if self.every == 0 or step < self.every:
-            return attributed, (self.world.reference, self.reward.index)
-        if self.is_due(step):
-            self._before = self._seen(step - 1, attributed)
-            attributed = policy
-        return attributed, self._seen(step, attributed)
 
-    def _seen(self, step: int, attributed: dict) -> Seen:
-        if step < self.every:
-            return self.world.reference, self.reward.index
-        if self._made is None or self._made[0] is not attributed:
-            params = join(self.world.frozen, attributed)
-            self._made = attributed, (params, self.reward.rebuild(params))
-        return self._made[1]
+def viewer(
+    inputs: MethodInputs, reward: RewardIndex, every: int
+) -> Callable[[int, dict, dict], View]:
+    """Return ``(step, attributed, policy) -> View``.
 
-    def drift(
-        self,
-        step: int,
-        attribute: Callable[[Any, Any, TokenBatch], Array],
-        scores: Array,
-        answers: TokenBatch,
-    ) -> dict[str, Array]:
-        """How far the scores of the same answers moved by the new index, where due.
+    Only ``attributed`` is part of a method's state. The index is made from it where it
+    is not at hand, so that a resumed run goes on with the same one.
+    """
+    original = Seen(inputs.reference, reward.index)
 
-        Args:
-          attribute: ``(params, index, answers) -> [B, T]``; scores: by the new index.
-        """
-        if not self.is_due(step) or self._before is None:
-            return {}
-        before, self._before = attribute(*self._before, answers), None
-        return {"score_drift": mean_gap(scores, before, answers.response_mask)}
+    def built(attributed: dict) -> Seen:
+        params = join(inputs.frozen, attributed)
+        return Seen(params, reward.rebuild(params))
+
+    last = remember_last(built)
+
+    def view(step: int, attributed: dict, policy: dict) -> View:
+        if every == 0 or step < every:
+            return View(attributed, original)
+        if not is_due(step, every):
+            return View(attributed, last(attributed))
+        before = original if step == every else last(attributed)
+        return View(policy, last(policy), before)
+
+    return view
+
+
+def drift(
+    attribute: Callable[..., Array], view: View, scores: Array, answers: TokenBatch
+) -> dict[str, Array]:
+    """Return how far a new index moved the scores of the same answers, if it is new.
+
+    Args:
+      attribute: makes ``[B, T]`` of ``params``, ``index`` and ``answers``.
+      scores: by the new index.
+    """
+    if view.before is None:
+        return {}
+    before = attribute(**view.before._asdict(), answers=answers)
+    return {"score_drift": mean_gap(scores, before, answers.response_mask)}
+
+
+def remember_last(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return ``function``, called once for the same object several times in a row."""
+    kept: list[Any] = []
+
+    def call(argument: Any) -> Any:
+        if not kept or kept[0] is not argument:
+            kept[:] = argument, function(argument)
+        return kept[1]
+
+    return call
 
 
 @jax.jit
 def mean_gap(scores: Array, before: Array, mask: Array) -> Array:
-    """mean over true entries of |scores - before|, all ``[B, T]``."""
+    """Return the mean of |scores - before| where the mask is true, all ``[B, T]``."""
     return masked_mean(jnp.abs(scores - before), mask)

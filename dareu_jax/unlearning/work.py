@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.generation import Rollout
 from dareu_jax.models import DecoderConfig, forward_flops
 from dareu_jax.parallel import Work, on_host
 
@@ -63,63 +62,3 @@ def training_work(
     flops = sum(learn(cfg, text, bool(frozen)) for text in texts)
     flops += sum(read(cfg, text) for text in texts[:references])
     return Work(sum(text.prompt + text.response for text in texts), flops)
-
-
-def of_text(batch: TokenBatch) -> Work:
-    """Work of what is no decoder's: the tokens it is given."""
-    text = texts_of(batch)
-    return Work(text.prompt + text.response)
-
-
-class PhaseWork:
-    """Work of the phases of a DareU iteration: ``(result, *arguments) -> Work``.
-
-    Args:
-      policy: shape of the model; is_adapted: whether adapters alone are trained.
-      frozen: shapes of the frozen decoders that judge an answer.
-      anchor: shape of the KL anchor, where an update makes its logits; else None.
-    """
-
-    def __init__(
-        self,
-        policy: DecoderConfig,
-        is_adapted: bool,
-        frozen: list[DecoderConfig],
-        anchor: DecoderConfig | None,
-    ):
-        self.policy, self.is_adapted = policy, is_adapted
-        self.frozen, self.anchor = frozen, anchor
-
-    def rollout(self, said: Rollout, _: Any, prompts: TokenBatch, **how: Any) -> Work:
-        """One pass over prompt and answer, a token at a time."""
-        answers = prompts._replace(response=said.tokens, response_mask=said.mask)
-        text = texts_of(answers)
-        return Work(text.response, read(self.policy, text))
-
-    def judge(self, _: Any, *given: Any) -> Work:
-        """One pass of the policy and of every frozen decoder; answers come last."""
-        text = texts_of(given[-1])
-        flops = sum(read(cfg, text) for cfg in [self.policy, *self.frozen])
-        return Work(text.prompt + text.response, flops)
-
-    def attribute(self, _: Any, *given: Any) -> Work:
-        """The kernel's own; its FLOPs are not known here."""
-        return of_text(given[-1])
-
-    def update(self, _: Any, *given: Any) -> Work:
-        """A gradient step on the answers, and the anchor's logits."""
-        text = texts_of(given[-1].answers)
-        flops = learn(self.policy, text, self.is_adapted)
-        if self.anchor is not None:
-            flops += forward_flops(self.anchor, 0, 0, text.response)
-        return Work(text.prompt + text.response, flops)
-
-    def distil(self, _: Any, *given: Any) -> Work:
-        """A gradient step on retain text, and one pass of the reference."""
-        text = texts_of(given[-1])
-        flops = learn(self.policy, text, self.is_adapted) + read(self.policy, text)
-        return Work(text.prompt + text.response, flops)
-
-    def reward(self, _: Any, scores: Any, judged: Any, mask: Any) -> Work:
-        """A few numbers per token of an answer."""
-        return Work(trues(mask))

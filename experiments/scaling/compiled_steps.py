@@ -23,7 +23,8 @@ from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
 from dareu_jax.unlearning import MethodInputs, finetune_step
 from dareu_jax.unlearning.finetune import TrainState
-from dareu_jax.unlearning.phases import Experience, Phases
+from dareu_jax.unlearning.phases import Experience, phases_of
+from dareu_jax.unlearning.setting import Setting
 
 COLLECTIVE = re.compile(
     r" = (?P<result>.*) (?P<name>all-gather|all-reduce|reduce-scatter|all-to-all"
@@ -135,23 +136,34 @@ class Compiled:
             frozen=self.frozen,
         )
         cfg = build_config({"dareu": {"kl_anchor": "reference"}})
-        phase = Phases(cfg, world, make_optimiser(1e-3, 10))
+        on = Setting(
+            inputs=world,
+            hp=cfg.dareu,
+            reward=cfg.reward,
+            kernel=None,
+            prior=None,
+            optimiser=make_optimiser(1e-3, 10),
+        )
+        phase = phases_of(on)
         head = jax.eval_shape(
             lambda k: init_head(1, self.model.cfg.embed, key=k), self.key
         )
         own = self.put({"decoder": self.trainable, "value_head": head})
-        state = self.put(jax.eval_shape(phase.optimiser.init, own))
+        state = self.put(jax.eval_shape(on.optimiser.init, own))
         row = self.rows(self.shape, jnp.float32)
         hidden = self.rows((*self.shape, self.model.cfg.embed), jnp.float32)
         experience = Experience(self.batch, row, row, row, row, hidden)
-        held = (self.trainable, self.start, None, self.batch)
+        both = {"frozen": self.frozen, "trainable": own}
+        judging = {"behaviour": self.trainable, "prior": None, "answers": self.batch}
+        learning = {"opt_state": state, "anchor": self.start, "experience": experience}
+        keeping = {"opt_state": state, "reference": self.start, "retain": self.batch}
         given = {
-            "judge": (phase.judge, own, *held),
-            "update": (phase.update, own, state, self.start, experience),
-            "distil": (phase.distil, own, state, self.start, self.batch),
+            "judge": (phase.judge, {"reference": self.start, **judging}),
+            "update": (phase.update, learning),
+            "distil": (phase.distil, keeping),
         }
         return {
-            name: self.compiled(step.__wrapped__, self.frozen, *args)
-            for name, (step, *args) in given.items()
+            name: self.compiled(step.__wrapped__, **both, **named)
+            for name, (step, named) in given.items()
             if not only or name == only
         }

@@ -40,16 +40,17 @@ sys.argv = ["dareu", *sys.argv[2:]]
 if where:
     from dareu_jax.evaluation import evaluate
     from dareu_jax.runs import stages
-    from dareu_jax.unlearning import phases
+    from dareu_jax.unlearning import dareu
 
-    made = phases.Phases.__init__
+    made = dareu.phases_of
 
-    def init(self, *args):
-        made(self, *args)
+    def phases_of(setting):
+        bound = made(setting)
         if where in ("rollout", "update"):
-            setattr(self, where, signalling(getattr(self, where), int(count)))
+            setattr(bound, where, signalling(getattr(bound, where), int(count)))
+        return bound
 
-    phases.Phases.__init__ = init
+    dareu.phases_of = phases_of
     owner = {"finetune_step": stages, "answer": evaluate}
     if own := owner.get(where):
         setattr(own, where, signalling(getattr(own, where), int(count)))

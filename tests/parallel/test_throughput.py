@@ -1,5 +1,6 @@
 """Tokens a second and the share of the peak, of those steps that are timed."""
 
+import re
 import time
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.errors import UserError
 from dareu_jax.loop import watched
 from dareu_jax.models import (
     Decoder,
@@ -89,7 +91,20 @@ def test_flops_of_a_forward_pass_are_those_xla_counts():
     assert wanted == pytest.approx(found, rel=0.05)
 
 
-def test_a_step_copies_nothing_that_is_not_named():
-    step = watched(lambda state, step: (state + np.float32(1.0), {}))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+def test_a_step_that_copies_unasked_ends_in_a_line_that_says_where():
+    step = watched(lambda state, step: (state + np.float32(1.0), {}), "method 'mine'")
+    with pytest.raises(UserError) as caught:
         step(jnp.float32(1.0), 0)
+    (line,) = str(caught.value).splitlines()
+    here = (
+        rf"^method 'mine': step copies .* at {__file__}, line \d+ \(.*Disallowed host"
+    )
+    assert re.search(here, line) and line.endswith("return metrics as arrays")
+
+
+def test_other_errors_of_a_step_stay_as_they_are():
+    def step(state, step):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        watched(step, "method 'mine'")(jnp.float32(1.0), 0)

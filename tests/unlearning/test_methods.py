@@ -1,4 +1,4 @@
-"""Every registered unlearning method on the tiny corpus; the presets; the losses."""
+"""Every registered method, and one from outside, on the tiny corpus; the losses."""
 
 import dataclasses
 
@@ -13,20 +13,26 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import method_config, needs_of, reads_of
-from dareu_jax.unlearning.loss_methods import grad_diff_loss, npo_loss
+from dareu_jax.unlearning.grad_diff import grad_diff_loss
+from dareu_jax.unlearning.npo import npo_loss
 
+NAMES = (*METHODS.names(), "rmu")
 FAST = {
     "dareu.batch_size": 4,
     "dareu.retain_batch_size": 4,
     "reward.prior": "sequence",
     "grad_diff.batch_size": 4,
     "npo.batch_size": 4,
+    "rmu.batch_size": 4,
 }
 STEPS = 2
 
 
+pytestmark = pytest.mark.usefixtures("rmu")
+
+
 @pytest.fixture(scope="module")
-def cfg(tiny_run):
+def cfg(tiny_run, rmu):
     return with_overrides(tiny_run.cfg, FAST)
 
 
@@ -39,10 +45,12 @@ def batches(tiny_run, cfg):
     def at(name, step, cfg=cfg):
         return {
             split: [
-                take(
-                    tokens[split],
-                    (np.arange(need.batch_size) + 4 * (step + i))
-                    % len(tokens[split].index),
+                jax.device_put(
+                    take(
+                        tokens[split],
+                        (np.arange(need.batch_size) + 4 * (step + i))
+                        % len(tokens[split].index),
+                    )
                 )
                 for i in range(need.batches)
             ]
@@ -67,16 +75,18 @@ def differ(a, b):
 
 
 def steps_of(name, method, inputs, batches, seed=0):
-    """The state and every step's metrics after a few steps."""
+    """The state and every step's metrics after a few steps that copy nothing."""
     state, log = method.init(inputs.reference, key=jax.random.key(seed)), []
     for step in range(STEPS):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        state, metrics = method.step(state, batches(name, step), step, key=key)
+        batch = batches(name, step)
+        with jax.transfer_guard("disallow"):
+            state, metrics = method.step(state, batch, step, key=key)
         log.append(metrics)
     return state, log
 
 
-@pytest.fixture(scope="module", params=METHODS.names())
+@pytest.fixture(scope="module", params=NAMES)
 def stepped(request, cfg, tiny_inputs, batches):
     """A method, what it may not touch before and after, its state and metrics."""
     name = request.param
@@ -119,7 +129,20 @@ def test_the_same_key_gives_the_same_bits(request, stepped, tiny_inputs, batches
     same(copies(metrics), copies(log))
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+def test_a_step_reads_no_number_back(request, stepped, batches):
+    method, _, _, state, _ = stepped
+    batch = batches(request.node.callspec.params["stepped"], STEPS)
+
+    def step(state, batch, key):  # traced, so that no number is there to be read
+        return method.step(state, batch, STEPS, key=key)
+
+    shapes, _ = jax.eval_shape(step, state, batch, jax.random.key(0))
+    assert jax.tree.structure(shapes) == jax.tree.structure(state)
+    for new, old in zip(jax.tree.leaves(shapes), jax.tree.leaves(state)):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_inputs, batches, name):
     base = tiny_inputs.reference
     adapters = init_adapters(base, rank=2, key=jax.random.key(3))
@@ -138,7 +161,7 @@ def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_inputs, batches, na
     assert held < sum(leaf.size for leaf in jax.tree.leaves(base))
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_says_what_it_needs_and_reads(cfg, name):
     row = method_config(cfg, name)
     needs = needs_of(name, row)
@@ -281,6 +304,62 @@ def test_overrides_of_a_method_win_over_its_preset_and_stay_with_it():
     assert (paper.dareu.kl_coef, paper.dareu.clip) == (0.5, 0.1)
     assert paper.reward.shape == "paper"
     assert method_config(cfg, "dareu").dareu == cfg.dareu
+
+
+def test_a_row_sets_its_own_section_and_what_its_method_declares():
+    cfg = build_config(
+        {
+            "rmu": {"alpha": 2.0},
+            "overrides": {
+                "rmu": {"rmu.steering": 9.0, "guards.utility_floor": None},
+                "npo": {"npo.beta": 0.5},
+                "prior_only": {"dareu.clip": 0.1, "reward.slices": 3},
+            },
+        }
+    )
+    rmu = method_config(cfg, "rmu")
+    assert (rmu.rmu.steering, rmu.rmu.alpha) == (9.0, 2.0)
+    assert rmu.guards.utility_floor is None and cfg.guards.utility_floor is not None
+    assert method_config(cfg, "npo").npo.beta == 0.5
+    assert method_config(cfg, "npo").rmu == cfg.rmu
+    prior_only = method_config(cfg, "prior_only")
+    assert (prior_only.dareu.clip, prior_only.reward.slices) == (0.1, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "value", "said"),
+    [
+        ("rmu", "npo.beta", 0.5, r"rmu does not read npo.*can set keys of rmu, guards"),
+        ("npo", "reward.slices", 3, r"npo does not read reward.* of npo, guards"),
+        ("dareu", "model.layers", 3, r"model is the same .*of dareu, reward, guards"),
+        ("dareu", "reward.kernel", "ekfac", r"how the reward index is built"),
+        ("dareu", "reward", {"kernel": "ekfac"}, r"reward\.kernel .* index is built"),
+        ("dareu", "reward.margin", True, r"how the reward index is built"),
+        ("rmu", "rmu.steps", 0, r"rmu\.steps = 0.*greater than or equal to 1"),
+        ("rmu", "rmu.stepz", 1, r"unknown key 'rmu\.stepz'.*'rmu\.steps'"),
+    ],
+)
+def test_what_a_row_may_not_set_is_refused_with_the_reason(rmu, row, key, value, said):
+    with pytest.raises(UserError, match=rf"overrides\.{row}: .*{said}"):
+        method_config(build_config({"overrides": {row: {key: value}}}), row)
+
+
+def test_grpo_compares_the_answers_to_a_prompt_and_trains_no_value_head(
+    cfg, tiny_inputs, batches
+):
+    row = method_config(cfg, "dareu_grpo")
+    assert (row.dareu.advantage, row.dareu.samples_per_prompt) == ("group", 4)
+    method = METHODS.get("dareu_grpo").make(row, tiny_inputs)
+    state, log = steps_of("dareu_grpo", method, tiny_inputs, batches)
+    assert set(state.trainable) == {"decoder"}
+    assert "value_loss" not in log[0] and "clip_fraction" in log[0]
+
+
+def test_a_group_of_one_answer_is_refused():
+    with pytest.raises(
+        UserError, match=r"samples_per_prompt = 1; set it to at least 2"
+    ):
+        build_config({"dareu": {"advantage": "group"}})
 
 
 def test_an_unknown_method_is_an_error():

@@ -28,10 +28,13 @@ from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.phases import (
     Experience,
     Judged,
-    Phases,
+    answered,
+    phases_of,
+    ppo_loss,
     repeat_rows,
     repeats_itself,
 )
+from dareu_jax.unlearning.setting import Setting
 
 VOCAB, B, P, T = 16, 2, 3, 4
 # scores of every prefix of two responses of 4 and 2 tokens; junk after the end
@@ -104,12 +107,24 @@ def world(model, params):
     )
 
 
+def setting_of(cfg, world, rate=1e-3):
+    """What the phases of a configuration have in common, with a made-up kernel."""
+    return Setting(
+        inputs=world,
+        hp=cfg.dareu,
+        reward=cfg.reward,
+        kernel=fake_kernel(),
+        prior=world.stages.get("prior"),
+        optimiser=make_optimiser(rate, 10),
+    )
+
+
 @pytest.fixture
 def phases(world):
     def build(reward=None, dareu=None):
         reward, dareu = {**REWARD, **(reward or {})}, {**DAREU, **(dareu or {})}
         cfg = build_config({"reward": reward, "dareu": dareu})
-        return Phases(cfg, world, rewarded(None), make_optimiser(1e-3, 10))
+        return phases_of(setting_of(cfg, world))
 
     return build
 
@@ -122,7 +137,9 @@ def judged(**changes):
 
 
 def rewards_of(phase):
-    out = phase.reward(jnp.asarray(SCORES), judged(), jnp.asarray(MASK))
+    out = phase.reward(
+        scores=jnp.asarray(SCORES), judged=judged(), mask=jnp.asarray(MASK)
+    )
     assert out.dtype == jnp.float32 and out.shape == (B, T)
     return np.asarray(out)
 
@@ -198,7 +215,7 @@ def test_nothing_after_the_response_reaches_a_reward(phases):
         prior_logps=jnp.where(MASK, PRIOR, jnp.nan), kl=jnp.where(MASK, KL, jnp.nan)
     )
     scores = jnp.where(MASK, SCORES, jnp.nan)
-    out = phase.reward(scores, spoiled, jnp.asarray(MASK))
+    out = phase.reward(scores=scores, judged=spoiled, mask=jnp.asarray(MASK))
     np.testing.assert_array_equal(out, rewards_of(phase))
 
 
@@ -216,10 +233,11 @@ def answers_of(index):
 def test_own_takes_the_column_of_the_record_and_any_sums_the_forget_owners(phases):
     scores = jnp.asarray(np.random.default_rng(0).uniform(size=(3, T, 3)), jnp.float32)
     answers = answers_of([0, 1, 4])  # owners 2, 0, 2
-    own = phases({"owner_score": "own"}).attribute(None, scores, answers)
+    given = {"params": None, "index": scores, "answers": answers}
+    own = phases({"owner_score": "own"}).attribute(**given)
     expected = np.stack([scores[0, :, 2], scores[1, :, 0], scores[2, :, 2]])
     np.testing.assert_array_equal(own, expected)
-    total = phases({"owner_score": "any_forget_owner"}).attribute(None, scores, answers)
+    total = phases({"owner_score": "any_forget_owner"}).attribute(**given)
     np.testing.assert_allclose(total, scores[..., 0] + scores[..., 2], rtol=1e-6)
 
 
@@ -272,28 +290,34 @@ def iteration(world, trainable):
     """Everything of one iteration up to the experience, under a configuration."""
 
     @functools.cache
-    def phases_of(dareu):
+    def made(dareu):
         cfg = build_config({"dareu": {**DAREU, **dict(dareu)}, "reward": REWARD})
-        return Phases(cfg, world, rewarded(None), make_optimiser(1e-3, 10))
+        on = setting_of(cfg, world)
+        return on, phases_of(on)
 
-    def go(dareu, behaviour):
-        phase = phases_of(tuple(dareu.items()))
+    def go(dareu, behaviour, trainable=trainable):
+        on, phase = made(tuple(dareu.items()))
         prompts = answers_of([0, 1])._replace(
             prompt=jnp.asarray([[3, 4, 5], [6, 7, 8]], jnp.int32)
         )
-        rollout = phase.rollout(behaviour, prompts, key=jax.random.key(3))
-        answers = phase.answers(prompts, rollout)
-        frozen = (world.reference, world.stages["prior"].params)
-        said = phase.judge({}, trainable, behaviour, *frozen, answers)
-        scores = jnp.full((2, T), 0.3, jnp.float32)
-        rewards = phase.reward(scores, said, answers.response_mask)
-        return (
-            phase,
-            rollout,
-            answers,
-            said,
-            phase.advantage(rewards, rollout, said, answers),
+        rollout = phase.rollout(
+            frozen={}, policy=behaviour, prompts=prompts, key=jax.random.key(3)
         )
+        answers = answered(prompts, rollout)
+        said = phase.judge(
+            frozen={},
+            trainable=trainable,
+            behaviour=behaviour,
+            reference=world.reference,
+            prior=world.stages["prior"].params,
+            answers=answers,
+        )
+        scores = jnp.full((2, T), 0.3, jnp.float32)
+        rewards = phase.reward(scores=scores, judged=said, mask=answers.response_mask)
+        experience = phase.advantage(
+            rewards=rewards, rollout=rollout, judged=said, answers=answers
+        )
+        return on, rollout, answers, said, experience
 
     return go
 
@@ -352,22 +376,44 @@ def test_advantages_are_white_and_returns_plain_at_lambda_one(iteration, trainab
     )
 
 
+def test_the_group_is_the_baseline_where_there_is_no_value_head(iteration, trainable):
+    policy = {"decoder": trainable["decoder"]}
+    own = {"advantage": "group", "samples_per_prompt": 2, "whiten": False}
+    on, rollout, answers, said, _ = iteration(own, policy["decoder"], policy)
+    assert not np.asarray(said.values).any()
+    rewards = jnp.asarray([[0.5, -1.0, 0.0, 0.0], [-2.0, 0.5, 0.0, 0.0]], jnp.float32)
+    experience = phases_of(on).advantage(
+        rewards=rewards, rollout=rollout, judged=said, answers=answers
+    )
+    # sums -.5 and -1.5, mean -1, sd .70711: (.5, -.5) / (.70711 + .0001)
+    wanted = np.where(answers.response_mask, [[0.707007], [-0.707007]], 0.0)
+    np.testing.assert_allclose(experience.advantages, wanted, atol=1e-5)
+    loss, metrics = ppo_loss(on, {}, on.inputs.reference, policy, experience)
+    assert set(metrics) == {"policy_loss", "clip_fraction"}
+    assert float(loss) == pytest.approx(float(metrics["policy_loss"]))
+
+
 def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
     iteration, trainable, world
 ):
-    phase, _, _, _, experience = iteration({}, trainable["decoder"])
+    on, _, _, _, experience = iteration({}, trainable["decoder"])
     held = jax.tree.map(
         np.array, (world.reference, world.stages["prior"].params, experience)
     )
-    loss = jax.jit(jax.grad(phase.ppo_loss, argnums=2, has_aux=True))
-    anchor = phase.anchor(trainable["decoder"])
-    grads, metrics = loss({}, anchor, trainable, experience)
+    anchor = on.anchor(trainable["decoder"])
+    loss = jax.jit(jax.grad(functools.partial(ppo_loss, on, {}, anchor), has_aux=True))
+    grads, metrics = loss(trainable, experience)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
     for part in ("decoder", "value_head"):
         assert any(np.asarray(x).any() for x in jax.tree.leaves(grads[part]))
     assert float(metrics["clip_fraction"]) == 0.0  # the policy is its own behaviour
-    opt_state = phase.optimiser.init(trainable)
-    new, _, _ = phase.update({}, trainable, opt_state, anchor, experience)
+    new, _, _ = phases_of(on).update(
+        frozen={},
+        trainable=trainable,
+        opt_state=on.optimiser.init(trainable),
+        anchor=anchor,
+        experience=experience,
+    )
     assert any(
         not np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trainable))
@@ -384,33 +430,32 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
     dareu = {"kl_in": "loss", "kl_estimator": "full"}
     losses = []
     for coef in (0.0, 2.0):
-        phase, _, answers, said, experience = iteration(
-            {**dareu, "kl_coef": coef}, policy
-        )
-        loss, anchor = jax.jit(phase.ppo_loss), phase.anchor(policy)
-        losses.append(float(loss({}, anchor, trainable, experience)[0]))
+        on, _, answers, said, experience = iteration({**dareu, "kl_coef": coef}, policy)
+        loss = jax.jit(functools.partial(ppo_loss, on, {}, on.anchor(policy)))
+        losses.append(float(loss(trainable, experience)[0]))
     kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
     assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
 
 
 def test_distillation_holds_the_policy_to_the_reference(world, trainable):
-    phase = Phases(build_config({}), world, rewarded(None), make_optimiser(1e-4, 10))
-    retain = answers_of([0, 1])
-    opt_state = phase.optimiser.init(trainable)
+    on = setting_of(build_config({}), world, rate=1e-4)
+    distil = functools.partial(
+        phases_of(on).distil,
+        frozen={},
+        reference=world.reference,
+        retain=answers_of([0, 1]),
+    )
+    opt_state = on.optimiser.init(trainable)
     tree, losses = trainable, []
     for _ in range(3):
-        tree, opt_state, metrics = phase.distil(
-            {}, tree, opt_state, world.reference, retain
-        )
+        tree, opt_state, metrics = distil(trainable=tree, opt_state=opt_state)
         losses.append(float(metrics["distillation_loss"]))
     assert losses[0] > losses[1] > losses[2] > 0.0
     np.testing.assert_array_equal(
         tree["value_head"]["kernel"], trainable["value_head"]["kernel"]
     )
     still = {**trainable, "decoder": world.reference}
-    _, _, metrics = phase.distil(
-        {}, still, phase.optimiser.init(still), world.reference, retain
-    )
+    _, _, metrics = distil(trainable=still, opt_state=on.optimiser.init(still))
     assert float(metrics["distillation_loss"]) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -418,7 +463,9 @@ def test_measure_says_how_long_how_broken_and_how_attributable(phases):
     phase = phases()
     answers = answers_of([0, 1])._replace(response_mask=jnp.asarray(MASK))
     rewards = jnp.asarray(SPREAD["token"], jnp.float32)
-    out = phase.measure(jnp.asarray(SCORES), rewards, judged(), answers)
+    out = phase.measure(
+        scores=jnp.asarray(SCORES), rewards=rewards, judged=judged(), answers=answers
+    )
     numbers = {name: float(value) for name, value in out.items()}
     expected = {
         "reward": float(CHI.sum() / 2),
@@ -499,18 +546,33 @@ def test_per_data_epoch_samples_an_epoch_from_the_policy_at_its_start(scored, pa
     assert kl[0] == 0.0 and kl[1] != 0.0 and kl[2] == 0.0 and kl[3] != 0.0
 
 
-def traced(phase, trainable, reference, answers):
-    """The programs of judging, a PPO step and a distillation step, by name."""
-    first, second = (phase.optimiser.init(trainable) for _ in range(2))
-    frozen = (trainable["decoder"], reference, reference)
-    said = phase.judge({}, trainable, *frozen, answers)
-    rows = [said.logps] * 4
-    experience = Experience(answers, *rows, said.anchor)
-    return {
-        "judge": (phase.judge, ({}, trainable, *frozen, answers)),
-        "update": (phase.update, ({}, trainable, first, reference, experience)),
-        "distil": (phase.distil, ({}, trainable, second, reference, answers)),
+def traced(on, trainable, reference, answers):
+    """The programs of judging, a PPO step and a distillation step, with arguments."""
+    first, second = (on.optimiser.init(trainable) for _ in range(2))
+    phase, both = phases_of(on), {"frozen": {}, "trainable": trainable}
+    judging = both | {
+        "behaviour": trainable["decoder"],
+        "reference": reference,
+        "prior": reference,
+        "answers": answers,
     }
+    said = phase.judge(**judging)
+    experience = Experience(answers, *[said.logps] * 4, said.anchor)
+    learning = both | {
+        "opt_state": first,
+        "anchor": reference,
+        "experience": experience,
+    }
+    keeping = both | {
+        "opt_state": second,
+        "reference": reference,
+        "retain": answers,
+    }
+    return [
+        (phase.judge, judging),
+        (phase.update, learning),
+        (phase.distil, keeping),
+    ]
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
@@ -520,13 +582,13 @@ def test_no_phase_holds_the_logits_of_a_whole_batch(world, iteration, kl_in):
     cfg = build_config({"dareu": {**DAREU, "kl_in": kl_in, "kl_estimator": "full"}})
     model = Decoder(decoder_config(ModelConfig(preset="decoder-40k"), vocab))
     wide = dataclasses.replace(world, model=model, stages={"prior": Prior(model, None)})
-    phase = Phases(cfg, wide, rewarded(None), make_optimiser(1e-3, 10))
+    on = setting_of(cfg, wide)
 
     def whole_iteration(params, answers):
         head = init_head(1, model.cfg.embed, key=jax.random.key(0))
         trainable = {"decoder": params, "value_head": head}
-        programs = traced(phase, trainable, params, answers)
-        return [program(*given) for program, given in programs.values()]
+        programs = traced(on, trainable, params, answers)
+        return [program(**given) for program, given in programs]
 
     params = jax.eval_shape(lambda k: init_decoder(model, key=k), jax.random.key(0))
     shape = jax.ShapeDtypeStruct
@@ -541,13 +603,12 @@ def test_no_phase_holds_the_logits_of_a_whole_batch(world, iteration, kl_in):
 
 def test_logits_in_parts_change_no_phase(monkeypatch, iteration, trainable, world):
     dareu = {"kl_in": "loss", "kl_estimator": "full", "kl_coef": 0.5}
-    phase, _, answers, _, _ = iteration(dareu, trainable["decoder"])
+    on, _, answers, _, _ = iteration(dareu, trainable["decoder"])
     outcomes = []
     for at_once in (LOGITS_AT_ONCE, 1):
         monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
-        again = Phases(phase.cfg, world, rewarded(None), phase.optimiser)
         given = jax.tree.map(jnp.copy, trainable)
-        programs = traced(again, given, world.reference, answers)
-        outcomes.append([program(*args) for program, args in programs.values()])
+        programs = traced(on, given, world.reference, answers)
+        outcomes.append([program(**named) for program, named in programs])
     for whole, part in zip(*map(jax.tree.leaves, outcomes), strict=True):
         np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-5)

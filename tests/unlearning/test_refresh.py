@@ -16,12 +16,12 @@ from dareu_jax.runs.checks import check_reward
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Session, indexer, prepare, result_of
 from dareu_jax.tracking import Tracker
-from dareu_jax.unlearning.refresh import FreshIndex
+from dareu_jax.unlearning.refresh import drift, viewer
 
 
 @dataclasses.dataclass
 class Built:
-    """A world whose index says at which parameters it was built, and how often."""
+    """Inputs and index that say at which parameters it was built, and how often."""
 
     reference: Any = "original"
     index: Any = "index of original"
@@ -32,43 +32,47 @@ class Built:
         self.built.append(params)
         return f"index of {params}"
 
-
-def fresh_index(world, every):
-    return FreshIndex(world, world, every)
+    def view(self, every):
+        return viewer(self, self, every)
 
 
 def test_without_refreshing_everything_is_the_originals():
     world = Built()
-    fresh = fresh_index(world, 0)
-    assert fresh.first({"w": 1}) == {}
+    view = world.view(0)
     for step in range(5):
-        left, seen = fresh.at(step, {}, {"w": step})
-        assert left == {} and seen == ("original", "index of original")
+        found = view(step, {}, {"w": step})
+        assert found.attributed == {} and found.before is None
+        assert found.now == ("original", "index of original")
     assert world.built == []
 
 
 def test_every_second_iteration_the_index_is_built_at_the_policy():
     world, state = Built(), {"w": 0}
-    fresh, seen = fresh_index(world, 2), []
+    view, seen, before = world.view(2), [], []
     for step in range(6):
-        state, found = fresh.at(step, state, {"w": step})
-        seen.append(found[1])
+        state, now, old = view(step, state, {"w": step})
+        seen.append(now.index)
+        before.append(old and old.index)
     first = ["index of original"] * 2
     later = ["index of {'w': 2}"] * 2 + ["index of {'w': 4}"] * 2
     assert seen == first + later
+    assert before == [None, None, "index of original", None, "index of {'w': 2}", None]
     assert world.built == [{"w": 2}, {"w": 4}]  # once each
 
 
-def test_a_resumed_run_goes_on_with_the_index_of_its_state():
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_resumed_run_goes_on_with_the_index_of_its_state(step):
     world, state = Built(), {"w": 0}
-    fresh = fresh_index(world, 2)
-    for step in range(4):
-        state, seen = fresh.at(step, state, {"w": step})
-    again = fresh_index(world, 2).at(3, dict(state), {"w": 3})
-    assert again == (state, seen) and seen[1] == "index of {'w': 2}"
+    view = world.view(2)
+    for i in range(step + 1):
+        saved = state
+        found = view(i, state, {"w": i})
+        state = found.attributed
+    again = Built().view(2)(step, dict(saved), {"w": step})
+    assert again == found and again.now.index == f"index of {{'w': {step // 2 * 2}}}"
 
 
-def numbered(index, answers):
+def numbered(params, index, answers):
     """Scores that tell indices apart: .25 by the original's, .75 by any other."""
     value = 0.25 if index == "index of original" else 0.75
     return jnp.full(answers.response_mask.shape, value, jnp.float32)
@@ -80,13 +84,13 @@ def test_drift_is_the_mean_change_over_the_tokens_of_the_same_answers():
         response_mask: Any
 
     answers = Answers(jnp.asarray([[True, True], [True, False]]))
-    fresh, state = fresh_index(Built(), 1), {"w": 0}
-    state, seen = fresh.at(0, state, {"w": 0})
-    scores = numbered(seen[1], answers)
-    assert fresh.drift(0, lambda p, i, a: numbered(i, a), scores, answers) == {}
-    state, seen = fresh.at(1, state, {"w": 1})
-    scores = numbered(seen[1], answers).at[1, 1].set(9.0)  # no token
-    found = fresh.drift(1, lambda p, i, a: numbered(i, a), scores, answers)
+    view = Built().view(1)
+    first = view(0, {"w": 0}, {"w": 0})
+    scores = numbered(*first.now, answers)
+    assert drift(numbered, first, scores, answers) == {}
+    second = view(1, {"w": 0}, {"w": 1})
+    scores = numbered(*second.now, answers).at[1, 1].set(9.0)  # no token
+    found = drift(numbered, second, scores, answers)
     assert float(found["score_drift"]) == pytest.approx(0.5)
     assert found["score_drift"].dtype == jnp.float32
 

@@ -1,0 +1,47 @@
+"""NPO: negative preference optimisation (Zhang et al., 2024)."""
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from dareu_jax.config import RunConfig
+from dareu_jax.registry import METHODS
+from dareu_jax.unlearning.method import Method, MethodInputs, forget_and_retain
+from dareu_jax.unlearning.supervised import LossMethodConfig, make_loss_method
+
+Array = jax.Array
+
+
+class NpoConfig(LossMethodConfig):
+    """Negative preference optimisation (methods 6)."""
+
+    beta: float = Field(0.1, gt=0)
+
+
+def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
+    """-(2/beta) mean log sigmoid(-beta [log pi(y|q) - log ref(y|q)]).
+
+    Negative preference optimisation (Zhang et al., 2024) on summed log-probs.
+
+    Args:
+      logps, ref_logps: ``[B, T]`` float32, 0 outside the mask.
+      mask: ``[B, T]`` bool; beta: inverse temperature.
+    """
+    ratio = jnp.sum(jnp.where(mask, logps - ref_logps, 0.0), axis=1)
+    return -(2.0 / beta) * jnp.mean(jax.nn.log_sigmoid(-beta * ratio))
+
+
+@METHODS.register(
+    "npo",
+    "negative preference optimisation plus a retain term",
+    needs=forget_and_retain("npo"),
+    options=NpoConfig,
+)
+def make_npo(cfg: RunConfig, inputs: MethodInputs) -> Method:
+    """Return NPO: its loss on the forget answers + alpha nll_R."""
+    npo: NpoConfig = cfg.options("npo")
+
+    def loss(logps, ref_logps, mask):
+        return npo_loss(logps, ref_logps, mask, npo.beta)
+
+    return make_loss_method(npo, inputs, loss)
