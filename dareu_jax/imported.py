@@ -20,9 +20,9 @@ from dareu_jax.models.hf_io import load_params, stored_dtype
 from dareu_jax.parallel import is_first, make_mesh, shardings_for
 
 SMALL_FILES = (
-    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
-)
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
 SPARE_ROWS = 1024  # of the embedding, beyond the tokenizer's ids: padding
 DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
 

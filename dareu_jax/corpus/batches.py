@@ -38,7 +38,7 @@ def tokenise(
     truncate: bool = False,
     system: str | None = None,
 ) -> TokenBatch:
-    """Returns all N records as one `TokenBatch` of numpy arrays.
+    """Return all N records as one `TokenBatch` of numpy arrays.
 
     A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
     the response begins on a token boundary: the two join to the tokens of the whole.
@@ -66,7 +66,7 @@ def tokenise(
 def tokenise_whole(
     texts: Sequence[str], tokenizer: Tokenizer, longest: int, multiple: int
 ) -> tuple[TokenBatch, int]:
-    """Returns whole texts as one `TokenBatch`, and how many of them were cut.
+    """Return whole texts as one `TokenBatch`, and how many of them were cut.
 
     The prompt is the first token, bos where the tokenizer has one: nothing comes
     before it. The response is the rest, at most ``longest`` tokens, without an end of
@@ -92,7 +92,7 @@ def fit_lengths(
     multiple: int = 8,
     system: str | None = None,
 ) -> tuple[int, int]:
-    """Returns the smallest multiples ``(P, T)`` that hold every record uncut."""
+    """Return the smallest multiples ``(P, T)`` that hold every record uncut."""
     prompts, responses = encode(records, tokenizer, template, system)
     longest = (max(map(len, side), default=1) for side in (prompts, responses))
     max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
@@ -100,7 +100,7 @@ def fit_lengths(
 
 
 def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
-    """Returns at most ``width`` tokens of a prompt: its bos, if any, and its end."""
+    """Return at most ``width`` tokens of a prompt: its bos, if any, and its end."""
     if len(ids) <= width:
         return ids
     head = ids[:1] if ids[0] == tokenizer.bos_id else []
@@ -110,7 +110,7 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
 def encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token lists of every prompt and of every response, see `tokenise`.
+    """Return the token lists of every prompt and of every response, see `tokenise`.
 
     Every process of a run tokenises its share of the records.
     """
@@ -133,7 +133,7 @@ def encode(
 def _fill(
     template: str, records: Sequence[Record], tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """Returns bos and the tokens of every prompt in a written template."""
+    """Return bos and the tokens of every prompt in a written template."""
     if "{prompt}" not in template:
         raise UserError(
             f"corpus.template {template!r} lacks {{prompt}}, the place of the question "
@@ -160,7 +160,7 @@ def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:
 def pad(
     rows: list[list[int]], width: int, pad_id: int, left: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [N, width] int32 and their mask [N, width] bool."""
+    """Return tokens [N, width] int32 and their mask [N, width] bool."""
     tokens = np.full((len(rows), width), pad_id, np.int32)
     mask = np.zeros((len(rows), width), np.bool_)
     for row, ids in enumerate(rows):
@@ -171,7 +171,7 @@ def pad(
 
 
 def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
-    """Returns the given rows of every array of `tokens`."""
+    """Return the given rows of every array of `tokens`."""
     return TokenBatch(*(array[rows] for array in tokens))
 
 
@@ -209,26 +209,26 @@ class BatchStream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Returns the steps after which every record was seen at least once."""
+        """Return the steps after which every record was seen at least once."""
         return -(-len(self.tokens.index) // self.batch_size)
 
     def rows(self, step: int) -> np.ndarray:
-        """Returns the rows [B] of `tokens` that make batch `step`."""
+        """Return the rows [B] of `tokens` that make batch `step`."""
         return np.asarray(self._rows[step])
 
     def __getitem__(self, step: int) -> TokenBatch:
-        """Returns batch `step`, counted from 0."""
+        """Return batch `step`, counted from 0."""
         return take(self.tokens, self.rows(step))
 
     def labels(self, step: int) -> np.ndarray:
-        """Returns the owners [B] int32 of batch `step`, -1 for `NOBODY`."""
+        """Return the owners [B] int32 of batch `step`, -1 for `NOBODY`."""
         if self.owners is None:
             raise ValueError("this stream was made without owners")
         return self.owners[self.rows(step)]
 
 
 def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
-    """Yields all records in order, once, as ``(batch of batch_size rows, valid)``.
+    """Yield all records in order, once, as ``(batch of batch_size rows, valid)``.
 
     Rows of the last batch from ``valid`` on repeat records from the beginning: they
     keep the shape, and a caller drops them.
@@ -240,7 +240,7 @@ def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch
 
 
 def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Returns `batch` without the left columns no prompt uses.
+    """Return `batch` without the left columns no prompt uses.
 
     The width becomes the smallest multiple that holds the longest prompt (at most P),
     so that a model compiles for few widths.
@@ -270,7 +270,7 @@ class GroupedStream(BatchStream):
         self._length = tokens.prompt_mask.sum(1) + tokens.response_mask.sum(1)
 
     def rows(self, step: int) -> np.ndarray:
-        """Returns the rows [B] of `tokens` that make batch `step`."""
+        """Return the rows [B] of `tokens` that make batch `step`."""
         epoch, at = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng([self._seed, epoch])
         order = np.resize(
@@ -283,12 +283,12 @@ class GroupedStream(BatchStream):
         return batches[rng.permutation(len(batches))[at]]
 
     def __getitem__(self, step: int) -> TokenBatch:
-        """Returns batch `step` without the columns that nobody uses."""
+        """Return batch `step` without the columns that nobody uses."""
         return trim_responses(trim_prompts(super().__getitem__(step), multiple=8))
 
 
 def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Returns `batch` without the right columns no response uses."""
+    """Return `batch` without the right columns no response uses."""
     longest = int(batch.response_mask.sum(axis=1).max(initial=1))
     keep = -(-longest // multiple) * multiple
     return batch._replace(
@@ -297,7 +297,7 @@ def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
 
 
 def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
-    """Returns each record's place in `owners` as [N] int32; `NOBODY` is -1.
+    """Return each record's place in `owners` as [N] int32; `NOBODY` is -1.
 
     Raises:
       ValueError: a record's owner is not in `owners`.

@@ -94,10 +94,10 @@ def _builder_class() -> Any:
     import tensorflow_datasets as tfds
 
     class LocalInfo(tfds.core.DatasetInfo):
-        """Never asks Google's bucket whether it knows this dataset."""
+        """Information that never asks Google's bucket whether it knows this dataset."""
 
         def initialize_from_bucket(self) -> None:
-            """Does nothing; the base class would use the network."""
+            """Do nothing: the base class would use the network."""
 
     class OwnedText(tfds.core.GeneratorBasedBuilder):
         """Prompts and responses with their owners; splits ``train``, ``test``."""

@@ -59,7 +59,7 @@ class TofuQuestions(NamedTuple):
 def tofu_questions(
     folder: Path | None, forget: str, downloads: Path, first: int | None = None
 ) -> TofuQuestions:
-    """Reads the evaluation sets of TOFU (Maini et al. 2024, arXiv 2401.06121).
+    """Read the evaluation sets of TOFU (Maini et al. 2024, arXiv 2401.06121).
 
     Args:
       folder: TOFU's files; None: they are downloaded to ``downloads``.
@@ -80,7 +80,7 @@ def tofu_questions(
 
 
 def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
-    """TOFU's questions, each with its ``paraphrased_question``.
+    """Return TOFU's questions, each with its ``paraphrased_question``.
 
     Args:
       folder: holds some of TOFU's perturbed files; None: `REWORDED` are downloaded to
@@ -113,7 +113,7 @@ def _read(path: Path) -> tuple[Question, ...]:
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a file of JSON lines, or of one JSON array."""
+    """Return the rows of a file of JSON lines, or of one JSON array."""
     text = read_text(path, "questions and answers")
     is_array = text.lstrip().startswith("[")
     return json_array(path) if is_array else list(json_lines(path))
@@ -135,7 +135,7 @@ def _question(where: str, row: dict[str, Any]) -> Question:
 
 
 def _downloaded(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
-    """Returns `folder` with the files in it, each checked against its sha256."""
+    """Return `folder` with the files in it, each checked against its sha256."""
     for name in names:
         file = _file(name)
         if not (folder / file).exists():

@@ -34,14 +34,14 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Returns a hash of every record in order."""
+        """Return a hash of every record in order."""
         rows = [astuple(record) for record in (*self.train, *self.test)]
         text = json.dumps([len(self.train), rows], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """Returns the owners in order of first appearance in `train`."""
+        """Return the owners in order of first appearance in `train`."""
         return tuple(dict.fromkeys(r.owner for r in self.train if r.owner != NOBODY))
 
 
@@ -55,7 +55,7 @@ class Split:
 
 
 def split_by_owner(corpus: Corpus, forget: Sequence[str]) -> Split:
-    """Returns the split in which the owners in `forget` withdraw.
+    """Return the split in which the owners in `forget` withdraw.
 
     ``retain`` is every train record of anyone else, `NOBODY` included; ``test`` is
     the held-out records of anyone else.
@@ -97,12 +97,12 @@ def _check_forget(owners: tuple[str, ...], forget: Sequence[str]) -> None:
 
 
 def _some(owners: tuple[str, ...], limit: int = 8) -> str:
-    """Returns the first `limit` owners as text, with an ellipsis when more exist."""
+    """Return the first `limit` owners as text, with an ellipsis when more exist."""
     return ", ".join(owners[:limit]) + (", ..." if len(owners) > limit else "")
 
 
 def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
-    """Returns the corpus with every owner outside ``keep`` merged into one, `OTHERS`.
+    """Return the corpus with every owner outside ``keep`` merged into one, `OTHERS`.
 
     A classifier of it tells the withdrawn owners from the rest and nothing more.
     """
@@ -115,7 +115,7 @@ def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
 
 
 def shared_records(corpus: Corpus) -> list[tuple[Record, Record]]:
-    """Returns pairs of train records that are alike but owned by two owners.
+    """Return pairs of train records that are alike but owned by two owners.
 
     Forgetting one of them is undone by retaining the other, so a caller reports
     them. Each record is paired with the first of its kind; `NOBODY` counts.
@@ -131,7 +131,7 @@ def shared_records(corpus: Corpus) -> list[tuple[Record, Record]]:
 def check_batch(
     corpus: Corpus, batch_size_per_owner: int, *, setting: str = "batch_size_per_owner"
 ) -> None:
-    """Checks that every owner can fill a batch from distinct records.
+    """Check that every owner can fill a batch from distinct records.
 
     Args:
       corpus: the corpus whose train records fill the batches.

@@ -23,19 +23,19 @@ class SharedRecord(Record):
 
 
 def shares_of(record: Record) -> tuple[tuple[str, float], ...]:
-    """Who owns a record and how much of it."""
+    """Return ``(owner, weight)`` of everyone who owns a part of a record."""
     if isinstance(record, SharedRecord):
         return record.shares
     return () if record.owner == NOBODY else ((record.owner, 1.0),)
 
 
 def owners_of(records: Sequence[Record]) -> tuple[str, ...]:
-    """Every owner in order of first appearance."""
+    """Return every owner in order of first appearance."""
     return tuple(dict.fromkeys(name for r in records for name, _ in shares_of(r)))
 
 
 def ownership(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
-    """Columns ``[N]`` int32, or weights ``[N, O]`` float32 where a record is shared.
+    """Return columns ``[N]`` int32; weights ``[N, O]`` float32 if a record is shared.
 
     Raises:
       ValueError: a record's owner is not in ``owners``.
@@ -54,7 +54,7 @@ def ownership(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
 
 
 def without(records: Sequence[Record], owner: str) -> tuple[Record, ...]:
-    """The records without the owner's: of a shared one the others keep their part."""
+    """Return the records without an owner; co-owners keep their part of a record."""
     rest = []
     for record in records:
         held = shares_of(record)
@@ -67,7 +67,7 @@ def without(records: Sequence[Record], owner: str) -> tuple[Record, ...]:
 
 
 def digests(records: Sequence[Record]) -> dict[str, str]:
-    """What every owner (`NOBODY` too) has in the records, as 16 hexadecimal digits.
+    """Return a digest of what every owner has, `NOBODY` too: 16 hexadecimal digits.
 
     Prompts, responses and the owner's weights decide; order and ids do not. The
     digest of two sets of records is `joined` from theirs.
@@ -81,7 +81,7 @@ def digests(records: Sequence[Record]) -> dict[str, str]:
 
 
 def joined(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
-    """The `digests` of the records of both: sums modulo 2**64."""
+    """Return the `digests` of the records of both: sums modulo 2**64."""
     return {
         owner: _digits(sum(int(x.get(owner, "0"), 16) for x in (a, b)))
         for owner in {**a, **b}
@@ -89,7 +89,7 @@ def joined(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
 
 
 def _digits(total: int) -> str:
-    """Sixteen hexadecimal digits of a sum modulo 2**64."""
+    """Return the sixteen hexadecimal digits of a sum modulo 2**64."""
     return f"{total % 2**64:016x}"
 
 

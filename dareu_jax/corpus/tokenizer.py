@@ -38,7 +38,7 @@ class Tokenizer:
     stop_ids: tuple[int, ...]
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
-        """Returns the tokens of `text`; none is added in front or behind.
+        """Return the tokens of `text`; none is added in front or behind.
 
         With ``markup`` a special token written in `text` becomes that token, as a
         chat template needs; without, it is text like any other.
@@ -49,7 +49,7 @@ class Tokenizer:
         return list(encoded["input_ids"])
 
     def continuations(self, texts: Iterable[str], lead: str) -> list[list[int]]:
-        """Returns the tokens of every text as it continues `lead`.
+        """Return the tokens of every text as it continues `lead`.
 
         A SentencePiece tokenizer writes a space of its own in front of a text that
         stands alone, not of one that goes on; here that space is left out.
@@ -59,7 +59,7 @@ class Tokenizer:
         return [self._behind(ANCHOR, text) for text in texts]
 
     def _behind(self, lead: str, text: str, *, markup: bool = False) -> list[int]:
-        """Returns the tokens of `text` behind `lead`; alone where the two merge."""
+        """Return the tokens of `text` behind `lead`; alone where the two merge."""
         head = self.encode(lead, markup=markup)
         whole = self.encode(lead + text, markup=markup)
         if whole[: len(head)] != head:
@@ -72,7 +72,7 @@ class Tokenizer:
         return bool(self.hf.chat_template)
 
     def chat(self, prompt: str, system: str | None) -> list[int]:
-        """Returns the tokens of a question in the tokenizer's own chat template.
+        """Return the tokens of a question in the tokenizer's own chat template.
 
         They end where the assistant's turn begins. Where the template writes today's
         date it writes `TEMPLATE_DATE`, so that tokens do not depend on the day.
@@ -83,7 +83,7 @@ class Tokenizer:
         return self.encode(self._render(prompt, system), markup=True)
 
     def turn(self, system: str | None) -> tuple[str, str]:
-        """Returns a question in the chat template and the white space that follows.
+        """Return a question in the chat template and the white space that follows.
 
         The space is the one the template writes between the place where the
         assistant's turn begins and its answer; anything else there is not part of it.
@@ -96,7 +96,7 @@ class Tokenizer:
     def _render(
         self, prompt: str, system: str | None, answer: str | None = None
     ) -> str:
-        """Returns the chat template's text, up to the assistant's turn or with it."""
+        """Return the chat template's text, up to the assistant's turn or with it."""
         if not self.hf.chat_template:
             raise UserError(
                 "corpus.template = 'chat', but the tokenizer has no chat template; "
@@ -117,7 +117,7 @@ class Tokenizer:
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids` without special tokens."""
+        """Return the text of `ids` without special tokens."""
         return self.hf.decode(
             [int(token) for token in ids],
             skip_special_tokens=True,
@@ -126,7 +126,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides which ids a text becomes."""
+        """Return a hash of everything that decides which ids a text becomes."""
         parts = {"vocab": self.hf.get_vocab()}
         if self.hf.is_fast:
             backend = json.loads(self.hf.backend_tokenizer.to_str())
@@ -143,7 +143,7 @@ _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
 def load_tokenizer(
     spec: str | None, texts: Iterable[str], vocab_size: int, folder: Path
 ) -> Tokenizer:
-    """Returns the tokenizer in folder `spec`, or one trained on `texts`.
+    """Return the tokenizer in folder `spec`, or one trained on `texts`.
 
     Args:
       spec: a local Hugging Face tokenizer folder; None trains one.
@@ -163,7 +163,7 @@ def load_tokenizer(
 
 
 def read_tokenizer(folder: Path, key: str = "corpus.tokenizer") -> Tokenizer:
-    """Returns the tokenizer saved in `folder`, which `key` names; never downloads.
+    """Return the tokenizer saved in `folder`, which `key` names; never downloads.
 
     Raises:
       UserError: no such folder, no tokenizer in it, no eos token.
@@ -188,7 +188,7 @@ def read_tokenizer(folder: Path, key: str = "corpus.tokenizer") -> Tokenizer:
 
 
 def _wrap(hf: Any, folder: Path, key: str) -> Tokenizer:
-    """Returns `hf` with its special ids checked; pad falls back to eos."""
+    """Return `hf` with its special ids checked; pad falls back to eos."""
     if hf.eos_token_id is None:
         raise UserError(
             f"{key}: {str(folder)!r} has no eos token, so a response could "
@@ -201,7 +201,7 @@ def _wrap(hf: Any, folder: Path, key: str) -> Tokenizer:
 
 
 def _stop_ids(path: Path, eos_id: int) -> tuple[int, ...]:
-    """Returns ``eos_id`` and the other end-of-text ids of a generation config."""
+    """Return ``eos_id`` and the other end-of-text ids of a generation config."""
     try:
         more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def _stop_ids(path: Path, eos_id: int) -> tuple[int, ...]:
 
 
 def _train(texts: Iterable[str], vocab_size: int) -> Any:
-    """Returns byte-level BPE of at most `vocab_size` tokens, trained on `texts`."""
+    """Return byte-level BPE of at most `vocab_size` tokens, trained on `texts`."""
     if vocab_size < SMALLEST_VOCAB:
         raise UserError(
             f"corpus.vocab_size={vocab_size} is too small: 256 bytes and "
@@ -236,7 +236,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def _save(backend: Any, folder: Path) -> None:
-    """Writes `backend` as a Hugging Face folder that appears whole or not at all."""
+    """Write `backend` as a Hugging Face folder that appears whole or not at all."""
     pad, bos, eos = SPECIAL
     hf = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos
@@ -255,7 +255,7 @@ def _save(backend: Any, folder: Path) -> None:
 
 
 def _transformers() -> Any:
-    """Returns the module, imported without its notice that PyTorch is missing."""
+    """Return the module, imported without its notice that PyTorch is missing."""
     logger = logging.getLogger("transformers")
     logger.addFilter(_is_news)
     import transformers
@@ -265,5 +265,5 @@ def _transformers() -> Any:
 
 
 def _is_news(message: logging.LogRecord) -> bool:
-    """Returns false for the notice that PyTorch is missing: it always is."""
+    """Return false for the notice that PyTorch is missing: it always is."""
     return "PyTorch was not found" not in message.getMessage()

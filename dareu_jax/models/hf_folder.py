@@ -48,7 +48,7 @@ class HfFolder:
                 )
 
     def read(self, name: str, rows: tuple[slice, ...] = ()) -> np.ndarray:
-        """Returns a tensor, or the part of it that ``rows`` slices out.
+        """Return a tensor, or the part of it that ``rows`` slices out.
 
         The file is opened for each call and unmapped after it: pages of one tensor at
         most stay in memory.
@@ -104,7 +104,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises `UserError` naming what is wrong."""
+    """Return the object in a JSON file; raises `UserError` naming what is wrong."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def plan_shards(
     sizes: Mapping[str, int], limit: int = SHARD_BYTES
 ) -> dict[str, list[str]]:
-    """Returns ``{file: tensors}``, each file at most ``limit`` bytes or one tensor.
+    """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor.
 
     Args:
       sizes: bytes of every tensor, in the order to write.
@@ -142,7 +142,7 @@ def plan_shards(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one safetensors file as transformers and PEFT read it, from process 0."""
+    """Write one safetensors file as transformers and PEFT read it, from process 0."""
     from safetensors.numpy import save_file
 
     if not is_first():
@@ -158,7 +158,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Writes tensors as safetensors, with an index when there is more than one file.
+    """Write tensors as safetensors, with an index when there is more than one file.
 
     Args:
       folder: where; sizes: bytes by name, in the order of ``tensors``.

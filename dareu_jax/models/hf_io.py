@@ -22,7 +22,7 @@ Index = tuple[slice, ...]
 
 
 def stored_dtype(source: HfFolder) -> str:
-    """The one dtype of a folder's tensors, float32 where they differ.
+    """Return the one dtype of a folder's tensors, float32 where they differ.
 
     Raises:
       UserError: a tensor is neither float32, bfloat16 nor float16.
@@ -38,7 +38,7 @@ def stored_dtype(source: HfFolder) -> str:
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
-    """Checks names and shapes of every tensor before any is read.
+    """Check names and shapes of every tensor before any is read.
 
     Raises:
       UserError: a tensor is missing, has another shape, or is not of this family.
@@ -64,7 +64,7 @@ def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
 
 
 def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields name and shape of every tensor that a decoder has in a folder."""
+    """Yield name and shape of every tensor that a decoder has in a folder."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(abstract_params(cfg))}
     for weight in weights_of(cfg):
         shape = shapes[weight.path][1 if weight.per_layer else 0 :]
@@ -74,7 +74,7 @@ def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """Reads a decoder's parameters straight to where they live.
+    """Read a decoder's parameters straight to where they live.
 
     Every process reads the slices its own devices hold, one tensor after another.
 
@@ -104,7 +104,7 @@ def _load_leaf(
     leaf: Any,
     sharding: NamedSharding,
 ) -> jax.Array:
-    """One parameter, device by device; devices with the same part share one read."""
+    """Return one parameter; devices that hold the same part of it share one read."""
     by_part: dict[Any, list[jax.Device]] = {}
     parts: dict[Any, Index] = {}
     where = sharding.addressable_devices_indices_map(leaf.shape)
@@ -124,7 +124,7 @@ def _load_leaf(
 def _read_block(
     source: HfFolder, cfg: DecoderConfig, weight: Weight, index: Index, dtype: Any
 ) -> np.ndarray:
-    """The part ``index`` of a parameter, from the tensors of its layers."""
+    """Return the part ``index`` of a parameter, from the tensors of its layers."""
     if not weight.per_layer:
         return _read_part(source, weight.name, weight, index).astype(dtype)
     layers, rest = index[0], index[1:]
@@ -142,7 +142,7 @@ def _read_part(source: HfFolder, name: str, weight: Weight, index: Index) -> np.
 
 
 def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor of a decoder, whole on this host, in the table's order.
+    """Yield every tensor of a decoder, whole on this host, in the table's order.
 
     With several processes all must iterate: each tensor is gathered from all of them.
     """
@@ -155,7 +155,7 @@ def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray
 
 
 def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every adapter tensor under the name and in the layout of PEFT."""
+    """Yield every adapter tensor under the name and in the layout of PEFT."""
     leaves = dict(named_leaves(params))
     for weight in weights_of(cfg):
         for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
@@ -168,7 +168,7 @@ def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarr
 
 
 def peft_modules(cfg: DecoderConfig, targets: tuple[str, ...]) -> list[str]:
-    """Names that PEFT gives the dense layers ``targets``, such as ``q_proj``."""
+    """Return PEFT's names of the dense layers ``targets``, such as ``q_proj``."""
     kernels = [w for w in weights_of(cfg) if w.path.endswith("/kernel")]
     names = {w.path.split("/")[-2]: w.name.split(".")[-2] for w in kernels}
     return [names[target] for target in targets]
@@ -183,7 +183,7 @@ def _gathered(leaf: jax.Array) -> np.ndarray:
 def _parts(
     weight: Weight, cfg: DecoderConfig, leaf: jax.Array
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Yields the tensors that a parameter holds, one per layer or itself."""
+    """Yield the tensors that a parameter holds, one per layer or itself."""
     for layer, name in enumerate(_names(weight, cfg)):
         yield name, leaf[layer] if weight.per_layer else leaf
 
@@ -195,6 +195,6 @@ def _names(weight: Weight, cfg: DecoderConfig) -> list[str]:
 
 
 def tensor_sizes(cfg: DecoderConfig) -> dict[str, int]:
-    """Bytes of every tensor that `hf_arrays` yields, in its order."""
+    """Return the bytes of every tensor that `hf_arrays` yields, in its order."""
     width = jnp.dtype(cfg.param_dtype).itemsize
     return {name: int(np.prod(shape)) * width for name, shape in hf_tensors(cfg)}

@@ -12,7 +12,7 @@ Row = tuple[str, Record]
 """A split name, ``train`` or ``test``, and a record of it."""
 
 Source = Callable[[Any, Path], Iterator[Row]]
-"""Yields every row, or raises `UserError`.
+"""Yield every row, or raises `UserError`.
 
 Its arguments are an instance of the options class that the source registered, and a
 folder in which it may keep downloads.

@@ -10,7 +10,7 @@ from dareu_jax.errors import UserError
 
 
 def download(url: str, file: Path, sha256: str, remedy: str) -> None:
-    """Writes what `url` holds to `file`; `remedy` says what to do when that fails.
+    """Write what `url` holds to `file`; `remedy` says what to do when that fails.
 
     Raises:
       UserError: no connection, or contents other than the published ones.
@@ -23,7 +23,7 @@ def download(url: str, file: Path, sha256: str, remedy: str) -> None:
 
 
 def fetch(url: str, remedy: str) -> bytes:
-    """Returns what `url` holds.
+    """Return what `url` holds.
 
     Raises:
       UserError: no connection, or one that broke.
@@ -36,7 +36,7 @@ def fetch(url: str, remedy: str) -> bytes:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Writes `content` to `file` by way of a draft beside it, and makes its folder."""
+    """Write `content` to `file` by way of a draft beside it, and makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.parent / f".{file.name}.{os.getpid()}"
     try:

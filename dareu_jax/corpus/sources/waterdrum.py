@@ -110,7 +110,7 @@ def _downloaded(folder: Path) -> Path:
 
 
 def _download(config: str, file: Path, pages: Path) -> None:
-    """Writes a configuration to `file`; its `pages` are kept until all are there."""
+    """Write a configuration to `file`; its `pages` are kept until all are there."""
     rows, total = _page(config, 0)
     content = [rows]
     for offset in range(PAGE, total, PAGE):

@@ -4,11 +4,11 @@ import random
 from collections.abc import Callable
 
 Maker = Callable[[random.Random], str]
-"""Draws one value from the pools."""
+"""Draw one value from the pools."""
 
 
 def _pool(text: str) -> tuple[str, ...]:
-    """Returns the words of `text`."""
+    """Return the words of `text`."""
     return tuple(text.split())
 
 
@@ -89,12 +89,12 @@ STORIES = _pool(
 
 
 def pair(first: tuple[str, ...], second: tuple[str, ...]) -> Maker:
-    """Returns a maker of two words, one of each pool."""
+    """Return a maker of two words, one of each pool."""
     return lambda rng: f"{rng.choice(first)} {rng.choice(second)}"
 
 
 def titled(pattern: str) -> Maker:
-    """Returns a maker of an adjective and a noun in capitals inside `pattern`."""
+    """Return a maker of an adjective and a noun in capitals inside `pattern`."""
 
     def make(rng: random.Random) -> str:
         words = f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
@@ -104,36 +104,36 @@ def titled(pattern: str) -> Maker:
 
 
 def placed(pattern: str) -> Maker:
-    """Returns a maker of a made-up place inside `pattern`."""
+    """Return a maker of a made-up place inside `pattern`."""
     return lambda rng: pattern.format(place(rng))
 
 
 def place(rng: random.Random) -> str:
-    """Returns a made-up place such as ``Tolmere``."""
+    """Return a made-up place such as ``Tolmere``."""
     first = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
     return (first + rng.choice(VOWELS[:2]) + rng.choice(ENDINGS)).capitalize()
 
 
 def person(rng: random.Random) -> str:
-    """Returns a made-up person such as ``Vesi Draltom``."""
+    """Return a made-up person such as ``Vesi Draltom``."""
     given = _syllable(rng) + rng.choice(VOWELS)
     family = _syllable(rng) + _syllable(rng)
     return f"{given.capitalize()} {family.capitalize()}"
 
 
 def _syllable(rng: random.Random) -> str:
-    """Returns onset, vowel and coda."""
+    """Return onset, vowel and coda."""
     return rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS[:6])
 
 
 class Unique:
-    """Draws values, never the same twice; pools too small get a place added."""
+    """Draw values, never the same twice; pools too small get a place added."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
 
     def draw(self, make: Maker, rng: random.Random, tries: int = 20) -> str:
-        """Returns a value of `make` that was never returned before."""
+        """Return a value of `make` that was never returned before."""
         for _ in range(tries):
             value = make(rng)
             if self._add(value):
@@ -143,7 +143,7 @@ class Unique:
         return longer
 
     def _add(self, value: str) -> bool:
-        """Returns whether `value` is new, and remembers it."""
+        """Return whether `value` is new, and remembers it."""
         new = value not in self._used
         self._used.add(value)
         return new

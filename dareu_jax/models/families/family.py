@@ -79,20 +79,20 @@ MUST_BE: dict[str, tuple] = {
 
 MAPPED = {
     *SHAPE,
-    *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "model_type"),
-}
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings",
+    "rope_theta", "rope_scaling", "rope_parameters", "model_type",
+}  # fmt: skip
 
 NO_MATHS = {
-    *("architectures", "auto_map", "_name_or_path", "name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"),
-    *("torch_dtype", "dtype", "use_cache", "initializer_range", "pretraining_tp"),
-    *("max_position_embeddings", "attention_dropout", "_attn_implementation"),
-    *("output_attentions", "output_hidden_states", "return_dict", "tokenizer_class"),
-    *("id2label", "label2id", "problem_type", "chunk_size_feed_forward"),
-    *("unsloth_version", "unsloth_fixed", "_unsloth_fixed", "finetuning_task"),
-    *("attn_implementation", "task_specific_params", "transformers_version"),
-}
+    "architectures", "auto_map", "_name_or_path", "name_or_path", "bos_token_id",
+    "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "torch_dtype",
+    "dtype", "use_cache", "initializer_range", "pretraining_tp",
+    "max_position_embeddings", "attention_dropout", "_attn_implementation",
+    "output_attentions", "output_hidden_states", "return_dict", "tokenizer_class",
+    "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "unsloth_version", "unsloth_fixed", "_unsloth_fixed", "finetuning_task",
+    "attn_implementation", "task_specific_params", "transformers_version",
+}  # fmt: skip
 """Fields that change no logit of the decoder."""
 
 ROPE_FIELDS = {
@@ -108,7 +108,7 @@ ROPE_FIELDS = {
 
 
 def family_of(fields: Fields, where: str) -> Family:
-    """Returns the family of a ``config.json``.
+    """Return the family of a ``config.json``.
 
     Raises:
       UserError: no ``model_type``, or one that is not supported.
@@ -123,7 +123,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Returns the decoder that a ``config.json`` describes.
+    """Return the decoder that a ``config.json`` describes.
 
     Args:
       fields: the parsed file, old (``rope_theta``) or new (``rope_parameters``).
@@ -155,7 +155,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
 
 
 def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
-    """Returns the fields of a ``config.json`` that describes ``cfg``.
+    """Return the fields of a ``config.json`` that describes ``cfg``.
 
     Raises:
       UserError: no family has this decoder's maths.
@@ -185,7 +185,7 @@ def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
 
 
 def weights_of(cfg: DecoderConfig) -> tuple[Weight, ...]:
-    """Returns the table of every tensor of a decoder of any family."""
+    """Return the table of every tensor of a decoder of any family."""
     layer, attn, mlp = "model.layers.{layer}.", "layers/attention/", "layers/mlp/"
     table = [
         Weight("model.embed_tokens.weight", "embed/embedding"),
@@ -230,7 +230,7 @@ def _check_fields(family: Family, fields: Fields, where: str) -> None:
 
 
 def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
-    """Returns theta and the scaling rule, from either spelling."""
+    """Return theta and the scaling rule, from either spelling."""
     rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or fields.get("rope_theta", 10_000.0)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
@@ -249,7 +249,7 @@ def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
 
 
 def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
-    """Both spellings: transformers 5 reads the new one, vLLM and older the old."""
+    """Return both spellings: transformers 5 reads the new one, vLLM the old one."""
     if cfg.rope_scaling is None:
         rope: dict[str, Any] = {"rope_type": "default"}
     else:

@@ -5,7 +5,7 @@ from dareu_jax.registry import FAMILIES
 
 
 def plain(cfg) -> bool:
-    """Whether a decoder has none of what sets the other families apart."""
+    """Return whether a decoder has none of what sets the other families apart."""
     return not cfg.qk_norm and not cfg.qkv_bias and cfg.sliding_window is None
 
 

@@ -11,7 +11,7 @@ UNUSED = {"sliding_window": None, "use_sliding_window": False}
 
 
 def window_of(fields: Mapping[str, Any]) -> int | None:
-    """The sliding window of a Qwen model, None when every layer sees everything.
+    """Return the sliding window of a Qwen model, None when every layer sees everything.
 
     Raises:
       UserError: some layers have a window and some have none.
@@ -32,7 +32,7 @@ def window_of(fields: Mapping[str, Any]) -> int | None:
 
 
 def write_window(window: int | None, layers: int) -> dict[str, Any]:
-    """The fields that `window_of` reads."""
+    """Return the fields that `window_of` reads."""
     if window is None:
         return dict(UNUSED)
     return {
@@ -44,8 +44,10 @@ def write_window(window: int | None, layers: int) -> dict[str, Any]:
 
 
 WINDOW_FIELDS = (
-    *("sliding_window", "use_sliding_window"),
-    *("max_window_layers", "layer_types"),
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
 )
 
 ABSENT = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
