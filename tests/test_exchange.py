@@ -27,6 +27,7 @@ from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
 from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.reporting.report import write_report
 from dareu_jax.runs import pipeline
 from dareu_jax.runs.export import export_run
 from dareu_jax.runs.inputs import Inputs
@@ -99,7 +100,9 @@ def test_a_run_without_a_retrained_model_says_so(imported, tmp_path, capsys):
     assert "attribution_unseen" in results["models"]["npo"]
     print_results(Console(width=200), results)
     assert "this run has no retrained model" in capsys.readouterr().out
-    assert "is part of this run" in (tmp_path / "run" / "report.html").read_text()
+    page = tmp_path / "report.html"
+    write_report(page, results, [], [], "")
+    assert "is part of this run" in page.read_text()
     out = export_run(tmp_path / "run", "unlearned", tmp_path / "out", model_card)
     assert "| metric | original | npo |" in (out / "README.md").read_text()
 
