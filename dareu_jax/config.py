@@ -332,7 +332,7 @@ def _extended(
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies ``key=value`` overrides.
+    """Read a YAML file and apply ``key=value`` overrides.
 
     Args:
       path: the YAML file.
@@ -363,7 +363,11 @@ def plugins_from(plugins: Any, folder: Path) -> Any:
 
 
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
+    """Return the configuration of a nested mapping, validated.
+
+    Raises:
+      UserError: it names key, value and remedy.
+    """
     if plugins := tree.get("plugins"):
         tree = {**tree, "plugins": plugins_from(plugins, Path())}
         for plugin in tree["plugins"] if isinstance(plugins, list | tuple) else ():
@@ -382,7 +386,7 @@ def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
 def with_overrides(
     cfg: RunConfig, changes: Mapping[str, Any], where: str = "overrides"
 ) -> RunConfig:
-    """Returns ``cfg`` with dotted keys replaced, validated again."""
+    """Return ``cfg`` with dotted keys replaced, validated again."""
     tree = cfg.model_dump(mode="json", exclude={"overrides"})
     for key, value in changes.items():
         set_key(tree, key, value)
@@ -390,7 +394,7 @@ def with_overrides(
 
 
 def dump_config(cfg: RunConfig) -> str:
-    """Returns the whole resolved configuration as YAML."""
+    """Return the whole resolved configuration as YAML."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 
