@@ -370,7 +370,7 @@ def _extended(
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies ``key=value`` overrides.
+    """Read a YAML file and apply ``key=value`` overrides.
 
     Args:
       path: the YAML file.
@@ -440,7 +440,11 @@ def plugins_from(plugins: Any, folder: Path) -> Any:
 
 
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Validates a nested mapping; raises `UserError` naming key, value and remedy."""
+    """Return the configuration of a nested mapping, validated.
+
+    Raises:
+      UserError: it names key, value and remedy.
+    """
     if "plugins" in tree:
         tree = {**tree, "plugins": plugins_from(tree["plugins"], Path())}
     load_plugins(tree)
@@ -457,7 +461,7 @@ def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
 def with_overrides(
     cfg: RunConfig, changes: Mapping[str, Any], where: str = "overrides"
 ) -> RunConfig:
-    """Returns ``cfg`` with dotted keys replaced, validated again."""
+    """Return ``cfg`` with dotted keys replaced, validated again."""
     tree = cfg.model_dump(mode="json", exclude={"overrides"})
     change_keys(tree, changes.items())
     return build_config(tree, where)
@@ -481,7 +485,7 @@ def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump_config(cfg: RunConfig) -> str:
-    """Returns the whole resolved configuration as YAML."""
+    """Return the whole resolved configuration as YAML."""
     return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
 
 

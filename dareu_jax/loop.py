@@ -71,7 +71,7 @@ def run_stage(
     make_guards: Callable[[Mapping[str, int]], Guards] | None = None,
     model_of: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Runs ``step_fn`` from the newest checkpoint to the end; returns state and meta.
+    """Run ``step_fn`` from the newest checkpoint on; return state and meta.
 
     Args:
       stage: names and places.
@@ -165,18 +165,18 @@ def line_of(error: BaseException) -> str:
 
 
 def speeds(laps: Mapping[str, Lap]) -> dict[str, dict[str, float | None]]:
-    """Seconds, tokens a second and MFU of every phase that was timed."""
+    """Return seconds, tokens a second and MFU of every phase that was timed."""
     devices, peak = jax.device_count(), peak_flops(jax.devices()[0])
     return {name: rates(lap, devices, peak) for name, lap in laps.items()}
 
 
 def new_meta() -> dict[str, Any]:
-    """What is saved beside a state that has not begun."""
+    """Return what is saved beside a state that has not begun."""
     return {"done": False, "stopped": None, "broken": {}, "wall_s": 0.0}
 
 
 def _check_state(stage: Stage, step: int, state: Any) -> None:
-    """Raises `TrainingError` when a number of the state is NaN or infinite."""
+    """Raise `TrainingError` when a number of the state is NaN or infinite."""
     leaves = [
         x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
     ]

@@ -60,7 +60,7 @@ class Registry(Generic[T]):
             self._options[name] = options
 
     def get(self, name: str) -> T:
-        """Returns the entry; raises `UserError` naming the nearest known name."""
+        """Return the entry; raise `UserError` with the nearest known name."""
         self._load()
         if name not in self._entries:
             known = ", ".join(sorted(self._entries))
@@ -71,7 +71,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """Yields ``(name, description)`` in alphabetical order."""
+        """Yield ``(name, description)`` in alphabetical order."""
         self._load()
         yield from sorted(self._about.items())
 
@@ -108,11 +108,6 @@ class MethodEntry:
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def nothing(cfg: Any) -> tuple[str, ...]:
-    """Return no names: what a method reads that needs the original alone."""
-    return ()
-
-
 class MethodRegistry(Registry[MethodEntry]):
     """Unlearning methods by name, with what a run must know before one is made."""
 
@@ -122,7 +117,7 @@ class MethodRegistry(Registry[MethodEntry]):
         about: str,
         *,
         needs: Callable[[Any], Mapping[str, Any]],
-        reads: Callable[[Any], Collection[str]] = nothing,
+        reads: Callable[[Any], Collection[str]] = lambda cfg: (),
         options: type | None = None,
         sets: tuple[str, ...] = (),
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -158,7 +153,7 @@ class MethodRegistry(Registry[MethodEntry]):
 
 
 def did_you_mean(name: str, known: Iterator[str] | dict | tuple | list) -> str:
-    """Returns ``" (did you mean 'x'?)"`` or an empty string."""
+    """Return ``" (did you mean 'x'?)"`` or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

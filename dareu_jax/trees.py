@@ -10,7 +10,7 @@ from dareu_jax.errors import UserError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file; raises `UserError` where there is none."""
+    """Return the mapping in a YAML file; raise `UserError` where there is none."""
     if not path.is_file():
         raise UserError(f"no such config file: {path}")
     try:
@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(item: str, text: str) -> Any:
-    """Parses the right side of ``key=value`` as YAML."""
+    """Parse the right side of ``key=value`` as YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -33,7 +33,7 @@ def parse_value(item: str, text: str) -> Any:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets ``a.b.c`` in nested dictionaries, making the ones that are missing."""
+    """Set ``a.b.c`` in nested dictionaries, making the ones that are missing."""
     *parents, last = key.split(".")
     for i, parent in enumerate(parents):
         below = tree.get(parent)
@@ -52,7 +52,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``below`` with the keys of ``above`` put over it, section by section."""
+    """Return ``below`` with the keys of ``above`` put over it, section by section."""
     out = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):

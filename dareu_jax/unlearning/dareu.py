@@ -15,7 +15,7 @@ import optax
 from dareu_jax.config import RunConfig
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout
-from dareu_jax.models import join, split
+from dareu_jax.models import init_head, join, split
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
@@ -35,7 +35,7 @@ class DareuState(NamedTuple):
     at, ``{}`` where it is never built again.
     """
 
-    trainable: dict  # {"decoder"}, and what the advantage learns
+    trainable: dict  # {"decoder", "value_head"}, the latter for gae alone
     opt_state: optax.OptState
     behaviour: dict  # trainable decoder parameters of pi_old
     attributed: dict
@@ -124,8 +124,9 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
 def init(on: Setting, params: Any, *, key: Array) -> DareuState:
     """Return the state before the first iteration."""
     decoder, _ = split(params)
-    learned = on.advantage.init(on.inputs.model.cfg.embed, key=key)
-    trainable = {"decoder": decoder, **learned}
+    trainable = {"decoder": decoder}
+    if on.hp.advantage == "gae":
+        trainable["value_head"] = init_head(1, on.inputs.model.cfg.embed, key=key)
     return DareuState(
         trainable=trainable,
         opt_state=on.optimiser.init(trainable),

@@ -29,7 +29,7 @@ def init_training(
     *,
     key: Array,
 ) -> TrainState:
-    """Returns what is trained of ``params`` (none: a fresh decoder), with its state."""
+    """Return what is trained of ``params`` (none: a fresh decoder), with its state."""
     params = init_decoder(model, key=key) if params is None else params
     trainable, _ = split(params)
     return TrainState(trainable, optimiser.init(trainable), jnp.int32(0))
@@ -38,14 +38,14 @@ def init_training(
 def apply_gradients(
     optimiser: optax.GradientTransformation, state: TrainState, grads: Any
 ) -> TrainState:
-    """One optimiser update."""
+    """Return the state after one optimiser update."""
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.step + 1)
 
 
 def hide_prompt_tokens(batch: TokenBatch, share: float, *, key: Array) -> TokenBatch:
-    """Hides each prompt token with probability ``share``; the last one always stays."""
+    """Hide each prompt token with probability ``share``; the last one always stays."""
     seen = jax.random.bernoulli(key, 1.0 - share, batch.prompt_mask.shape)
     seen = seen.at[:, -1].set(True)
     return batch._replace(prompt_mask=batch.prompt_mask & seen)
@@ -66,7 +66,7 @@ def finetune_step(
     prompt_dropout: float = 0.0,
     key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
+    """Do one AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
 
     Args:
       model, optimiser, state, batch: what to train on what.

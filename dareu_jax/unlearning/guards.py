@@ -18,7 +18,7 @@ class Guards:
         self.broken = dict(broken or {})
 
     def check(self, metrics: Mapping[str, float]) -> str | None:
-        """Returns the reason to stop after this step, or None."""
+        """Return the reason to stop after this step, or None."""
         now = violations(self.cfg, metrics)
         self.broken = {rule: self.broken.get(rule, 0) + 1 for rule in now}
         for rule, times in self.broken.items():
@@ -28,7 +28,7 @@ class Guards:
 
 
 def violations(cfg: GuardConfig, metrics: Mapping[str, float]) -> dict[str, str]:
-    """Returns ``rule -> reason`` for every limit that ``metrics`` break."""
+    """Return ``rule -> reason`` for every limit that ``metrics`` break."""
     rules = (
         ("kl_budget", "kl_reference", cfg.kl_budget, 1),
         ("utility_floor", "retain_accuracy", cfg.utility_floor, -1),

@@ -2,18 +2,18 @@
 
 import functools
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dareu_jax import reinforcement as rl
-from dareu_jax.attribution import last_valid
 from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.generation import Rollout, generate
 from dareu_jax.models import (
     Trunk,
+    apply_head,
     forward_flops,
     join,
     over_logits,
@@ -21,41 +21,12 @@ from dareu_jax.models import (
     trunk_of,
 )
 from dareu_jax.parallel import Work
-from dareu_jax.unlearning.setting import Phase, Setting
+from dareu_jax.unlearning.dareu_options import DareuConfig
+from dareu_jax.unlearning.measures import measure
+from dareu_jax.unlearning.setting import Experience, Judged, Phase, Setting
 from dareu_jax.unlearning.work import learn, read, texts_of, trues
 
 Array = jax.Array
-SHORT = 3  # tokens, end of text included: fewer is no sentence
-
-
-class Judged(NamedTuple):
-    """What the frozen models and the value head say of the sampled answers.
-
-    Attributes:
-      logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior
-        (zeros without one).
-      values: ``[B, T]`` float32, V(c_t).
-      anchor: ``[B, T, D]`` hidden states of the KL anchor.
-      kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator.
-    """
-
-    logps: Array
-    ref_logps: Array
-    prior_logps: Array
-    values: Array
-    anchor: Array
-    kl: Array
-
-
-class Experience(NamedTuple):
-    """One sampled batch ready for updates; every array ``[B, T]`` but ``anchor``."""
-
-    answers: TokenBatch
-    old_logps: Array
-    old_values: Array
-    advantages: Array
-    returns: Array
-    anchor: Array
 
 
 @functools.partial(jax.jit, static_argnames="times")
@@ -121,10 +92,18 @@ def attribute_work(on: Setting, _: Array, *, answers: TokenBatch, **__: Any) -> 
 def policy_and_value(
     on: Setting, frozen: dict, trainable: dict, answers: TokenBatch
 ) -> tuple[Trunk, Array]:
-    """Return the policy's trunk and, from the same one, values V(c_t) ``[B, T]``."""
+    """Return the policy's trunk and, from the same one, values V(c_t) ``[B, T]``.
+
+    Without a value head they are zeros.
+    """
     trunk = trunk_of(on.inputs.model, join(frozen, trainable["decoder"]), answers)
-    mask = answers.response_mask
-    return trunk, on.advantage.values(on.hp, trainable, trunk.hidden, mask)
+    if "value_head" not in trainable:
+        return trunk, jnp.zeros(answers.response.shape, jnp.float32)
+    hidden = trunk.hidden
+    if on.hp.value_gradient == "head":
+        hidden = jax.lax.stop_gradient(hidden)
+    values = apply_head(1, trainable["value_head"], hidden)[..., 0]
+    return trunk, jnp.where(answers.response_mask, values, 0.0)
 
 
 def compare(
@@ -205,6 +184,22 @@ def reward_work(on: Setting, _: Array, *, mask: Array, **__: Any) -> Work:
     return Work(trues(mask))
 
 
+def gae(hp: DareuConfig, rewards: Array, values: Array, mask: Array):
+    """Return advantages and returns ``[B, T]`` over the value head's values."""
+    return rl.gae(rewards, values, mask, hp.gamma, hp.gae_lambda)
+
+
+def group(hp: DareuConfig, rewards: Array, values: Array, mask: Array):
+    """Return the group's advantages of the summed rewards, and the sums."""
+    whole = jnp.sum(rewards, axis=1)
+    advantages = rl.group_advantage(whole, mask, hp.samples_per_prompt)
+    return advantages, jnp.where(mask, whole[:, None], 0.0)
+
+
+ADVANTAGES = {"gae": gae, "group": group}
+"""By the name in ``dareu.advantage``; with ``gae`` a value head is trained."""
+
+
 def advantage(
     on: Setting,
     *,
@@ -215,7 +210,8 @@ def advantage(
 ) -> Experience:
     """Return what an update learns from; the old log-probs are the rollout's own."""
     hp, mask = on.hp, answers.response_mask
-    advantages, returns = on.advantage.advantages(hp, rewards, judged.values, mask)
+    estimate = ADVANTAGES[hp.advantage]
+    advantages, returns = estimate(hp, rewards, judged.values, mask)
     if hp.whiten:
         advantages = rl.whiten(advantages, mask)
     return Experience(
@@ -243,13 +239,13 @@ def ppo_loss(
     else:
         logps, kl = said(token_logps, [policy]), jnp.zeros_like(values)
     surrogate = rl.policy_loss(logps, given.old_logps, given.advantages, mask, hp.clip)
-    learned = on.advantage.losses(hp, values, given.old_values, given.returns, mask)
-    loss = surrogate
-    for value in learned.values():
-        loss += hp.value_coef * value
-    loss += hp.kl_coef * rl.masked_mean(kl, mask)
     clipped = rl.clip_fraction(logps, given.old_logps, mask, hp.clip)
-    return loss, {"policy_loss": surrogate, **learned, "clip_fraction": clipped}
+    loss, metrics = surrogate, {"policy_loss": surrogate, "clip_fraction": clipped}
+    if "value_head" in trainable:
+        old, returns = given.old_values, given.returns
+        metrics["value_loss"] = rl.value_loss(values, old, returns, mask, hp.clip)
+        loss += hp.value_coef * metrics["value_loss"]
+    return loss + hp.kl_coef * rl.masked_mean(kl, mask), metrics
 
 
 @jax.named_scope("update")
@@ -317,43 +313,6 @@ def applied(on: Setting, trainable: dict, opt_state: optax.OptState, grads: dict
     """Return parameters and optimiser state after one update."""
     updates, opt_state = on.optimiser.update(grads, opt_state, trainable)
     return optax.apply_updates(trainable, updates), opt_state
-
-
-def repeats_itself(tokens: Array, mask: Array) -> Array:
-    """Return ``[B]`` bool: over half of a response's token pairs occurred before.
-
-    Responses of fewer than 8 tokens never count.
-    """
-    valid = mask[:, 1:]
-    alike = tokens[:, :, None] == tokens[:, None, :]
-    same = alike[:, :-1, :-1] & alike[:, 1:, 1:] & valid[:, None, :]
-    earlier = jnp.tril(jnp.ones(same.shape[1:], bool), k=-1)[None]
-    seen = jnp.any(same & earlier, axis=-1) & valid
-    count = jnp.sum(valid.astype(jnp.float32), axis=1)
-    share = jnp.sum(seen.astype(jnp.float32), axis=1) / jnp.maximum(count, 1.0)
-    return (share > 0.5) & (count >= 7)
-
-
-def measure(
-    on: Setting, *, scores: Array, rewards: Array, judged: Judged, answers: TokenBatch
-) -> dict[str, Array]:
-    """Return what to watch, float32 scalars over the sampled batch."""
-    mask = answers.response_mask
-    length = jnp.sum(mask.astype(jnp.float32), axis=1)
-    short = length < SHORT
-    loops = repeats_itself(answers.response, mask)
-    drift = rl.sampled_kl(judged.logps, judged.ref_logps)
-    share = functools.partial(jnp.mean, dtype=jnp.float32)
-    return {
-        "reward": jnp.mean(jnp.sum(rewards, axis=1)),
-        "attribution": jnp.mean(last_valid(scores, mask)),
-        "kl_reference": rl.masked_mean(drift, mask),
-        "kl_anchor": rl.masked_mean(judged.kl, mask),
-        "prior_likelihood": rl.masked_mean(judged.prior_logps, mask),
-        "response_length": jnp.mean(length),
-        "length_ratio": jnp.mean(length) / on.inputs.gold_length,
-        "collapse_share": share((short | loops).astype(jnp.float32)),
-    }
 
 
 PHASES = {

@@ -1,4 +1,4 @@
-"""What the phases of a DareU iteration have in common, and what a phase is."""
+"""What the phases of a DareU iteration have in common, and what they exchange."""
 
 import dataclasses
 import functools
@@ -10,11 +10,13 @@ import optax
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import RewardConfig
+from dareu_jax.corpus.batches import TokenBatch
 from dareu_jax.models import Decoder, join
 from dareu_jax.parallel import Work
-from dareu_jax.unlearning.advantage import ADVANTAGES, Advantage
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import MethodInputs, Prior
+
+Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,6 @@ class Setting:
     kernel: Kernel
     prior: Prior | None
     optimiser: optax.GradientTransformation
-
-    @property
-    def advantage(self) -> Advantage:
-        """How advantages are made."""
-        return ADVANTAGES[self.hp.advantage]
 
     @property
     def tokens(self) -> int:
@@ -84,3 +81,33 @@ class Phase(NamedTuple):
             return run
         work = functools.partial(self.work, setting)
         return setting.inputs.watch.timed(name, run, work)
+
+
+class Judged(NamedTuple):
+    """What the frozen models and the value head say of the sampled answers.
+
+    Attributes:
+      logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior
+        (zeros without one).
+      values: ``[B, T]`` float32, V(c_t).
+      anchor: ``[B, T, D]`` hidden states of the KL anchor.
+      kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator.
+    """
+
+    logps: Array
+    ref_logps: Array
+    prior_logps: Array
+    values: Array
+    anchor: Array
+    kl: Array
+
+
+class Experience(NamedTuple):
+    """One sampled batch ready for updates; every array ``[B, T]`` but ``anchor``."""
+
+    answers: TokenBatch
+    old_logps: Array
+    old_values: Array
+    advantages: Array
+    returns: Array
+    anchor: Array

@@ -1,4 +1,4 @@
-"""What each phase and training step has to do: tokens that count, FLOPs."""
+"""The work of a phase or training step: tokens that count, and FLOPs."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from dareu_jax.parallel import Work, on_host
 
 
 class Texts(NamedTuple):
-    """Tokens of a batch that count: of prompts, of responses, slots of one text."""
+    """Tokens of a batch: those of prompts, those of responses, slots of one text."""
 
     prompt: int
     response: int
@@ -19,14 +19,14 @@ class Texts(NamedTuple):
 
 
 def texts_of(batch: TokenBatch) -> Texts:
-    """Counts the masks of a batch that is on the devices."""
+    """Count the masks of a batch that is on the devices."""
     prompt, response = batch.prompt_mask, batch.response_mask
     length = prompt.shape[1] + response.shape[1]
     return Texts(trues(prompt), trues(response), length)
 
 
 def trues(mask: jax.Array) -> int:
-    """True entries of a mask, as every process sees them."""
+    """Return the number of true entries of a mask, over all processes."""
     return int(on_host(_trues(mask)))
 
 
@@ -36,15 +36,16 @@ def _trues(mask: jax.Array) -> jax.Array:
 
 
 def read(cfg: DecoderConfig, text: Texts) -> float:
-    """FLOPs of one forward pass that says something of every response token."""
+    """Return FLOPs of a forward pass with logits at every response token."""
     tokens, length = text.prompt + text.response, text.length
     return forward_flops(cfg, tokens, length, text.response)
 
 
 def learn(cfg: DecoderConfig, text: Texts, is_adapted: bool) -> float:
-    """FLOPs of a gradient step: forward, activations' gradients, weights' gradients.
+    """Return FLOPs of a gradient step: a forward pass, and two products backwards.
 
-    With adapters the last are of the adapters alone, and count as nothing.
+    With adapters the product that gives the gradients of weights counts as nothing: it
+    is of the adapters alone.
     """
     return (2 if is_adapted else 3) * read(cfg, text)
 
@@ -52,7 +53,7 @@ def learn(cfg: DecoderConfig, text: Texts, is_adapted: bool) -> float:
 def training_work(
     cfg: DecoderConfig, batches: list[TokenBatch], frozen: Any, references: int = 0
 ) -> Work:
-    """Work of one step of supervised training on ``batches``.
+    """Return the work of one step of supervised training on ``batches``.
 
     Args:
       cfg: the shape; frozen: ``{}`` without adapters.

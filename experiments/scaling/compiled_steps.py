@@ -23,8 +23,8 @@ from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
 from dareu_jax.unlearning import MethodInputs, finetune_step
 from dareu_jax.unlearning.finetune import TrainState
-from dareu_jax.unlearning.phases import Experience, phases_of
-from dareu_jax.unlearning.setting import Setting
+from dareu_jax.unlearning.phases import phases_of
+from dareu_jax.unlearning.setting import Experience, Setting
 
 COLLECTIVE = re.compile(
     r" = (?P<result>.*) (?P<name>all-gather|all-reduce|reduce-scatter|all-to-all"

@@ -25,16 +25,9 @@ from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
-from dareu_jax.unlearning.phases import (
-    Experience,
-    Judged,
-    answered,
-    phases_of,
-    ppo_loss,
-    repeat_rows,
-    repeats_itself,
-)
-from dareu_jax.unlearning.setting import Setting
+from dareu_jax.unlearning.measures import repeats_itself
+from dareu_jax.unlearning.phases import answered, phases_of, ppo_loss, repeat_rows
+from dareu_jax.unlearning.setting import Experience, Judged, Setting
 
 VOCAB, B, P, T = 16, 2, 3, 4
 # scores of every prefix of two responses of 4 and 2 tokens; junk after the end
