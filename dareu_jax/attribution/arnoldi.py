@@ -120,7 +120,9 @@ def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov)
     weight = owned * token_weight(batch.text, how.reduction)
     now = {path: x[:, state.column] for path, x in state.basis.items()}
     direction = in_place(params, now)
-    tree = hessian_product(how.model, params, batch.text, weight, direction)
+    tree = hessian_product(
+        how.model, params, batch.text, weight=weight, direction=direction
+    )
     new = by_name(params, tree)
     product = {
         path: x + new[path].astype(jnp.float32) for path, x in state.product.items()
@@ -187,7 +189,8 @@ def in_vectors(how: How, params: Any, state: Ritz, batch: TokenBatch) -> Array:
     rank = len(state.values)
     seen = GradientIndex(state.vectors, jnp.ones(rank), jnp.uint32(0))
     zeros = jnp.zeros((len(batch.response), rank))
-    return contracted(how, scoring(how.features), params, seen, batch, zeros=zeros)
+    contract = scoring(how.features)
+    return contracted(how, contract, params, index=seen, queries=batch, zeros=zeros)
 
 
 @functools.partial(jax.jit, static_argnames="how")
@@ -207,9 +210,7 @@ class ArnoldiOptions(Section):
 
 
 @KERNELS.register(
-    "arnoldi",
-    "influence in the Hessian's largest Ritz vectors",
-    options=ArnoldiOptions,
+    "arnoldi", "influence in the Hessian's largest Ritz vectors", options=ArnoldiOptions
 )
 def make_arnoldi(setup: Setup) -> Kernel:
     """Return the influence by Arnoldi's iteration (Schioppa et al., 2022)."""
@@ -243,7 +244,7 @@ def make_arnoldi(setup: Setup) -> Kernel:
     def update(params, batch: OwnerBatch, acc):
         silent = {"loss": jnp.float32(0.0)}
         if isinstance(acc, Krylov):
-            return add_product(how, owners, params, batch, acc), silent
+            return add_product(how, owners, params, batch, state=acc), silent
         return add_owners(how, params, batch, acc), silent
 
     def advance(params, acc: Krylov, number: int):

@@ -24,6 +24,7 @@ from dareu_jax.attribution.kernel import (
 )
 from dareu_jax.attribution.measures import in_words, log_likelihoods, token_weight
 from dareu_jax.attribution.probe import (
+    Contract,
     Measure,
     Slot,
     Whole,
@@ -99,7 +100,7 @@ class BilinearKernel(Kernel):
 
 @functools.cache
 def exact() -> Features:
-    """The gradient itself."""
+    """Return the features that are the gradient itself."""
     return Features(
         held=lambda leaf, path, seed: (),
         sides=lambda x, e, held: (x, e),
@@ -163,24 +164,24 @@ def projected(k: int) -> Features:
 
 
 def slots_of(params: Any, make: Callable[[Any, str], Slot]) -> Any:
-    """A tree of `Slot` in the place of the attributed matrices."""
+    """Return a tree of `Slot` in the place of the attributed matrices."""
     tree = attributed(params)
     slots = [make(leaf, dotted(path)) for path, leaf in named_leaves(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), slots)
 
 
 def dotted(path: str) -> str:
-    """The name of a matrix in an index."""
+    """Return the name of a matrix in an index."""
     return path.replace("/", ".")
 
 
 def by_matrix(params: Any, make: Callable[[Any], Any]) -> dict[str, Any]:
-    """``make(leaf)`` of every attributed matrix, by its name in an index."""
+    """Return ``make(leaf)`` of every attributed matrix, by its name in an index."""
     return {dotted(path): make(leaf) for path, leaf in named_leaves(attributed(params))}
 
 
 def by_name(params: Any, tree: Any) -> dict[str, Any]:
-    """What ``tree`` has in the place of every attributed matrix, by its name."""
+    """Return what ``tree`` has in the place of every attributed matrix, by its name."""
     places = attributed(params)
     names = (dotted(path) for path, _ in named_leaves(places))
     values = jax.tree.map(lambda _, value: (value,), places, tree)
@@ -189,13 +190,13 @@ def by_name(params: Any, tree: Any) -> dict[str, Any]:
 
 
 def over_layers(x: Array, leaf: Any) -> Array:
-    """The same ``x`` for every layer of ``leaf``: ``[L, ...]``."""
+    """Return the same ``x`` for every layer of ``leaf``: ``[L, ...]``."""
     return jnp.broadcast_to(x, (len(leaf), *x.shape))
 
 
 @functools.cache
 def summing(features: Features):
-    """A contraction to sum_b w_bo f_b, ``[O, D', F']``."""
+    """Return a contraction to sum_b w_bo f_b, ``[O, D', F']``."""
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, weights = held
@@ -213,7 +214,7 @@ def summing(features: Features):
 
 @functools.cache
 def scoring(features: Features):
-    """A contraction to <f_b, G_o>, ``[B, O]``."""
+    """Return a contraction to <f_b, G_o>, ``[B, O]``."""
 
     def contract(x: Array, e: Array, held) -> Array:
         arrays, owners = held
@@ -229,13 +230,13 @@ def scoring(features: Features):
 
 
 def dot_products(own: Array, owners: Array) -> Array:
-    """<f_b, G_o> ``[B, O]`` of ``own [B, D, F]`` and ``owners [O, D, F]``."""
+    """Return <f_b, G_o> ``[B, O]`` of ``own [B, D, F]`` and ``owners [O, D, F]``."""
     return jnp.einsum("bdf,odf->bo", own, owners)
 
 
 @functools.cache
 def comparing(features: Features):
-    """A contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
+    """Return a contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
 
     def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
         arrays, owners = held
@@ -251,11 +252,43 @@ def comparing(features: Features):
     return contract
 
 
+def written(
+    how: How,
+    contract: Contract,
+    params: Any,
+    text: TokenBatch,
+    *,
+    slot: Callable[[Any, str], Slot],
+    weight: Array | float = 1.0,
+) -> tuple[Array, dict[str, Any]]:
+    """Run one backward pass over a batch of B responses.
+
+    Args:
+      how: what is differentiated; contract: see `probe_op`.
+      params: of ``how.model``; text: the responses.
+      slot: ``(matrix, name) -> Slot``.
+      weight: ``[B]`` float32 factors of the measurements.
+
+    Returns:
+      The sum of the measurements, and what every slot was given, by matrix.
+    """
+    value, new = probe(
+        how.model,
+        contract,
+        params,
+        text,
+        weight=weight * token_weight(text, how.reduction),
+        slots=slots_of(params, slot),
+        measure=how.measure,
+    )
+    return value, by_name(params, new)
+
+
 @functools.partial(jax.jit, static_argnames="how")
 def add_records(
     how: How, params: Any, batch: OwnerBatch, index: GradientIndex
 ) -> tuple[GradientIndex, dict[str, Array]]:
-    """Adds the features of a batch of records to those of their owners."""
+    """Add the features of a batch of records to those of their owners."""
     weights = owner_weights(batch, len(index.counts))
     share = weights
     if how.emphasis is not None:
@@ -266,21 +299,9 @@ def add_records(
         held = how.features.held(leaf, path, index.seed), over_layers(share, leaf)
         return Slot(held, jnp.zeros(shape, jnp.float32))
 
-    scale, slots = token_weight(batch.text, how.reduction), slots_of(params, slot)
     contract = summing(how.features)
-    value, new = probe(
-        how.model,
-        contract,
-        params,
-        batch.text,
-        weight=scale,
-        slots=slots,
-        measure=how.measure,
-    )
-    sums = {
-        path: index.owner_sums[path] + added
-        for path, added in by_name(params, new).items()
-    }
+    value, new = written(how, contract, params, batch.text, slot=slot)
+    sums = {path: index.owner_sums[path] + added for path, added in new.items()}
     counts = index.counts + jnp.sum(weights, axis=0)
     return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
 
@@ -288,27 +309,29 @@ def add_records(
 def owner_scores(
     how: How, params: Any, index: GradientIndex, queries: TokenBatch
 ) -> Array:
-    """<f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
+    """Return <f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
     zeros = jnp.zeros((len(queries.response), len(index.counts)))
     contract = scoring(how.features)
-    dots = contracted(how, contract, params, index, queries, zeros=zeros)
+    dots = contracted(how, contract, params, index=index, queries=queries, zeros=zeros)
     return dots / or_one(index.counts)
 
 
 def owner_cosines(
     how: How, params: Any, index: GradientIndex, queries: TokenBatch
 ) -> Array:
-    """cos(f_q, G_o) ``[B, O]``."""
+    """Return cos(f_q, G_o) ``[B, O]``."""
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
     contract = comparing(how.features)
-    dots, squares = contracted(how, contract, params, index, queries, zeros=zeros)
+    dots, squares = contracted(
+        how, contract, params, index=index, queries=queries, zeros=zeros
+    )
     theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
 
-def contracted(how: How, contract, params, index, queries, *, zeros: Any) -> Any:
+def contracted(how: How, contract, params, *, index, queries, zeros: Any) -> Any:
     """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
@@ -317,27 +340,14 @@ def contracted(how: How, contract, params, index, queries, *, zeros: Any) -> Any
         out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
         return Slot(held, out)
 
-    weight, slots = token_weight(queries, how.reduction), slots_of(params, slot)
-    _, written = probe(
-        how.model,
-        contract,
-        params,
-        queries,
-        weight=weight,
-        slots=slots,
-        measure=how.measure,
-    )
-    matrices, kinds = map(jax.tree.structure, (attributed(params), zeros))
-    each = jax.tree.transpose(matrices, kinds, written)
-    return jax.tree.map(
-        lambda _, own: sum(x.sum(axis=0) for x in jax.tree.leaves(own)), zeros, each
-    )
+    _, each = written(how, contract, params, queries, slot=slot)
+    return jax.tree.map(lambda *own: sum(x.sum(axis=0) for x in own), *each.values())
 
 
 def folded_scores(
     how: How, params: Any, index: GradientIndex, weights: Array, queries: TokenBatch
 ) -> Array:
-    """sum_o r_o <g_q, G_o> ``[B]`` for fixed ``weights r [O]``, by one ``jvp``."""
+    """Return sum_o r_o <g_q, G_o> ``[B]`` for fixed ``r [O]``, by one ``jvp``."""
     each = weights / or_one(index.counts)
     tree = attributed(params)
     owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
@@ -349,7 +359,7 @@ def folded_scores(
 
 
 def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:
-    """A kernel that compares features of the query with the owners' means.
+    """Return a kernel that compares features of the query with the owners' means.
 
     Args:
       name: as registered; setup: what it is made from.
@@ -382,7 +392,7 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
 
 
 def cosine(kernel: BilinearKernel) -> BilinearKernel:
-    """The kernel with dot products divided by both norms, ``[-1, 1]``."""
+    """Return the kernel with dot products divided by both norms, ``[-1, 1]``."""
     assert kernel.how is not None
     score = functools.partial(owner_cosines, kernel.how)
     return dataclasses.replace(kernel, score=score, fold=None)

@@ -1,4 +1,4 @@
-"""From a kernel's own units to DA in [0, 1], and from whole responses to prefixes."""
+"""Turn scores in a kernel's own unit into DA in [0, 1], and score every prefix."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Calibration(NamedTuple):
 
 
 def fit_calibration(scores: np.ndarray, owner: np.ndarray) -> Calibration:
-    """Mean and deviation of every column; beta is the likeliest for the labels.
+    """Return mean and deviation of every column, and the likeliest beta for labels.
 
     Args:
       scores: ``[N, O]`` of reference responses; owner: ``[N]`` their columns.
@@ -44,13 +44,13 @@ def fit_calibration(scores: np.ndarray, owner: np.ndarray) -> Calibration:
 
 
 def probabilities(calibration: Calibration, scores: Array) -> Array:
-    """DA ``[..., O]`` in [0, 1] of ``scores [..., O]``."""
+    """Return DA ``[..., O]`` in [0, 1] of ``scores [..., O]``."""
     z = (scores - calibration.mean) / calibration.scale
     return jax.nn.softmax(calibration.beta * z, axis=-1)
 
 
 def calibrated(kernel: Kernel) -> Kernel:
-    """The kernel with scores in [0, 1]; its index is ``(index, Calibration)``."""
+    """Return the kernel with scores in [0, 1], whose index has a `Calibration` too."""
 
     def score(params: Any, index: Any, queries: TokenBatch) -> Array:
         return probabilities(index[1], kernel.score(params, index[0], queries))
@@ -74,7 +74,7 @@ def calibrated(kernel: Kernel) -> Kernel:
 
 
 def sliced(kernel: Kernel, width: int) -> Kernel:
-    """The kernel with `prefix_score`: every token gets the score at its slice's end.
+    """Return the kernel with `prefix_score`: a token gets the score at its slice's end.
 
     Args:
       kernel: one that scores whole responses; width: tokens of a slice.

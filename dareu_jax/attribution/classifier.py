@@ -245,7 +245,7 @@ def fit_classifier(
     """Return the state after one step on labelled responses, and its metrics."""
 
     def loss_of(params: dict, key: Array) -> tuple[Array, Array]:
-        logits = owner_logits(model, classes, params, batch.text, key)
+        logits = owner_logits(model, classes, params, batch.text, key=key)
         return owner_loss(logits, batch.owner, batch.text.response_mask, train_on)
 
     return descend(loss_of, optimiser, frozen, state)

@@ -13,20 +13,18 @@ import jax.numpy as jnp
 
 from dareu_jax.attribution.bilinear import (
     MATRICES,
+    How,
     bilinear,
     by_matrix,
-    by_name,
     exact,
     over_layers,
-    slots_of,
+    written,
 )
 from dareu_jax.attribution.ekfac import is_owned
 from dareu_jax.attribution.ghost import square_norms
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup
-from dareu_jax.attribution.measures import token_weight
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
-from dareu_jax.attribution.probe import Contract, Slot, example_gradients, probe
-from dareu_jax.models import Decoder
+from dareu_jax.attribution.probe import Contract, Slot, example_gradients
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -70,10 +68,9 @@ def ridges(damping: float, state: Any, sums: Sums) -> dict[str, Array]:
     }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reduction", "owners", "damping"))
+@functools.partial(jax.jit, static_argnames=("how", "owners", "damping"))
 def add_batch(
-    model: Decoder,
-    reduction: str,
+    how: How,
     owners: int,
     damping: float,
     params: Any,
@@ -93,10 +90,8 @@ def add_batch(
         held = sums[path], ridge[path], each
         return Slot(held, jnp.zeros(sums[path].shape, jnp.float32))
 
-    weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
     contract: Contract = summed_norms if first else corrections
-    _, new = probe(model, contract, params, batch.text, weight=weight, slots=slots)
-    added = by_name(params, new)
+    _, added = written(how, contract, params, batch.text, slot=slot)
     if first:
         squares = {path: x + added[path] for path, x in state.squares.items()}
         return Squares(squares, state.records + jnp.sum(owned))
@@ -131,12 +126,10 @@ def make_datainf(setup: Setup) -> Kernel:
         empty = by_matrix(params, zeros)
         return Corrections(state.squares, state.records, corrections=empty)
 
-    update = functools.partial(
-        add_batch, setup.model, setup.cfg.reduction, setup.owners, damping
-    )
+    how = How(setup.model, exact(), setup.cfg.reduction)
     fit = Preconditioner(
         init=init,
-        update=update,
+        update=functools.partial(add_batch, how, setup.owners, damping),
         apply=functools.partial(apply_inverse, damping),
         axes={"corrections": MATRICES},
         passes=2,

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.bilinear import (
+    How,
     bilinear,
     by_matrix,
-    by_name,
     exact,
     over_layers,
-    slots_of,
+    written,
 )
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, owner_weights
-from dareu_jax.attribution.measures import sampled_log_likelihoods, token_weight
+from dareu_jax.attribution.measures import sampled_log_likelihoods
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
-from dareu_jax.attribution.probe import Slot, example_gradients, probe
-from dareu_jax.models import Decoder, whole_text
+from dareu_jax.attribution.probe import Slot, example_gradients
+from dareu_jax.models import whole_text
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -90,9 +90,9 @@ def is_owned(batch: OwnerBatch, owners: int) -> Array:
     return held.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reduction", "owners"))
+@functools.partial(jax.jit, static_argnames=("how", "owners"))
 def add_covariances(
-    model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
+    how: How, owners: int, params, batch: OwnerBatch, state: Covariances
 ) -> Covariances:
     """Add a batch of records to `Covariances`."""
     owned = is_owned(batch, owners)
@@ -104,24 +104,17 @@ def add_covariances(
         out = jnp.zeros((layers, d, d)), jnp.zeros((layers, f, f))
         return Slot(over_layers(mask, leaf), out)
 
-    both = _sampled(
-        model,
-        covariance,
-        params,
-        batch,
-        weight=owned * token_weight(batch.text, reduction),
-        slot=slot,
-        state=state,
-    )
+    drawn, text = with_drawn_labels(how, state), batch.text
+    _, both = written(drawn, covariance, params, text, slot=slot, weight=owned)
     inputs, outputs = dict(state.inputs), dict(state.outputs)
     for path, (a, s) in both.items():
         inputs[path], outputs[path] = inputs[path] + a, outputs[path] + s
     return Covariances(inputs, outputs, state.key, state.step + 1)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reduction", "owners"))
+@functools.partial(jax.jit, static_argnames=("how", "owners"))
 def add_lambdas(
-    model: Decoder, reduction: str, owners: int, params, batch: OwnerBatch, state
+    how: How, owners: int, params, batch: OwnerBatch, state: Spectrum
 ) -> Spectrum:
     """Add a batch of records to Lambda."""
     owned = is_owned(batch, owners)
@@ -130,15 +123,8 @@ def add_lambdas(
         sides = state.vectors_in[path], state.vectors_out[path]
         return Slot((*sides, over_layers(owned, leaf)), jnp.zeros(leaf.shape))
 
-    new = _sampled(
-        model,
-        _squares,
-        params,
-        batch,
-        weight=owned * token_weight(batch.text, reduction),
-        slot=slot,
-        state=state,
-    )
+    drawn, text = with_drawn_labels(how, state), batch.text
+    _, new = written(drawn, _squares, params, text, slot=slot, weight=owned)
     lambdas = {path: state.lambdas[path] + added for path, added in new.items()}
     records = state.records + jnp.sum(owned)
     return state._replace(lambdas=lambdas, records=records, step=state.step + 1)
@@ -148,19 +134,10 @@ def _squares(x: Array, e: Array, held) -> Array:
     return rotated_squares(x, e, *held)
 
 
-def _sampled(model, contract, params, batch, *, weight, slot, state) -> dict:
-    """Return what a backward pass of drawn labels puts into the slots, by matrix."""
+def with_drawn_labels(how: How, state: Covariances | Spectrum) -> How:
+    """Return ``how`` with labels that the model draws, anew at every step."""
     key = jax.random.fold_in(state.key, state.step)
-    _, new = probe(
-        model,
-        contract,
-        params,
-        batch.text,
-        weight=weight,
-        slots=slots_of(params, slot),
-        measure=functools.partial(sampled_log_likelihoods, key),
-    )
-    return by_name(params, new)
+    return how._replace(measure=functools.partial(sampled_log_likelihoods, key))
 
 
 @jax.jit
@@ -199,6 +176,7 @@ def apply_inverse(damping: float, params, state: Spectrum, sums: Sums) -> Sums:
 
 def ekfac(setup: Setup) -> Preconditioner:
     """Return the eigenvalue-corrected Kronecker factorisation of the Fisher matrix."""
+    how = How(setup.model, exact(), setup.cfg.reduction)
 
     def init(params, *, key: Array) -> Covariances:
         def side(axis: int):
@@ -209,14 +187,7 @@ def ekfac(setup: Setup) -> Preconditioner:
 
     def update(params, batch: OwnerBatch, state, sums: Sums):
         add = add_covariances if isinstance(state, Covariances) else add_lambdas
-        return add(
-            setup.model,
-            setup.cfg.reduction,
-            setup.owners,
-            params=params,
-            batch=batch,
-            state=state,
-        )
+        return add(how, setup.owners, params, batch, state=state)
 
     return Preconditioner(
         init=init,

@@ -20,7 +20,7 @@ def influence(
     measure: Callable[[Any], Array],
     damping: float = 0.0,
 ) -> Array:
-    """dm / dw = -J (H + damping I)^-1 d(grad L) / dw, ``[Q, N]`` (Koh and Liang, 2017).
+    """Return dm / dw = -J (H + damping I)^-1 d(grad L) / dw, ``[Q, N]`` (Koh, 2017).
 
     The derivative of each measurement at the minimum of the loss by each weight, as
     that minimum moves with the weights: J ``[Q, P]`` of the measurements, H ``[P, P]``

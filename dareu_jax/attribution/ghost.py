@@ -19,12 +19,12 @@ Array = jax.Array
 
 
 def ghost_is_cheaper(t: int, d: int, f: int) -> bool:
-    """Whether T^2 (D + F) < (T + 1) D F: the Gram matrices cost less than g_b."""
+    """Return whether T^2 (D + F) < (T + 1) D F: Gram matrices cost less than g_b."""
     return t * t * (d + f) < (t + 1) * d * f
 
 
 def ghost_norms(x: Array, e: Array) -> Array:
-    """|g_b|^2 ``[B]`` from Gram matrices of ``x [B, T, D]`` and ``e [B, T, F]``."""
+    """Return |g_b|^2 ``[B]`` from Gram matrices of ``x [B, T, D]``, ``e [B, T, F]``."""
     inputs, errors = (
         jnp.einsum("btd,bsd->bts", side, side, preferred_element_type=jnp.float32)
         for side in (x, e)
@@ -33,7 +33,7 @@ def ghost_norms(x: Array, e: Array) -> Array:
 
 
 def formed_norms(x: Array, e: Array) -> Array:
-    """|g_b|^2 ``[B]`` from the gradients themselves, a few rows at a time."""
+    """Return |g_b|^2 ``[B]`` from the gradients themselves, a few rows at a time."""
 
     def add(total: Array, own: Array, start: Any) -> Array:
         return total + jnp.sum(own**2, axis=(1, 2))
@@ -42,7 +42,7 @@ def formed_norms(x: Array, e: Array) -> Array:
 
 
 def square_norms(x: Array, e: Array, held: Any) -> Array:
-    """A contraction of the probe to |g_b|^2 ``[B]``, by the cheaper way."""
+    """Return, as a contraction of the probe, |g_b|^2 ``[B]``, by the cheaper way."""
     cheaper = ghost_is_cheaper(x.shape[1], x.shape[2], e.shape[2])
     return ghost_norms(x, e) if cheaper else formed_norms(x, e)
 

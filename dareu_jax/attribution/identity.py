@@ -13,7 +13,7 @@ PLACE, FIRST, SECOND = 2_654_435_761, 2_246_822_519, 3_266_489_917
 
 
 def leaf_hash(x: Array) -> Array:
-    """A hash of every entry and its place, summed modulo 2**32, ``[]`` uint32.
+    """Return a hash of every entry and its place, summed modulo 2**32, ``[]`` uint32.
 
     Integer sums have no order, so that any sharding gives the same; nothing leaves
     the devices.
@@ -33,12 +33,12 @@ def leaf_hash(x: Array) -> Array:
 
 @jax.jit
 def leaf_hashes(tree: Any) -> Any:
-    """`leaf_hash` of every leaf."""
+    """Return `leaf_hash` of every leaf."""
     return jax.tree.map(leaf_hash, tree)
 
 
 def params_fingerprint(params: Any) -> str:
-    """Eight hexadecimal digits of all parameters: paths, dtypes, shapes, bits."""
+    """Return eight hexadecimal digits of parameters: paths, dtypes, shapes, bits."""
     kinds = [f"{p} {x.dtype} {tuple(x.shape)}" for p, x in named_leaves(params)]
     sums = on_host(jax.tree.leaves(leaf_hashes(params)))
     text = "\n".join(f"{a} {int(b)}" for a, b in zip(kinds, sums, strict=True))

@@ -34,7 +34,7 @@ def step_shares(
     queries: TokenBatch,
     rate: Array,
 ) -> Array:
-    """eta / n <sum of g over o's tokens, g_q> ``[Q, O]`` of one training step.
+    """Return eta / n <sum of g over o's tokens, g_q> ``[Q, O]`` of one training step.
 
     Args:
       how: the features compared; owners: O; params: before the step.

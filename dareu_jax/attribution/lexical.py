@@ -1,4 +1,4 @@
-"""Kernels on words alone, `bm25` and `ngram`: strong at naming a source."""
+"""Kernels `bm25` and `ngram`: they compare words and do not look at the model."""
 
 import functools
 from typing import NamedTuple

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def margin_weights(owners: int, columns: Sequence[int]) -> Array:
-    """``[O]`` float32: the mean of the owners in ``columns`` less that of the rest."""
+    """Return ``[O]`` float32: the mean of the owners in ``columns`` less the rest's."""
     inside = jnp.zeros(owners, jnp.float32).at[jnp.asarray(columns)].set(1.0)
     rest = 1.0 - inside
     return inside / jnp.sum(inside) - rest / jnp.maximum(jnp.sum(rest), 1.0)
@@ -23,7 +23,7 @@ def margin_weights(owners: int, columns: Sequence[int]) -> Array:
 def linear_reward(
     kernel: Kernel, weights: Array, params: Any, index: Any, queries: TokenBatch
 ) -> Array:
-    """sum_o r_o s(q, o) ``[B]``, by the kernel's own shorter way where it has one.
+    """Return sum_o r_o s(q, o) ``[B]``, by the kernel's shorter way where it has one.
 
     Args:
       weights: ``[O]`` float32, r; the rest as for `Kernel.score`.
@@ -34,7 +34,7 @@ def linear_reward(
 
 
 def margin(kernel: Kernel, columns: Sequence[int]) -> Kernel:
-    """The kernel as one number: how much more the owners in ``columns`` than the rest.
+    """Return the kernel as one number: the owners in ``columns`` less the rest.
 
     Its scores are ``[B, 2]``, the margin and 0: a softmax of them, calibrated, is the
     probability that a response is of one of those owners, and that it is not. However
@@ -43,14 +43,14 @@ def margin(kernel: Kernel, columns: Sequence[int]) -> Kernel:
     weights = margin_weights(kernel.owners, columns)
 
     def score(params: Any, index: Any, queries: TokenBatch) -> Array:
-        found = linear_reward(kernel, weights, params, index, queries)
+        found = linear_reward(kernel, weights, params, index, queries=queries)
         return jnp.stack([found, jnp.zeros_like(found)], axis=-1)
 
     return dataclasses.replace(kernel, score=score, prefix_score=None, fold=None)
 
 
 def spread(kernel: Kernel, columns: Sequence[int]) -> Kernel:
-    """Probabilities ``[..., 2]`` of a calibrated `margin` as columns of all owners.
+    """Return a calibrated `margin` ``[..., 2]`` as columns of all owners.
 
     The first is shared by the owners in ``columns``, the second by the others.
     """

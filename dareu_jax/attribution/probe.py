@@ -45,14 +45,14 @@ class Whole(NamedTuple):
     layer: Any = None
 
     def rows(self, start: Array | int, count: int) -> Array:
-        """``[O, count, F]`` of the layer, from row ``start`` of D on."""
+        """Return ``[O, count, F]`` of the layer, from row ``start`` of D on."""
         _, owners, _, f = self.array.shape
         place = (self.layer, 0, start, 0)
         return jax.lax.dynamic_slice(self.array, place, (1, owners, count, f))[0]
 
 
 def own_layer(held: Any, layer: Array) -> Any:
-    """What is held of one layer; a `Whole` stays whole."""
+    """Return what is held of one layer; a `Whole` stays whole."""
 
     def cut(x: Any) -> Any:
         return x._replace(layer=layer) if is_whole(x) else x[layer]
@@ -64,12 +64,12 @@ def own_layer(held: Any, layer: Array) -> Any:
 
 
 def example_gradients(x: Array, e: Array) -> Array:
-    """g_b = sum_t x_bt^T e_bt ``[B, D, F]`` of ``x [B, T, D]``, ``e [B, T, F]``."""
+    """Return sum_t x_bt^T e_bt ``[B, D, F]`` of ``x [B, T, D]``, ``e [B, T, F]``."""
     return jnp.einsum("btd,btf->bdf", x, e, preferred_element_type=jnp.float32)
 
 
 def rows_at_once(b: int, d: int, f: int) -> int:
-    """How many of D rows of B gradients exist at a time; it divides D."""
+    """Return how many of D rows of B gradients exist at a time; it divides D."""
     numbers = 2**18 if jax.default_backend() == "cpu" else 2**24
     fit = max(1, numbers // (b * f))
     return max(rows for rows in range(1, d + 1) if d % rows == 0 and rows <= fit)
@@ -78,7 +78,7 @@ def rows_at_once(b: int, d: int, f: int) -> int:
 def over_rows(
     x: Array, e: Array, add: Callable[[Any, Array, Any], Any], total: Any
 ) -> Any:
-    """Folds per-example gradients, a few rows of D at a time, into ``total``.
+    """Fold per-example gradients, a few rows of D at a time, into ``total``.
 
     Args:
       x: ``[B, T, D]``; e: ``[B, T, F]`` float32.
@@ -98,7 +98,7 @@ def over_rows(
 
 @functools.cache
 def probe_op(contract: Contract) -> DenseOp:
-    """A dense op whose slot gets ``contract(x, e, held)`` as its cotangent.
+    """Return a dense op whose slot gets ``contract(x, e, held)`` as its cotangent.
 
     Args:
       contract: from ``x [B, T, D]``, float32 ``e [B, T, F]`` and what the slot holds to
@@ -131,7 +131,7 @@ def probe_op(contract: Contract) -> DenseOp:
 
 @jax.custom_jvp
 def folded_dense(x: Array, kernel: Array, owners: Array, weights, layer, step) -> Array:
-    """y = x (W + step sum_o r_o G_o) at step 0, to be differentiated forward by step.
+    """Return y = x (W + step sum_o r_o G_o) at step 0, differentiable by step.
 
     Args:
       x: ``[B, T, D]``; kernel: ``[D, F]``; owners: G ``[L, O, D, F]``.
@@ -156,7 +156,7 @@ def _folded_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def folded_op(x: Array, kernel: Array, slot: Any = None) -> Array:
-    """The dense op of `folded`: its slot holds the owners' sums and their weights."""
+    """Compute `folded`'s dense op, whose slot holds the owners' sums and weights."""
     if slot is None:
         return dense(x, kernel)
     (owners, weights), (layer, step) = slot
@@ -164,7 +164,7 @@ def folded_op(x: Array, kernel: Array, slot: Any = None) -> Array:
 
 
 def attributed(params: Any) -> Any:
-    """The attributed matrices of a decoder: adapters, or every kernel of its blocks.
+    """Return the attributed matrices of a decoder: adapters, or its blocks' kernels.
 
     Embeddings, norms and biases are left out.
     """
@@ -181,7 +181,7 @@ def probe(
     slots: Any,
     measure: Measure = log_likelihoods,
 ) -> tuple[Array, Any]:
-    """Runs one backward pass; returns the measurement and what every slot was given.
+    """Run one backward pass; return the measurement and what every slot was given.
 
     Args:
       model, params: the attributed decoder; batch: B responses with their prompts.
@@ -206,20 +206,20 @@ def probe(
     def measured(outs):
         own = jax.tree.map(lambda number, out: (number, out), numbers, outs)
         given = {HELD: held, SLOTS: own}
-        return jnp.sum(measure(probing, params, batch, weight, given))
+        return jnp.sum(measure(probing, params, batch, weight, slots=given))
 
     return jax.value_and_grad(measured)(outs)
 
 
 def layer_numbers(params: Any) -> Any:
-    """``[L]`` int32, the numbers of the layers, in the place of every matrix."""
+    """Return ``[L]`` int32, the numbers of the layers, in the place of every matrix."""
     return jax.tree.map(
         lambda leaf: jnp.arange(len(leaf), dtype=jnp.int32), attributed(params)
     )
 
 
 def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> Any:
-    """The per-example gradients themselves, by ``vmap(grad)``: the oracle of the probe.
+    """Return per-example gradients by ``vmap(grad)``: the oracle of the probe.
 
     Returns:
       The tree of `attributed` with leaves ``[B, L, D, F]`` float32.
@@ -246,7 +246,7 @@ def folded(
     owners: Any,
     weights: Array,
 ) -> Array:
-    """sum_o r_o <g_b, G_o> ``[B]`` by one ``jvp`` whatever O is.
+    """Return sum_o r_o <g_b, G_o> ``[B]`` by one ``jvp`` whatever O is.
 
     These are d/dt of w_b log p(response_b) at params + t sum_o r_o G_o; that direction
     is summed up one layer at a time.
@@ -265,6 +265,6 @@ def folded(
             lambda number: (number, jnp.broadcast_to(step, number.shape)), numbers
         )
         given = {HELD: held, SLOTS: own}
-        return log_likelihoods(forward, params, batch, weight, given)
+        return log_likelihoods(forward, params, batch, weight, slots=given)
 
     return jax.jvp(measured, (jnp.float32(0.0),), (jnp.float32(1.0),))[1]

@@ -13,18 +13,18 @@ from pydantic import Field
 
 from dareu_jax.attribution.bilinear import (
     Features,
+    How,
     bilinear,
     by_matrix,
-    by_name,
     over_layers,
     projected,
-    slots_of,
+    written,
 )
 from dareu_jax.attribution.ekfac import is_owned
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, options_of
-from dareu_jax.attribution.measures import log_odds, mean_probability, token_weight
+from dareu_jax.attribution.measures import log_odds, mean_probability
 from dareu_jax.attribution.precondition import Preconditioner, Sums, precondition
-from dareu_jax.attribution.probe import Slot, example_gradients, probe
+from dareu_jax.attribution.probe import Slot, example_gradients
 from dareu_jax.config import Section
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
@@ -52,36 +52,19 @@ def outer(features: Features):
     return contract
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "features", "reduction", "owners")
-)
+@functools.partial(jax.jit, static_argnames=("how", "owners"))
 def add_gram(
-    model: Decoder,
-    features: Features,
-    reduction: str,
-    owners: int,
-    params: Any,
-    batch: OwnerBatch,
-    state: Gram,
+    how: How, owners: int, params: Any, batch: OwnerBatch, state: Gram, sums: Sums
 ) -> Gram:
     """Add phi phi^T of a batch of records."""
     owned = is_owned(batch, owners)
 
     def slot(leaf: Any, path: str) -> Slot:
-        held = features.held(leaf, path, state.seed), over_layers(owned, leaf)
+        held = how.features.held(leaf, path, state.seed), over_layers(owned, leaf)
         return Slot(held, jnp.zeros(state.gram[path].shape, jnp.float32))
 
-    weight, slots = token_weight(batch.text, reduction), slots_of(params, slot)
-    _, new = probe(
-        model,
-        outer(features),
-        params,
-        batch.text,
-        weight=weight,
-        slots=slots,
-        measure=log_odds,
-    )
-    added = by_name(params, new)
+    contract = outer(how.features)
+    _, added = written(how, contract, params, batch.text, slot=slot)
     gram = {path: total + added[path] for path, total in state.gram.items()}
     return Gram(gram, state.records + jnp.sum(owned), state.seed)
 
@@ -135,20 +118,10 @@ def make_trak(setup: Setup) -> Kernel:
         seed = jnp.uint32(setup.cfg.projection_seed)
         return Gram(by_matrix(params, zeros), jnp.float32(0.0), seed)
 
-    def update(params, batch: OwnerBatch, state: Gram, sums: Sums) -> Gram:
-        return add_gram(
-            setup.model,
-            features,
-            setup.cfg.reduction,
-            setup.owners,
-            params=params,
-            batch=batch,
-            state=state,
-        )
-
+    how = How(setup.model, features, setup.cfg.reduction, log_odds)
     fit = Preconditioner(
         init=init,
-        update=update,
+        update=functools.partial(add_gram, how, setup.owners),
         apply=functools.partial(solve_gram, setup.cfg.damping),
         axes={},
     )

@@ -104,7 +104,7 @@ def cuts(mask: Array, train_on: str, *, key: Array) -> Array:
     length = jnp.sum(mask.astype(jnp.int32), axis=1)
     if train_on == "whole":
         return length
-    return jax.random.randint(key, length.shape, 1, length + 1, jnp.int32)
+    return jax.random.randint(key, length.shape, 1, length + 1, dtype=jnp.int32)
 
 
 def init_decoder_head(length: int, symbols: int, embed: int, *, key: Array) -> dict:

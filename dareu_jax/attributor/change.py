@@ -3,7 +3,6 @@
 Results are placed by the kernel's axes, as the index of a build is.
 """
 
-import functools
 from collections.abc import Iterable
 
 import jax
@@ -13,6 +12,9 @@ from dareu_jax.attribution import Kernel, OwnerBatch
 from dareu_jax.attribution.kernel import Index, placed_index
 from dareu_jax.attribution.owners import merge, select
 
+_select = jax.jit(select, static_argnames=("kernel", "columns"))
+_merge = jax.jit(merge, static_argnames="kernel")
+
 
 def columns_of(
     kernel: Kernel, index: Index, columns: tuple[int, ...], mesh: Mesh
@@ -21,20 +23,10 @@ def columns_of(
     return placed_index(kernel, _select(kernel, index, columns), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "columns"))
-def _select(kernel: Kernel, index: Index, columns: tuple[int, ...]) -> Index:
-    return select(kernel, index, columns)
-
-
 def both(kernel: Kernel, a: Index, b: Index, mesh: Mesh) -> Index:
     """Return the index of both's records; what owners share is taken from ``a``."""
     there = placed_index(kernel, b, mesh)
     return placed_index(kernel, _merge(kernel, a, there), mesh)
-
-
-@functools.partial(jax.jit, static_argnames="kernel")
-def _merge(kernel: Kernel, a: Index, b: Index) -> Index:
-    return merge(kernel, a, b)
 
 
 def filled(

@@ -1,4 +1,4 @@
-"""`dareu attribute`: files in, scores out."""
+"""`dareu attribute`: read files, return scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Asked:
 
 
 def attributed(asked: Asked, progress: Progress) -> Attributed:
-    """Attributes the answers; builds the index, and keeps it where asked to.
+    """Attribute the answers; build the index, and keep it where asked to.
 
     Raises:
       UserError: bad input; that of files and options before anything is computed.
@@ -76,14 +76,14 @@ def attributed(asked: Asked, progress: Progress) -> Attributed:
 
 
 def check_parent(index: Path) -> None:
-    """Raises `UserError` where no folder can be made."""
+    """Raise `UserError` where no folder can be made."""
     above = next(path for path in index.absolute().parents if path.exists())
     if not above.is_dir():
         raise UserError(f"--index {index}: {above} is no folder; name another place")
 
 
 def options_of(asked: Asked, spec: Spec | None) -> Options:
-    """The options asked for; those of an index where nothing else is asked.
+    """Return the options asked for; those of an index where nothing else is asked.
 
     Raises:
       UserError: no such kernel or key, a value out of range, or others than those of
@@ -115,7 +115,7 @@ def options_of(asked: Asked, spec: Spec | None) -> Options:
 
 
 def check_same(index: Path, wanted: Options, built: Options) -> None:
-    """Raises `UserError` where other options are wanted than an index has."""
+    """Raise `UserError` where other options are wanted than an index has."""
     before, after = flat(built), flat(wanted)
     for key, value in before.items():
         if after[key] != value:
@@ -138,7 +138,7 @@ def flat(options: Options) -> dict[str, object]:
 
 
 def check_owner(owner: str, owners: Sequence[str], where: Path) -> None:
-    """Raises `UserError` when nobody of that name owns a record."""
+    """Raise `UserError` when nobody of that name owns a record."""
     if owner not in owners:
         known = ", ".join(owners[:8]) + ", ..." * (len(owners) > 8)
         near = did_you_mean(owner, tuple(owners))
@@ -146,7 +146,7 @@ def check_owner(owner: str, owners: Sequence[str], where: Path) -> None:
 
 
 def answered(made: Attributor, queries: Sequence[Query], asked: Asked) -> Attributed:
-    """Scores every answer; those that are not given, the model gives.
+    """Score every answer; an answer that is not given, the model gives.
 
     Raises:
       UserError: a score is no finite number.
@@ -163,5 +163,12 @@ def answered(made: Attributor, queries: Sequence[Query], asked: Asked) -> Attrib
             "looks for the cause"
         )
     named = made.top_records(pairs, asked.top, asked.owner) if asked.top else None
-    kernel, owners = made.options.kernel, made.owners
-    return Attributed(kernel, queries, answers, owners, scores, named, asked.owner)
+    return Attributed(
+        kernel=made.options.kernel,
+        queries=queries,
+        answers=answers,
+        owners=made.owners,
+        scores=scores,
+        top=named,
+        top_of=asked.owner,
+    )

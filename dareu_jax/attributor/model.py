@@ -134,9 +134,14 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> Model:
     mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
     params = imported.load(mesh)
     tokenizer = owned.read_tokenizer(imported.files, "model")
-    found = params_fingerprint(params)
-    shape = Decoder(imported.cfg)
-    return Model(shape, params, tokenizer, mesh, found, imported.context)
+    return Model(
+        decoder=Decoder(imported.cfg),
+        params=params,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        fingerprint=params_fingerprint(params),
+        context=imported.context,
+    )
 
 
 def kernel_for(

@@ -1,4 +1,4 @@
-"""Scores of single records, each as if it were an owner."""
+"""Score single records, each as if it were an owner."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ BLOCK_BYTES = 2**28
 def single_scores(
     made: "Attributor", asked: owned.TokenBatch, rows: np.ndarray
 ) -> np.ndarray:
-    """Scores ``[Q, R]`` of the records in ``rows [R]``, in blocks that memory holds.
+    """Return scores ``[Q, R]`` of the records in ``rows [R]``, some at a time.
 
     A kernel on text or hidden states sees all records at once, for its scores of one
     owner may depend on the others'; gradients are compared one by one.
@@ -44,7 +44,7 @@ def single_scores(
 
 
 def block_of(made: "Attributor") -> int:
-    """How many records' parts of an index fit in `BLOCK_BYTES`, at least 1."""
+    """Return how many records' parts of an index fit in `BLOCK_BYTES`, at least 1."""
     held = sum(x.nbytes for _, x in named_leaves(made.index))
     return max(1, BLOCK_BYTES * len(made.owners) // max(held, 1))
 
@@ -52,7 +52,7 @@ def block_of(made: "Attributor") -> int:
 def index_of(
     made: "Attributor", kernel: Kernel, empty: Any, block: owned.TokenBatch
 ) -> Any:
-    """An index in which every record of ``block`` is an owner."""
+    """Return an index in which every record of ``block`` is an owner."""
     size = made.model.rows(made.options.batch_size)
     batches = [
         OwnerBatch(batch, columns(number * size, size, valid))
@@ -64,6 +64,6 @@ def index_of(
 
 
 def columns(first: int, size: int, valid: int) -> np.ndarray:
-    """Columns ``[size]`` from ``first`` on for the rows that are valid, else -1."""
+    """Return columns ``[size]`` from ``first`` on for valid rows, -1 for the others."""
     own = np.arange(size, dtype=np.int32)
     return np.where(own < valid, own + np.int32(first), np.int32(-1))
