@@ -8,12 +8,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax import pipeline
 from dareu_jax.config import build_config, dump_config, load_config
 from dareu_jax.corpus import builder, load_corpus
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs import pipeline
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "dareu_jax" / "corpus" / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 import yaml
-from dareu_jax.runs.folder import claimed
 from rich.console import Console
 
 from dareu_jax.config import load_config
@@ -20,6 +19,7 @@ from dareu_jax.parallel import Preemption
 from dareu_jax.registry import STRESS
 from dareu_jax.reporting.progress import Progress
 from dareu_jax.runs import pipeline
+from dareu_jax.runs.folder import claimed
 from dareu_jax.runs.load import params_of
 from dareu_jax.stress import command, print_stress, stress
 from dareu_jax.stress.table import table_of
