@@ -11,35 +11,36 @@ Array = np.ndarray
 NEGLIGIBLE = 50.0  # nats below the first term of a sum, after which nothing changes
 
 _TEST = "two-sample Kolmogorov-Smirnov test between forget truth ratios"
-_PARTS: tuple[tuple[str, str, Direction, float, float, str], ...] = (
-    ("forget_quality", "forget quality (KS p)", "higher", 0.0, 1.0, "p"),
-    ("log10_forget_quality", "log10 p", "higher", -math.inf, 0.0, "Logarithm of the p"),
-    ("ks_statistic", "KS distance", "lower", 0.0, 1.0, "Largest distance"),
+_MODELS = "the model's and the retrained one's"
+_BEST = "those of two retrained models: the most that a perfect method can expect"
+_PARTS: tuple[tuple[str, str, str, Direction, float, str], ...] = (
+    ("forget_quality", "forget quality (KS p)", "KS p", "higher", 0.0, "p"),
+    (
+        "log10_forget_quality",
+        "log10 p",
+        "log10 p",
+        "higher",
+        -math.inf,
+        "log10 of the p",
+    ),
+    ("ks_statistic", "KS distance", "KS distance", "lower", 0.0, "Largest distance"),
 )
-for _name, _label, _direction, _low, _high, _what in _PARTS:
-    declare(
-        Metric(
-            name=_name,
-            label=_label,
-            direction=_direction,
-            low=_low,
-            high=_high,
-            about=f"{_what} of the {_TEST}, the model's and the retrained one's.",
-            of=("pair",),
+for _name, _label, _short, _direction, _low, _what in _PARTS:
+    for _end, _heading, _whose in (
+        ("", _label, _MODELS),
+        ("_of_retrainings", f"two retrainings, {_short}", _BEST),
+    ):
+        declare(
+            Metric(
+                name=_name + _end,
+                label=_heading,
+                direction=_direction,
+                low=_low,
+                high=0.0 if math.isinf(_low) else 1.0,
+                about=f"{_what} of the {_TEST}, {_whose}.",
+                of=("pair",),
+            )
         )
-    )
-    declare(
-        Metric(
-            name=f"{_name}_of_retrainings",
-            label="two retrainings, " + _label.split("(")[-1].removesuffix(")"),
-            direction=_direction,
-            low=_low,
-            high=_high,
-            about=f"{_what} of the {_TEST}, those of two retrained models: the most "
-            "that a perfect method can expect.",
-            of=("pair",),
-        )
-    )
 
 
 class ForgetQuality(NamedTuple):

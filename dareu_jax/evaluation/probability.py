@@ -17,6 +17,7 @@ def probabilities(judged: "Judged", split: str) -> list[float] | None:
     return None if logps is None else np.exp(logps).tolist()
 
 
+_IN_SHORT = {"forget": "probability of the gold answers to forget prompts"}
 for _split, _direction in SPLIT_DIRECTIONS.items():
     declare(
         Metric(
@@ -28,6 +29,6 @@ for _split, _direction in SPLIT_DIRECTIONS.items():
             of=("run", "log"),
             compute=functools.partial(probabilities, split=_split),
             group="probability",
-            in_short="probability of the gold answers to them" * (_split == "forget"),
+            in_short=_IN_SHORT.get(_split, ""),
         )
     )

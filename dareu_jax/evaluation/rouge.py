@@ -66,6 +66,10 @@ def recalls(judged: "Judged", split: str) -> list[float] | None:
 
 
 _RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
+_IN_SHORT = {
+    "forget": "ROUGE-L recall on the forget prompts",
+    "retain": "ROUGE-L recall on the retain prompts",
+}
 for _name, _direction in SPLIT_DIRECTIONS.items():
     declare(
         Metric(
@@ -76,7 +80,7 @@ for _name, _direction in SPLIT_DIRECTIONS.items():
             of=("run", "log"),
             compute=functools.partial(recalls, split=_name),
             group="rouge",
-            in_short=f"ROUGE-L recall on the {_name} prompts" * (_name != "test"),
+            in_short=_IN_SHORT.get(_name, ""),
         )
     )
 _SETS: tuple[tuple[str, Direction, str, str], ...] = (

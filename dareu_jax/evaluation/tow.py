@@ -18,6 +18,7 @@ ToW-MIA has the AUC of the min-k attack in its place (Zhao et al. 2024), ToW-par
 same questions in other words.
 """
 
+_IN_SHORT = {"rouge": "Tug-of-War on ROUGE (1 = like retrained)"}
 _SCORES: tuple[tuple[Group, str, str], ...] = (
     ("rouge", "ToW ROUGE", "ROUGE-L recall"),
     ("probability", "ToW prob", "answer probability"),
@@ -31,7 +32,7 @@ for _group, _label, _about in _SCORES:
             about=f"Tug-of-War on {_about}: 1 = like the retrained model.",
             of=("beside",),
             group=_group,
-            in_short="Tug-of-War on ROUGE (1 = like retrained)" * (_group == "rouge"),
+            in_short=_IN_SHORT.get(_group, ""),
         )
     )
 _MIA = "retain and test rows, the min-k attack's AUC on forget rows"

@@ -30,18 +30,8 @@ _FIXED = {
     "finetune_original": "#8a8f98",
     "finetune_retrained": "#009e73",
 }
-_CYCLE = [
-    "#d55e00",
-    "#e69f00",
-    "#56b4e9",
-    "#3f7fd0",
-    "#cc79a7",
-    "#8c6bb1",
-    "#17becf",
-    "#bcbd22",
-    "#b15928",
-    "#e377c2",
-]
+_CYCLE = [f"C{i}" for i in (1, 0, 3, 4, 5, 6, 8, 9)]
+"""Matplotlib's colours without green and grey, which are close to the fixed ones."""
 _MARKERS = {"original": "X", "retrained": "*"}
 _DASHES = ("-", "--", ":", "-.")
 INK = "#010203"
