@@ -90,16 +90,8 @@ def grad_dot(
       examples: tree of arrays ``[N, ...]``.
       chunk: examples, and queries, that are differentiated at a time; None: all.
     """
-
-    def row(query: Any) -> Array:
-        own = gradient(loss_fn, params, query)
-
-        def score(example: Any) -> Array:
-            return optax.tree.vdot(own, gradient(loss_fn, params, example))
-
-        return mapped(score, examples, chunk)
-
-    return mapped(row, queries, chunk)
+    of_one = functools.partial(gradient, loss_fn, params)
+    return of_pairs(optax.tree.vdot, of_one, queries, examples, chunk=chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "chunk"))
@@ -116,13 +108,31 @@ def grad_cos(
     Args:
       loss_fn, params, queries, examples, chunk: as `grad_dot` takes them.
     """
+    of_one = functools.partial(gradient, loss_fn, params)
+    return of_pairs(cosine_of, of_one, queries, examples, chunk=chunk)
 
-    def norm(example: Any) -> Array:
-        return optax.tree.norm(gradient(loss_fn, params, example))
 
-    dots = grad_dot(loss_fn, params, queries, examples, chunk=chunk)
-    left, right = mapped(norm, queries, chunk), mapped(norm, examples, chunk)
-    return dots / jnp.maximum(left[:, None] * right[None, :], FLOOR)
+def cosine_of(a: Any, b: Any) -> Array:
+    """Return <a, b> / (|a| |b|) of two trees; 0 where one of them is 0."""
+    norms = optax.tree.norm(a) * optax.tree.norm(b)
+    return optax.tree.vdot(a, b) / jnp.maximum(norms, FLOOR)
+
+
+def of_pairs(
+    compare: Callable[[Any, Any], Array],
+    of_one: Callable[[Any], Any],
+    queries: Any,
+    examples: Any,
+    *,
+    chunk: int | None,
+) -> Array:
+    """Return ``compare(of_one(q), of_one(n))`` of every pair: ``[Q, N]``."""
+
+    def row(query: Any) -> Array:
+        own = of_one(query)
+        return mapped(lambda example: compare(own, of_one(example)), examples, chunk)
+
+    return mapped(row, queries, chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "size", "chunk"))
@@ -279,11 +289,9 @@ def gradient_kernel(
 
         def of_one(query: Any) -> Array:
             own = project(gradient(loss_fn, params, query), draws)
-            dots = jax.vmap(optax.tree.vdot, in_axes=(None, 0))(own, index.sums)
-            if not cosine:
-                return dots / or_one(index.counts)
-            norms = optax.tree.norm(own) * jax.vmap(optax.tree.norm)(index.sums)
-            return dots / jnp.maximum(norms, FLOOR)
+            compare = cosine_of if cosine else optax.tree.vdot
+            found = jax.vmap(compare, in_axes=(None, 0))(own, index.sums)
+            return found if cosine else found / or_one(index.counts)
 
         return mapped(of_one, queries, chunk)
 

@@ -1,16 +1,17 @@
 """The checks of `dareu doctor`: pure functions from scores, or a score function."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from dareu_jax.corpus import TokenBatch, take
+from dareu_jax.corpus import TokenBatch
 from dareu_jax.evaluation.fidelity import correlations
 
 Array = np.ndarray
-Score = Callable[[TokenBatch], Array]
-"""From queries, host arrays, to scores ``[B, O]`` float32 on the host."""
+Score = Callable[[Any], Array]
+"""From queries, a tree of arrays ``[B, ...]``, to scores ``[B, O]`` on the host."""
 EXACT = 5e-6
 """Relative error below which float32 scores count as the same."""
 LOOSEST = 1e-3
@@ -161,13 +162,17 @@ def check_padding(
     )
 
 
-def check_batching(score: Score, queries: TokenBatch, limit: float) -> Check:
+def check_batching(score: Score, queries: Any, limit: float) -> Check:
     """The batch against its rows one at a time, and against another order."""
+
+    def take(rows: Array) -> Any:
+        return jax.tree.map(lambda x: x[rows], queries)
+
     wanted = score(queries)
     rows = np.arange(len(wanted))
     order = np.random.default_rng(0).permutation(rows)
-    alone = np.concatenate([score(take(queries, rows[i : i + 1])) for i in rows])
-    shuffled = score(take(queries, order))
+    alone = np.concatenate([score(take(rows[i : i + 1])) for i in rows])
+    shuffled = score(take(order))
     return below(
         "batch",
         np.max([relative(alone, wanted), relative(shuffled, wanted[order])]),
@@ -207,7 +212,7 @@ def check_finite(scores: Array) -> Check:
     )
 
 
-def check_repeat(score: Score, queries: TokenBatch) -> Check:
+def check_repeat(score: Score, queries: Any) -> Check:
     """The same call twice: how many scores have other bits."""
     first, second = (np.asarray(score(queries), np.float32) for _ in range(2))
     return below(
