@@ -240,6 +240,12 @@ def summed(
     return values.ravel()[:n], sums
 
 
+def owner_first(tree: OwnerGradients) -> Any:
+    """Return the axis names of an index: owners are the first axis of every sum."""
+    sums = {path: ("owners", *[""] * (x.ndim - 1)) for path, x in tree.sums.items()}
+    return OwnerGradients(sums, ("owners",), ())  # type: ignore[arg-type]
+
+
 def gradient_kernel(
     loss_fn: LossFn,
     owners: int,
@@ -301,6 +307,6 @@ def gradient_kernel(
         init=init,
         update=update,
         score=score,
-        owner_axes=lambda index: OwnerGradients(dict.fromkeys(index.sums, 0), 0, -1),  # type: ignore
+        axes=owner_first,
         follows_model=True,
     )

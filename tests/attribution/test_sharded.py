@@ -71,7 +71,15 @@ def build_in(folder: Path, kernel: Kernel, batches: list, mesh: Any, stop=None):
             watch=Stopwatch(),
         )
 
-    return Build(kernel, KEY, batch, len(batches), mesh, where)
+    return Build(
+        kernel=kernel,
+        key=KEY,
+        batch=batch,
+        steps=len(batches),
+        mesh=mesh,
+        where=where,
+        folder=folder / "index",
+    )
 
 
 class Placed(NamedTuple):

@@ -88,8 +88,12 @@ def test_a_method_is_loaded_without_reward_judge_prior_or_original(folder, tmp_p
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(
     ("row", "stage"),
-    [("original", "finetune_original"), ("retrained", "finetune_retrained")]
-    + [("unlearned", "npo"), ("dareu", "dareu")],
+    [
+        ("original", "finetune_original"),
+        ("retrained", "finetune_retrained"),
+        ("unlearned", "npo"),
+        ("dareu", "dareu"),
+    ],
 )
 def test_what_is_missing_is_named(folder, tmp_path, row, stage):
     there = without(folder, tmp_path)
