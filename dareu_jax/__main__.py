@@ -1,5 +1,5 @@
 """`python -m dareu_jax` is `dareu`."""
 
-from dareu_jax.cli import main
+from dareu_jax.cli.main import main
 
 main()

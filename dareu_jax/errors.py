@@ -1,5 +1,8 @@
 """Errors that end with one clear line instead of a traceback."""
 
+import difflib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and what to do.
@@ -26,3 +29,9 @@ class TrainingError(UserError):
 def first_line(error: BaseException) -> str:
     """What an error says, without what follows its first line."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def did_you_mean(name: str, known: Iterator[str] | dict | tuple | list) -> str:
+    """Return ``" (did you mean 'x'?)"`` or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,16 +1,14 @@
 """Registries: name -> entry, one registry per kind, and the user's own plug-ins."""
 
 import dataclasses
-import difflib
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dareu_jax.errors import UserError
+from dareu_jax.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -39,7 +37,7 @@ class Registry(Generic[T]):
           name: what a configuration calls the entry.
           about: one line for ``dareu list``.
           options: class of the entry's own configuration section, a
-            `dareu_jax.config.Section` in which every field has a default.
+            `dareu_jax.config.schema.Section` in which every field has a default.
 
         Raises:
           ValueError: the name is taken.
@@ -152,12 +150,6 @@ class MethodRegistry(Registry[MethodEntry]):
         self._add(name, about, entry, None)
 
 
-def did_you_mean(name: str, known: Iterator[str] | dict | tuple | list) -> str:
-    """Return ``" (did you mean 'x'?)"`` or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 def load_plugin(plugin: str) -> None:
     """Import a plug-in, so that it registers its entries; a second call does nothing.
 
@@ -194,13 +186,13 @@ def _import_file(name: str, path: Path) -> None:
         raise
 
 
-KERNELS: Registry = Registry("kernel", "dareu_jax.attribution")
+KERNELS: Registry = Registry("kernel", "dareu_jax.attribution.kernels")
 METHODS = MethodRegistry("method", "dareu_jax.unlearning")
-METRICS: Registry = Registry("metric", "dareu_jax.evaluation")
-SOURCES: Registry = Registry("source", "dareu_jax.corpus")
-FAMILIES: Registry = Registry("family", "dareu_jax.models.families")
+METRICS: Registry = Registry("metric", "dareu_jax.evaluation.metrics")
+SOURCES: Registry = Registry("source", "dareu_jax.data")
+FAMILIES: Registry = Registry("family", "dareu_jax.models.hf.families")
 MODELS: Registry = Registry("model", "dareu_jax.models")
-STRESS: Registry = Registry("stress test", "dareu_jax.stress")
+STRESS: Registry = Registry("stress test", "dareu_jax.audits.stress")
 REGISTRIES: dict[str, Registry] = {
     "families": FAMILIES,
     "kernels": KERNELS,

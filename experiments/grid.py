@@ -13,13 +13,14 @@ import argparse
 import json
 from pathlib import Path
 
-from dareu_jax.pipeline import evaluate, evaluate_params, suite_of, tow_of
-from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.tracking import Tracker
+from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
+from dareu_jax.runs.pipeline import evaluate_params
+from dareu_jax.runs.stages import Run
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 from dareu_jax.unlearning import method_config
 
 LOSS_RATES, LOSS_STEPS = (1e-4, 3e-4, 1e-3), (3, 6, 10, 20, 40)

@@ -88,12 +88,12 @@ def kernels_kept():
 @pytest.fixture
 def dareu(monkeypatch, capsys):
     """Runs `dareu ...` here; returns its status, output and complaint."""
-    from dareu_jax import cli
+    from dareu_jax.cli import main
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["dareu", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         return ended.value.code, printed.out, printed.err
 
@@ -125,7 +125,7 @@ def tiny_inputs(tiny_run):
     import jax.numpy as jnp
 
     from dareu_jax.attribution import OwnerBatch, Setup, build_index
-    from dareu_jax.corpus import NOBODY, owner_labels
+    from dareu_jax.data import NOBODY, owner_labels
     from dareu_jax.models import Decoder, decoder_config, init_decoder
     from dareu_jax.registry import KERNELS
     from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex

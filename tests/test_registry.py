@@ -2,8 +2,8 @@
 
 import pytest
 
-from dareu_jax.errors import UserError
-from dareu_jax.registry import MODELS, Registry, did_you_mean
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.registry import MODELS, Registry
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax.attribution.bilinear import FLOOR, random_signs_and_columns
+from dareu_jax.attribution.gradients.bilinear import FLOOR, random_signs_and_columns
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, or_one, owner_weights
 
 Array = jax.Array

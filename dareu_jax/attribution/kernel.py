@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dareu_jax.config import AttributionConfig, ClassifierConfig
-from dareu_jax.corpus.batches import Rows, TokenBatch
+from dareu_jax.data.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import path_name, shard, shardings_for, table_axes
+from dareu_jax.parallel import path_name, shard, table_axes
 from dareu_jax.registry import KERNELS
 
 T = TypeVar("T")
@@ -182,49 +182,9 @@ def by_field(table: Mapping[str, AxisNames]) -> Callable[[Any], Any]:
     return axes
 
 
-def build_index(
-    kernel: Kernel,
-    params: Any,
-    batches: Iterable[OwnerBatch],
-    *,
-    key: Array,
-    init: Callable[..., Accumulator] | None = None,
-) -> Index:
-    """Return the index of all owner batches, in as many passes as the kernel takes.
-
-    Args:
-      batches: gone over once for each pass, so no iterator.
-      init: makes the first accumulator where it is to live; None: `Kernel.init`.
-    """
-    acc = (init or kernel.init)(params, key=key)
-    for number in range(kernel.passes):
-        acc = kernel.advance(params, acc, number) if number else acc
-        for batch in batches:
-            acc, _ = kernel.update(params, batch, acc)
-    return kernel.finalize(params, acc)
-
-
 def placed_index(kernel: Kernel, index: Index, mesh: Mesh) -> Index:
     """Return an index, or an accumulator, where its axes put it on ``mesh``."""
     return shard(index, mesh, axes_of(kernel, index))
-
-
-def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Accumulator:
-    """Return ``kernel.init(params, key=key)`` where its axes put it on ``mesh``.
-
-    It is made there, so that no device ever holds all of it, unless the kernel goes
-    on from parameters of its own.
-    """
-    if kernel.goes_on():
-        return placed_index(kernel, kernel.init(params, key=key), mesh)
-    return _init_on(kernel, mesh, params, key)
-
-
-@functools.partial(jax.jit, static_argnames=("kernel", "mesh"))
-def _init_on(kernel: Kernel, mesh: Mesh, params: Any, key: Array) -> Accumulator:
-    acc = kernel.init(params, key=key)
-    places = shardings_for(acc, mesh, axes_of(kernel, acc))
-    return jax.lax.with_sharding_constraint(acc, places)
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:
@@ -267,3 +227,9 @@ def last_valid(x: Array, mask: Array) -> Array:
     last = jnp.maximum(jnp.sum(mask.astype(jnp.int32), axis=1) - 1, 0)
     at = last.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.take_along_axis(x, at, axis=1)[:, 0]
+
+
+def is_owned(batch: OwnerBatch, owners: int) -> Array:
+    """Return ``[B]`` float32: 1 for a record that somebody owns, else 0."""
+    held = jnp.sum(owner_weights(batch, owners), axis=1) > 0.0
+    return held.astype(jnp.float32)

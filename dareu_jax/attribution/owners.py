@@ -1,14 +1,21 @@
 """Change the owners of an index without a rebuild: merge, select, extend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from dareu_jax.attribution.kernel import OWNERS, Index, Kernel, OwnerBatch
+from dareu_jax.attribution.kernel import OWNERS, Index, Kernel, OwnerBatch, placed_index
 
 Array = jax.Array
+
+
+_select = jax.jit(select, static_argnames=("kernel", "columns"))
+
+
+_merge = jax.jit(merge, static_argnames="kernel")
 
 
 def owner_axes(kernel: Kernel, index: Index) -> Any:
@@ -73,3 +80,25 @@ def extend(
     for batch in batches:
         more, _ = kernel.update(params, batch, more)
     return merge(kernel, index, kernel.finalize(params, more))
+
+
+def columns_of(
+    kernel: Kernel, index: Index, columns: tuple[int, ...], mesh: Mesh
+) -> Index:
+    """Return the index of the owners in ``columns``; -1 is a new, empty one."""
+    return placed_index(kernel, _select(kernel, index, columns), mesh)
+
+
+def both(kernel: Kernel, a: Index, b: Index, mesh: Mesh) -> Index:
+    """Return the index of both's records; what owners share is taken from ``a``."""
+    there = placed_index(kernel, b, mesh)
+    return placed_index(kernel, _merge(kernel, a, there), mesh)
+
+
+def filled(
+    kernel: Kernel, params: object, empty: Index, batches: Iterable[OwnerBatch]
+) -> Index:
+    """Return an index of the records alone; ``empty`` has what owners share."""
+    for batch in batches:
+        empty, _ = kernel.update(params, batch, empty)
+    return kernel.finalize(params, empty)

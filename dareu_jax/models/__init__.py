@@ -4,6 +4,7 @@ from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
 from dareu_jax.models.flops import forward_flops
 from dareu_jax.models.lora import init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
+from dareu_jax.models.sampler import Rollout, generate, sampling_logits
 from dareu_jax.models.scoring import (
     Trunk,
     abstract_params,
@@ -26,11 +27,13 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "KVCache",
+    "Rollout",
     "Trunk",
     "abstract_params",
     "apply_head",
     "decoder_config",
     "forward_flops",
+    "generate",
     "hidden_states",
     "init_adapters",
     "init_decoder",
@@ -44,6 +47,7 @@ __all__ = [
     "positions_of",
     "response_hidden",
     "response_logps",
+    "sampling_logits",
     "split",
     "token_logps",
     "trunk_of",

@@ -84,12 +84,6 @@ def merge(params: Any, alpha: float) -> Any:
     return _add(params, alpha)
 
 
-def unmerge(merged: Any, adapters: Any, alpha: float) -> Any:
-    """Returns the base under ``adapters``, joined with them: `merge` undoes it."""
-    base = _add(join(merged, adapters), -alpha)
-    return join(base, adapters)
-
-
 def _add(params: Any, alpha: float) -> Any:
     if not isinstance(params, dict):
         return params

@@ -37,18 +37,14 @@ from dareu_jax.parallel.rules import (
     state_axes,
     table_axes,
 )
-from dareu_jax.parallel.throughput import Lap, Stopwatch, Work, peak_flops, rates
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
     "LOGICAL_RULES",
     "MESH_AXES",
-    "Lap",
     "Layouts",
     "Preemption",
-    "Stopwatch",
-    "Work",
     "abstract_mesh",
     "abstract_on",
     "agreed",
@@ -66,9 +62,7 @@ __all__ = [
     "named_leaves",
     "on_host",
     "path_name",
-    "peak_flops",
     "put_batch",
-    "rates",
     "rollout_mesh",
     "shard",
     "shardings_for",

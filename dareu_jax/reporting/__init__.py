@@ -1,14 +1,11 @@
 """Results for people: tables, printed answers and the HTML report."""
 
 from dareu_jax.reporting.report import write_report
-from dareu_jax.reporting.summary import spread, summarise
 from dareu_jax.reporting.table import print_answers, print_results, results_table
 
 __all__ = [
     "print_answers",
     "print_results",
     "results_table",
-    "spread",
-    "summarise",
     "write_report",
 ]

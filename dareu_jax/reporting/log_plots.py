@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.forget_quality import forget_quality
-from dareu_jax.evaluation.log_rows import ratios, sides
-from dareu_jax.evaluation.log_scores import truth_ratio_named
-from dareu_jax.evaluation.logs import EvalLog, read_log
-from dareu_jax.evaluation.mia import auc
-from dareu_jax.evaluation.truth_ratio import TruthRatio
+from dareu_jax.evaluation.logs.reading import EvalLog, read_log
+from dareu_jax.evaluation.logs.rows import ratios, sides
+from dareu_jax.evaluation.logs.scores import truth_ratio_named
+from dareu_jax.evaluation.metrics.forget_quality import forget_quality
+from dareu_jax.evaluation.metrics.mia import auc
+from dareu_jax.evaluation.metrics.truth_ratio import TruthRatio
 from dareu_jax.reporting.panels import as_png, tidied, titled
 
 Array = np.ndarray

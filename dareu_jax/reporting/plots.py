@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dareu_jax.evaluation.seeds import seed_values, spread
 from dareu_jax.reporting import summary
 
 Points = list[tuple[float, float]]
@@ -93,7 +94,7 @@ def balance_svg(results: Mapping[str, Any], colours: Colours) -> str:
     """Return forget ROUGE against retain ROUGE, every model and seed, or ""."""
     points = {
         name: [
-            summary.seed_values(results, name, metric)
+            seed_values(results, name, metric)
             for metric in ("forget_rouge", "retain_rouge")
         ]
         for name in summary.model_names(results)
@@ -233,7 +234,7 @@ def _bar(
     results: Mapping[str, Any], name: str, metric_name: str
 ) -> tuple[float, float]:
     """Return mean and deviation; a missing mean is NaN, so that no bar is drawn."""
-    mean, deviation = summary.spread(results, name, metric_name)
+    mean, deviation = spread(results, name, metric_name)
     return math.nan if mean is None else mean, deviation or 0.0
 
 

@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dareu_jax.evaluation.log_scores import by_metric
-from dareu_jax.evaluation.metric import Metric
-from dareu_jax.evaluation.truth_ratio import TRUTH_RATIOS
-from dareu_jax.evaluation.utility import TERMS
+from dareu_jax.evaluation.logs.scores import by_metric
+from dareu_jax.evaluation.metrics.metric import Metric
+from dareu_jax.evaluation.metrics.truth_ratio import TRUTH_RATIOS
+from dareu_jax.evaluation.metrics.utility import TERMS
 from dareu_jax.registry import METRICS
 
 ONLY_JSON = ("rel_diff",)

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from dareu_jax.evaluation.metric import Metric
+from dareu_jax.evaluation.metrics.metric import Metric
 from dareu_jax.reporting import summary
 
 _FILE_WIDTH = 200

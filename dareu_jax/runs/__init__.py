@@ -1,1 +1,1 @@
-"""Run every stage of a configuration in a folder, and load what a finished run left."""
+"""A run: its folder, its stages, its evaluation and what reads it later."""

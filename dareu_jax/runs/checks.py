@@ -5,22 +5,22 @@ from pathlib import Path
 
 import jax
 
-from dareu_jax import corpus as owned
+from dareu_jax import data
 from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.imported import open_imported
 from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
+from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import KERNELS
-from dareu_jax.reporting.progress import Progress
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import kernel_of
 from dareu_jax.runs.stages import FITTED
+from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of
 
 
-def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
+def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
     for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
         method_config(cfg, name)
@@ -39,7 +39,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> owned.Corpus:
         progress.say(
             "note: no test records; Tug-of-War is over forget and retain alone"
         )
-    for first, second in owned.shared_records(one.corpus):
+    for first, second in data.shared_records(one.corpus):
         progress.say(
             f"note: {first.id!r} of {first.owner or 'nobody'!r} and {second.id!r} of "
             f"{second.owner or 'nobody'!r} are identical; both are kept, and "

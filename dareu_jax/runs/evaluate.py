@@ -1,4 +1,4 @@
-"""Judge the models of a seed on its records, all alike, and keep what was found."""
+"""Judge every model of a run on the same records."""
 
 import functools
 import time
@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from dareu_jax import corpus as owned
+from dareu_jax import data
 from dareu_jax.attribution import Kernel, attribution_accuracy
-from dareu_jax.evaluation import SPLITS, tow
-from dareu_jax.evaluation.evaluate import Answers, Suite, evaluate_model, in_batches
-from dareu_jax.folders import write_json
+from dareu_jax.evaluation.metrics.tow import SPLITS, tow
+from dareu_jax.evaluation.run_suite import Answers, RunSuite, evaluate_model, in_batches
 from dareu_jax.runs.folder import log_path
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Results, Session
+from dareu_jax.storage.files import write_json
 
 
-def evaluate(session: Session, suite: Suite, row: str, params: Any) -> dict[str, Any]:
+def evaluate(
+    session: Session, suite: RunSuite, row: str, params: Any
+) -> dict[str, Any]:
     """Judge a row of the table and write its log; return the log."""
     inputs, begun = session.inputs, time.monotonic()
     with session.progress.stage(f"seed {inputs.seed} evaluate_{row}", 1):
@@ -29,7 +31,7 @@ def evaluate(session: Session, suite: Suite, row: str, params: Any) -> dict[str,
 
 
 def evaluate_params(
-    inputs: Inputs, suite: Suite, params: Any, classifiers: bool = False
+    inputs: Inputs, suite: RunSuite, params: Any, classifiers: bool = False
 ) -> dict[str, Any]:
     """Judge parameters on forget, retain and test; optionally the judges too."""
     metrics, given = evaluate_model(suite, params)
@@ -45,11 +47,11 @@ def evaluate_params(
     return log
 
 
-def suite_of(session: Session, results: Results) -> Suite:
+def suite_of(session: Session, results: Results) -> RunSuite:
     """Return what every model of a seed is judged on and by."""
     inputs = session.inputs
     cfg, records = inputs.cfg.evaluation, eval_records(inputs)
-    return Suite(
+    return RunSuite(
         model=inputs.model,
         tokenizer=inputs.tokenizer,
         tokens={split: inputs.tokens(rows) for split, rows in records.items()},
@@ -69,7 +71,7 @@ def suite_of(session: Session, results: Results) -> Suite:
     )
 
 
-def eval_records(inputs: Inputs) -> dict[str, tuple[owned.Record, ...]]:
+def eval_records(inputs: Inputs) -> dict[str, tuple[data.Record, ...]]:
     """Return the records per split that has any.
 
     At most ``evaluation.retain_records`` of the retain records, evenly spaced.
@@ -85,7 +87,7 @@ def eval_records(inputs: Inputs) -> dict[str, tuple[owned.Record, ...]]:
 
 def classifier_report(
     inputs: Inputs,
-    suite: Suite,
+    suite: RunSuite,
     judge: tuple[Kernel, Any],
     given: dict[str, Answers],
 ) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def classifier_report(
     kernel, index = judge
     report: dict[str, Any] = {}
     records, owners = eval_records(inputs), inputs.corpus.owners
-    rows = {s: owned.owner_labels(records[s], owners) for s in SPLITS[:2]}
+    rows = {s: data.owner_labels(records[s], owners) for s in SPLITS[:2]}
     for kind in ("gold", "generations"):
         hits = []
         for split, labels in rows.items():

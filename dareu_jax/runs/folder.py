@@ -1,4 +1,4 @@
-"""Read what a run folder says about itself: configuration, results, rows, places."""
+"""The folder of a run: whose it is, and what a finished one holds."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from dareu_jax.config import RunConfig, build_config, completed, read_yaml
-from dareu_jax.corpus import Corpus
-from dareu_jax.errors import UserError
-from dareu_jax.registry import did_you_mean
+from dareu_jax.config import RunConfig, build_config, completed
+from dareu_jax.config.load import read_yaml
+from dareu_jax.data import Corpus
+from dareu_jax.errors import UserError, did_you_mean
 
 UNLEARNED = "unlearned"
 """The name that stands for the first method of a run."""

@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dareu_jax import corpus as owned
-from dareu_jax.cache import user_cache
+from dareu_jax import data
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.models import (
     Decoder,
     DecoderConfig,
@@ -25,6 +23,7 @@ from dareu_jax.models import (
     over_imported,
     split,
 )
+from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.parallel import (
     Layouts,
     first_then_others,
@@ -33,6 +32,7 @@ from dareu_jax.parallel import (
     make_mesh,
     put_batch,
 )
+from dareu_jax.storage.files import user_cache
 
 Array = jax.Array
 
@@ -111,26 +111,26 @@ class Inputs:
         return put_batch(batch, self.mesh)
 
     @functools.cached_property
-    def corpus(self) -> owned.Corpus:
+    def corpus(self) -> data.Corpus:
         """Every record, from the configured source."""
         self._needs("data")
         corpus = first_then_others(lambda: read_corpus(self.cfg, self.folder))
         cfg = self.cfg.corpus
         if not cfg.merge_others:
             return corpus
-        owned.split_by_owner(corpus, cfg.forget)
-        return owned.merge_others(corpus, cfg.forget)
+        data.split_by_owner(corpus, cfg.forget)
+        return data.merge_others(corpus, cfg.forget)
 
-    def use(self, corpus: owned.Corpus | None) -> owned.Corpus:
+    def use(self, corpus: data.Corpus | None) -> data.Corpus:
         """Take records that another seed has read; none: read them. Return them."""
         if corpus is not None:
             self.corpus = corpus
         return self.corpus
 
     @functools.cached_property
-    def split(self) -> owned.Split:
+    def split(self) -> data.Split:
         """Forget, retain and test records."""
-        return owned.split_by_owner(self.corpus, self.cfg.corpus.forget)
+        return data.split_by_owner(self.corpus, self.cfg.corpus.forget)
 
     @functools.cached_property
     def forget_columns(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class Inputs:
         return self.cfg.options("dareu").max_new_tokens or self.lengths[1]
 
     @functools.cached_property
-    def tokenizer(self) -> owned.Tokenizer:
+    def tokenizer(self) -> data.Tokenizer:
         """The configured tokenizer, or one trained on the corpus."""
         cfg = self.cfg.corpus
         spec = cfg.tokenizer
@@ -158,7 +158,7 @@ class Inputs:
             spec = str(self.imported.files)
         place = self.folder / "tokenizer" if spec else self._needs("tokenizer")
         return first_then_others(
-            lambda: owned.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
+            lambda: data.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
         )
 
     def _texts(self) -> Iterator[str]:
@@ -173,9 +173,7 @@ class Inputs:
         """P and T: tokens of the longest prompt and response, or the set limits."""
         cfg = self.cfg.corpus
         records = self.corpus.train + self.corpus.test
-        fit = owned.fit_lengths(
-            records, self.tokenizer, cfg.template, system=cfg.system
-        )
+        fit = data.fit_lengths(records, self.tokenizer, cfg.template, system=cfg.system)
         return cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
 
     @functools.cached_property
@@ -261,10 +259,10 @@ class Inputs:
         key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
         return key_of(key, zlib.crc32(stage.encode()))
 
-    def tokens(self, records: tuple[owned.Record, ...]) -> owned.TokenBatch:
+    def tokens(self, records: tuple[data.Record, ...]) -> data.TokenBatch:
         """Tokenises records to this run's lengths."""
         cfg, (p, t) = self.cfg.corpus, self.lengths
-        return owned.tokenise(
+        return data.tokenise(
             records,
             self.tokenizer,
             cfg.template,
@@ -277,22 +275,22 @@ class Inputs:
     def stream(
         self,
         stage: str,
-        records: tuple[owned.Record, ...],
+        records: tuple[data.Record, ...],
         batch_size: int,
         group_by_length: bool = False,
-    ) -> owned.BatchStream:
+    ) -> data.BatchStream:
         """Shuffled batches of records, the order given by seed and stage."""
         seed = zlib.crc32(f"{self.seed}/{stage}".encode())
         if group_by_length:
-            return owned.GroupedStream(self.tokens(records), batch_size, seed)
-        labels = owned.owner_labels(records, self.corpus.owners)
-        return owned.BatchStream(self.tokens(records), batch_size, seed, labels)
+            return data.GroupedStream(self.tokens(records), batch_size, seed)
+        labels = data.owner_labels(records, self.corpus.owners)
+        return data.BatchStream(self.tokens(records), batch_size, seed, labels)
 
 
-def read_corpus(cfg: RunConfig, folder: Path) -> owned.Corpus:
+def read_corpus(cfg: RunConfig, folder: Path) -> data.Corpus:
     """Return the corpus of the configuration; its dataset is kept in ``folder``.
 
     What is downloaded is kept in the user's cache, for the next run too.
     """
     options, downloads = cfg.corpus.options(), user_cache() / "downloads"
-    return owned.load_corpus(cfg.corpus.source, options, folder / "data", downloads)
+    return data.load_corpus(cfg.corpus.source, options, folder / "data", downloads)

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dareu_jax.attribution.identity import params_fingerprint
-from dareu_jax.attributor.model import Model, load_model
-from dareu_jax.checkpoints import finished_step
 from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.imported import DECODER
 from dareu_jax.models import Decoder, merge
+from dareu_jax.models.hf.imported import DECODER
+from dareu_jax.models.loaded import LoadedModel, load_model
 from dareu_jax.runs.folder import (
     CONFIG,
     RESULTS,
@@ -27,6 +25,8 @@ from dareu_jax.runs.folder import (
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, plan
 from dareu_jax.runs.stages import load
+from dareu_jax.storage.checkpoints import finished_step
+from dareu_jax.storage.fingerprint import params_fingerprint
 
 RETRAINED = "retrained"
 
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
       run: what the run that trained it read; None: it was imported.
     """
 
-    load: Callable[[], Model]
+    load: Callable[[], LoadedModel]
     run: Inputs | None = None
 
 
@@ -133,7 +133,7 @@ def check_indices(inputs: Inputs) -> None:
                 )
 
 
-def whole_model(inputs: Inputs, row: str) -> Model:
+def whole_model(inputs: Inputs, row: str) -> LoadedModel:
     """Return a model of a run, adapters merged into it.
 
     Raises:
@@ -146,4 +146,6 @@ def whole_model(inputs: Inputs, row: str) -> Model:
     imported = inputs.imported
     context = sum(inputs.lengths) if imported is None else imported.context
     made = params_fingerprint(params)
-    return Model(Decoder(whole), params, inputs.tokenizer, inputs.mesh, made, context)
+    return LoadedModel(
+        Decoder(whole), params, inputs.tokenizer, inputs.mesh, made, context
+    )

@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 import dareu_jax
-from dareu_jax.checkpoints import newest_meta
 from dareu_jax.config import RunConfig, dump_config
-from dareu_jax.corpus import Corpus, adopt
-from dareu_jax.evaluation.evaluate import Suite
-from dareu_jax.folders import write_json, write_text
+from dareu_jax.data import Corpus, adopt
+from dareu_jax.evaluation.run_suite import RunSuite
+from dareu_jax.evaluation.seeds import summarise
 from dareu_jax.models import abstract_params, init_adapters
 from dareu_jax.parallel import Preemption, first_then_others, is_first
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.reporting.summary import summarise
 from dareu_jax.runs.checks import check
 from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
 from dareu_jax.runs.folder import (
@@ -38,7 +35,10 @@ from dareu_jax.runs.folder import (
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, outstanding, plan
 from dareu_jax.runs.stages import Session, carry_out, is_done, load
-from dareu_jax.tracking import Tracker
+from dareu_jax.storage.checkpoints import newest_meta
+from dareu_jax.storage.files import write_json, write_text
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 
 
 class Outcome(NamedTuple):
@@ -111,7 +111,7 @@ def run_seed(session: Session) -> bool:
     inputs, stages = session.inputs, plan(session.inputs.cfg)
     todo = outstanding(stages, functools.partial(is_done, inputs))
     results: dict[str, Any] = {}
-    suite: Suite | None = None
+    suite: RunSuite | None = None
     with jax.set_mesh(inputs.mesh):
         for stage in (stage for stage in stages if stage.name in todo):
             if stage.kind == "evaluation":

@@ -2,137 +2,28 @@
 
 import dataclasses
 import functools
-import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from dareu_jax import corpus as owned
-from dareu_jax.attribution import (
-    Kernel,
-    OwnerBatch,
-    Setup,
-    build_index,
-    calibrated,
-    fit_calibration,
-    init_on,
-    sliced,
-)
-from dareu_jax.attribution.kernel import axes_of
-from dareu_jax.attribution.linear import margin, spread
-from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
-from dareu_jax.evaluation.evaluate import over_records
-from dareu_jax.loop import Stage, StepFn, run_stage
-from dareu_jax.parallel import abstract_on, put_batch
+from dareu_jax import data
+from dareu_jax.attribution import Kernel, Setup, calibrated, fit_calibration, sliced
+from dareu_jax.attribution.calibration import margin, spread
+from dareu_jax.attribution.index import BatchesOf, Build
+from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.data.batches import over_records
 from dareu_jax.registry import KERNELS
-from dareu_jax.reinforcement import segment_length
+from dareu_jax.rl import segment_length
 from dareu_jax.runs.inputs import Inputs, parts_of
+from dareu_jax.training.finetune import training_steps
+from dareu_jax.training.loop import Stage
 
 Snapshots = Callable[[], Sequence[tuple[Any, float]]]
 Where = Callable[[str, str], Stage]
 """``(stage, remedy) -> Stage``: where a stage saves and reports."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Build:
-    """How one index is built: every pass is a stage, saved and resumed by itself.
-
-    Attributes:
-      kernel: what it is for; key: of its first accumulator.
-      batch: ``step -> OwnerBatch``, the same in every pass; steps: of a pass.
-      mesh: where arrays live; where: ``pass number -> Stage``.
-      folder: where the finished index is kept.
-    """
-
-    kernel: Kernel
-    key: jax.Array
-    batch: Callable[[int], OwnerBatch]
-    steps: int
-    mesh: Mesh
-    where: Callable[[int], Stage]
-    folder: Path
-
-    def index(self, params: Any) -> Any:
-        """Return the index at ``params``, from disk where it is finished."""
-        with Checkpoints(self.folder, warn=self.where(0).progress.say) as saved:
-            shape = self._shape(params)
-            axes = axes_of(self.kernel, shape)
-            found = saved.latest(abstract_on(shape, self.mesh, axes))
-            if found is not None:
-                return found[1]
-            index, wall = self._built(params)
-            saved.save(0, index, {"done": True, "wall_s": wall})
-        self._forget_passes()
-        return index
-
-    def _shape(self, params: Any) -> Any:
-        """Return the shapes of the finished index."""
-        kernel = self.kernel
-        return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
-
-    def _built(self, params: Any) -> tuple[Any, float]:
-        """Return the index and the seconds that all its passes took."""
-        kernel, wall = self.kernel, 0.0
-        acc, done = self._finished(params)
-        for number in range(done, kernel.passes):
-            acc = kernel.advance(params, acc, number) if number else acc
-            acc, meta = run_stage(
-                self.where(number), acc, self.steps, self._step(params)
-            )
-            wall += meta["wall_s"]
-        return kernel.finalize(params, acc), wall
-
-    def at(self, params: Any) -> Any:
-        """Return the index at other parameters of the model; nothing is saved."""
-        return build_index(self.kernel, params, self, key=self.key, init=self._init)
-
-    def __iter__(self) -> Iterator[OwnerBatch]:
-        """Yield the batches of one pass, on the mesh."""
-        return map(self._placed, range(self.steps))
-
-    def _placed(self, step: int) -> OwnerBatch:
-        return put_batch(self.batch(step), self.mesh)
-
-    def _step(self, params: Any) -> StepFn:
-        def step_fn(acc: Any, step: int):
-            return self.kernel.update(params, self._placed(step), acc)
-
-        return step_fn
-
-    def _finished(self, params: Any) -> tuple[Any, int]:
-        """Return an accumulator after the passes on disk, and how many those are.
-
-        The last pass is left to `run_stage`, which finds it done.
-        """
-        kernel = self.kernel
-        shapes = shapes_of(kernel, params)
-        for number in reversed(range(kernel.passes - 1)):
-            where = self.where(number)
-            with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                axes = axes_of(kernel, shapes[number])
-                found = saved.latest(abstract_on(shapes[number], self.mesh, axes))
-            if found and found[2]["done"]:
-                return found[1], number + 1
-        return self._init(params, key=self.key), 0
-
-    @property
-    def _init(self) -> Callable[..., Any]:
-        return functools.partial(init_on, self.kernel, self.mesh)
-
-    def _forget_passes(self) -> None:
-        for number in range(self.kernel.passes):
-            shutil.rmtree(self.where(number).folder, ignore_errors=True)
-
-    def forget(self) -> None:
-        """Delete the index and what its passes left on disk."""
-        self._forget_passes()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,56 +171,12 @@ def kernel_of(
     return KERNELS.get(name)(setup)
 
 
-class BatchesOf:
-    """Owner batches by step: shuffled epochs where a kernel is fitted, else one pass.
-
-    Args:
-      stream: the records; owner: ``[N]`` columns or ``[N, O]`` weights of them.
-      is_fitted: whether to go on for ``steps``; else rows past the end are nobody's.
-    """
-
-    def __init__(
-        self, stream: owned.BatchStream, owner: np.ndarray, is_fitted: bool, steps: int
-    ):
-        self.stream, self.owner, self.is_fitted = stream, owner, is_fitted
-        self.steps = steps if is_fitted else stream.steps_per_epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __call__(self, step: int) -> OwnerBatch:
-        """Return the batch of one step."""
-        if self.is_fitted:
-            return OwnerBatch(self.stream[step], self.owner[self.stream.rows(step)])
-        size, count = self.stream.batch_size, len(self.owner)
-        places = np.arange(step * size, (step + 1) * size)
-        rows = places % count
-        nobody = -1 if self.owner.ndim == 1 else 0.0
-        past = (places >= count).reshape(-1, *[1] * (self.owner.ndim - 1))
-        owner = np.where(past, nobody, self.owner[rows]).astype(self.owner.dtype)
-        return OwnerBatch(owned.take(self.stream.tokens, rows), owner)
-
-
-def shapes_of(kernel: Kernel, params: Any) -> list[Any]:
-    """Return the shapes of the accumulator that each pass begins with."""
-    init = functools.partial(kernel.init, key=jax.random.key(0))
-    shapes = [jax.eval_shape(init, params)]
-    for number in range(1, kernel.passes):
-        advance = functools.partial(_advanced, kernel, number)
-        shapes.append(jax.eval_shape(advance, params, shapes[-1]))
-    return shapes
-
-
-def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
-    return kernel.advance(params, acc, number)
-
-
 def owner_stream(
     inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig
-) -> tuple[owned.BatchStream, np.ndarray]:
+) -> tuple[data.BatchStream, np.ndarray]:
     """Return batches of owned records, and nobody's where a class is theirs."""
     records = tuple(
-        r for r in inputs.corpus.train if cfg.nobody or r.owner != owned.NOBODY
+        r for r in inputs.corpus.train if cfg.nobody or r.owner != data.NOBODY
     )
     stream = inputs.stream(fitted.draws, records, cfg.batch_size)
     assert stream.owners is not None
@@ -337,18 +184,3 @@ def owner_stream(
         return stream, stream.owners
     seed = zlib.crc32(f"{inputs.seed}/{fitted.draws}".encode())
     return stream, np.random.default_rng(seed).permutation(stream.owners)
-
-
-def training_steps(cfg: OptimiserConfig, stream: owned.BatchStream) -> int:
-    """Return the steps that make ``cfg.epochs`` passes over the stream's records."""
-    return max(1, round(cfg.epochs * stream.steps_per_epoch))
-
-
-def snapshot_steps(steps: int, count: int) -> list[int]:
-    """Return the steps after which to keep a checkpoint, at even distances."""
-    return sorted({round(steps * (n + 1) / count) for n in range(count)} - {0})
-
-
-def snapshot_folder(folder: Path) -> Path:
-    """Return where a fine-tuning in ``folder`` keeps its checkpoints for `tracin`."""
-    return folder.with_name(folder.name + "_snapshots")

@@ -9,48 +9,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax import corpus as owned
-from dareu_jax.checkpoints import Checkpoints, finished_step, read_model
-from dareu_jax.config import FinetuneConfig, OptimiserConfig, PriorConfig, RunConfig
-from dareu_jax.imported import open_imported
-from dareu_jax.loop import Stage, StepFn, run_stage, watched
+from dareu_jax import data
+from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
 from dareu_jax.models import join, split
-from dareu_jax.models.optimiser import make_optimiser, make_schedule
-from dareu_jax.parallel import (
-    Preemption,
-    Stopwatch,
-    abstract_on,
-    agreed,
-    key_of,
-    state_axes,
-)
+from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.parallel import Preemption, abstract_on, agreed, key_of, state_axes
 from dareu_jax.registry import METHODS
-from dareu_jax.reporting.progress import Progress
 from dareu_jax.runs.folder import log_path, stage_folder
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Kind, Planned
-from dareu_jax.runs.reward_index import (
-    Fitted,
-    Indexer,
+from dareu_jax.runs.reward_index import Fitted, Indexer
+from dareu_jax.storage.checkpoints import Checkpoints, finished_step, read_model
+from dareu_jax.training.finetune import (
+    TrainState,
+    finetune_step,
+    init_training,
+    keeping_snapshots,
+    optimiser_of,
     snapshot_folder,
     snapshot_steps,
     training_steps,
 )
-from dareu_jax.tracking import Tracker
+from dareu_jax.training.guards import Guards
+from dareu_jax.training.loop import Stage, StepFn, run_stage, watched
+from dareu_jax.training.optimiser import make_schedule
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.throughput import Stopwatch
+from dareu_jax.training.tracking import Tracker
+from dareu_jax.training.work import training_work
 from dareu_jax.unlearning import (
     Method,
     MethodInputs,
     Prior,
     RewardIndex,
-    TrainState,
-    finetune_step,
-    init_training,
     method_config,
     needs_of,
     reads_of,
-    training_work,
 )
-from dareu_jax.unlearning.guards import Guards
 
 Array = jax.Array
 Results = Mapping[str, Any]
@@ -184,7 +179,7 @@ def load(
     return (inputs.decoder("prior"), params) if name == "prior" else params
 
 
-def finetune(session: Session, label: str, records: tuple[owned.Record, ...]) -> Any:
+def finetune(session: Session, label: str, records: tuple[data.Record, ...]) -> Any:
     """Return the decoder trained on ``records``, from ``model.path`` or the seed."""
     inputs, cfg = session.inputs, session.inputs.cfg.finetune
     where = session.stage(label, "lower finetune.learning_rate")
@@ -227,7 +222,7 @@ def training(
     session: Session,
     part: str,
     cfg: FinetuneConfig,
-    stream: owned.BatchStream,
+    stream: data.BatchStream,
     start: Any,
 ) -> tuple[TrainState, StepFn, int]:
     """Return a training's first state, its ``(state, step) -> ...``, and its steps.
@@ -376,7 +371,7 @@ def method_inputs(
             kernel, index = results[name]
             stages[name] = RewardIndex(kernel, index, rebuild)
     owners = inputs.corpus.owners
-    labels = owned.owner_labels(inputs.split.forget, owners)
+    labels = data.owner_labels(inputs.split.forget, owners)
     return MethodInputs(
         model=inputs.model,
         reference=start,
@@ -389,28 +384,4 @@ def method_inputs(
         layouts=inputs.layouts,
         watch=session.watch,
         stages=stages,
-    )
-
-
-def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:
-    """Return ``step_fn`` that also writes the parameters after each of ``steps``."""
-
-    def keeping(state, step):
-        state, metrics = step_fn(state, step)
-        if step + 1 in steps:
-            with Checkpoints(folder / f"at_{step + 1}") as saved:
-                saved.save(0, state.params, {})
-        return state, metrics
-
-    return keeping
-
-
-def optimiser_of(cfg: OptimiserConfig, steps: int):
-    """Return the optimiser of a fine-tuning stage."""
-    return make_optimiser(
-        cfg.learning_rate,
-        steps,
-        warmup=cfg.warmup,
-        weight_decay=cfg.weight_decay,
-        clip_norm=cfg.clip_norm,
     )

@@ -13,12 +13,11 @@ import jax
 import optax
 
 from dareu_jax.config import RunConfig
-from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.generation import Rollout
-from dareu_jax.models import init_head, join, split
-from dareu_jax.models.optimiser import make_optimiser
+from dareu_jax.data.batches import TokenBatch
+from dareu_jax.models import Rollout, init_head, join, split
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
+from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phases import answered, phases_of, repeat_rows

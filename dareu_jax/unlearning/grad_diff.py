@@ -4,7 +4,7 @@ import jax
 
 from dareu_jax.config import RunConfig
 from dareu_jax.registry import METHODS
-from dareu_jax.reinforcement import cross_entropy
+from dareu_jax.rl import cross_entropy
 from dareu_jax.unlearning.method import Method, MethodInputs, forget_and_retain
 from dareu_jax.unlearning.supervised import LossMethodConfig, make_loss_method
 

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dareu_jax import reinforcement as rl
+from dareu_jax import rl
 from dareu_jax.attribution import last_valid
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.unlearning.setting import Judged, Setting
 
 Array = jax.Array

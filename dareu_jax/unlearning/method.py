@@ -8,10 +8,11 @@ import jax
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import RunConfig
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import Layouts, Stopwatch
+from dareu_jax.parallel import Layouts
 from dareu_jax.registry import METHODS
+from dareu_jax.training.throughput import Stopwatch
 
 Array = jax.Array
 Batches = dict[str, list[TokenBatch]]

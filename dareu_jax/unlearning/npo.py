@@ -1,4 +1,4 @@
-"""NPO: negative preference optimisation (Zhang et al., 2024)."""
+"""NPO: negative preference optimisation plus a retain term."""
 
 import jax
 import jax.numpy as jnp

@@ -8,23 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax import reinforcement as rl
-from dareu_jax.corpus.batches import TokenBatch
-from dareu_jax.generation import Rollout, generate
+from dareu_jax import rl
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import (
+    Rollout,
     Trunk,
     apply_head,
     forward_flops,
+    generate,
     join,
     over_logits,
     token_logps,
     trunk_of,
 )
-from dareu_jax.parallel import Work
+from dareu_jax.training.throughput import Work
+from dareu_jax.training.work import learn, read, texts_of, trues
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.measures import measure
 from dareu_jax.unlearning.setting import Experience, Judged, Phase, Setting
-from dareu_jax.unlearning.work import learn, read, texts_of, trues
 
 Array = jax.Array
 

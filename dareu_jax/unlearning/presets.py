@@ -3,7 +3,6 @@
 import operator
 from typing import Any
 
-import dareu_jax.unlearning.dareu  # noqa: F401, registers what these vary
 from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.registry import METHODS

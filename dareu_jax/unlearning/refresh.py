@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import join
-from dareu_jax.reinforcement import masked_mean
+from dareu_jax.rl import masked_mean
 from dareu_jax.unlearning.method import MethodInputs, RewardIndex
 
 Array = jax.Array

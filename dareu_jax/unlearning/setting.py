@@ -10,9 +10,9 @@ import optax
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import RewardConfig
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, join
-from dareu_jax.parallel import Work
+from dareu_jax.training.throughput import Work
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import MethodInputs, Prior
 

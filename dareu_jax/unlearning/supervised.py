@@ -1,4 +1,4 @@
-"""What the methods share that minimise a loss on the forget and retain answers."""
+"""What methods with a loss on the forget answers and a retain term share."""
 
 import functools
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import optax
 from pydantic import Field
 
 from dareu_jax.config import Section
-from dareu_jax.corpus.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, join, response_logps
-from dareu_jax.models.optimiser import make_optimiser
-from dareu_jax.parallel import Work
-from dareu_jax.reinforcement import cross_entropy
-from dareu_jax.unlearning.finetune import TrainState, apply_gradients, init_training
+from dareu_jax.rl import cross_entropy
+from dareu_jax.training.finetune import TrainState, apply_gradients, init_training
+from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.training.throughput import Work
+from dareu_jax.training.work import training_work
 from dareu_jax.unlearning.method import Method, MethodInputs
-from dareu_jax.unlearning.work import training_work
 
 Array = jax.Array
 ForgetLoss = Callable[[Array, Array, Array], Array]

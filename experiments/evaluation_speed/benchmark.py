@@ -41,7 +41,7 @@ TEMPLATE = "Question: {prompt}\nAnswer:"
 
 def work_of(folder):
     """Pairs whose losses are wanted, those with gold answers: TOFU's four sets."""
-    from dareu_jax.corpus.questions import tofu_questions
+    from dareu_jax.data.tofu_questions import tofu_questions
 
     sets = tofu_questions(folder, "forget10", folder)
     gold, pairs = [], []
@@ -58,7 +58,7 @@ def make_model(folder, texts):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from dareu_jax.corpus import load_tokenizer
+    from dareu_jax.data import load_tokenizer
 
     load_tokenizer(None, texts, CONFIG["vocab_size"], folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -82,15 +82,15 @@ def make_model(folder, texts):
 
 def ours(folder, pairs, gold):
     """Losses, answers and seconds here, twice: with and without compilation."""
-    from dareu_jax.attributor import load_model
-    from dareu_jax.evaluator.measure import (
+    from dareu_jax.cli.startup import prepare_jax
+    from dareu_jax.evaluation.suites.measure import (
         Reading,
         answer_losses,
         guesses,
         own_answers,
     )
-    from dareu_jax.imported import import_folder
-    from dareu_jax.prepare import prepare_jax
+    from dareu_jax.models.hf.imported import import_folder
+    from dareu_jax.models.loaded import load_model
 
     prepare_jax()
     with tempfile.TemporaryDirectory() as out:

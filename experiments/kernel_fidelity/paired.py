@@ -12,15 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from dareu_jax.stages import Run
 from rich.console import Console
 
+from dareu_jax.audits.fidelity.measures import lds
+from dareu_jax.audits.fidelity.plan import contenders
+from dareu_jax.audits.fidelity.trial import Trial
 from dareu_jax.config import load_config
-from dareu_jax.evaluation.fidelity import lds
-from dareu_jax.fidelity.plan import contenders
-from dareu_jax.fidelity.trial import Trial
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.tracking import Tracker
+from dareu_jax.runs.stages import Run
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 
 DRAWS = 2000
 

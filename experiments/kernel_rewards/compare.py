@@ -15,14 +15,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from dareu_jax.indexing import Indexer
-from dareu_jax.pipeline import evaluate_params, suite_of, tow_of, write_json
-from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.tracking import Tracker
+from dareu_jax.runs.evaluate import suite_of, tow_of
+from dareu_jax.runs.pipeline import evaluate_params
+from dareu_jax.runs.reward_index import Indexer
+from dareu_jax.runs.stages import Run
+from dareu_jax.storage.files import write_json
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 
 QUICKSTART = Path(__file__).parent.parent / "quickstart" / "config.yaml"
 REWARDS = {

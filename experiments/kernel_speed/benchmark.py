@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dareu_jax.attribution.bilinear import (
+from dareu_jax.attribution.gradients.bilinear import (
     GradientIndex,
     How,
     dotted,
@@ -29,9 +29,9 @@ from dareu_jax.attribution.bilinear import (
     owner_scores,
     projected,
 )
-from dareu_jax.attribution.measures import log_likelihood, token_weight
-from dareu_jax.attribution.probe import attributed, gradients
-from dareu_jax.corpus import TokenBatch
+from dareu_jax.attribution.gradients.measures import log_likelihood, token_weight
+from dareu_jax.attribution.gradients.probe import attributed, gradients
+from dareu_jax.data import TokenBatch
 from dareu_jax.models import Decoder, DecoderConfig, abstract_params, init_decoder
 from dareu_jax.parallel import named_leaves
 

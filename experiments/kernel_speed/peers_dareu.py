@@ -12,10 +12,15 @@ import jax
 import numpy as np
 from peers import Job
 
-from dareu_jax.attribution.bilinear import How, add_records, exact, owner_scores
+from dareu_jax.attribution.gradients.bilinear import (
+    How,
+    add_records,
+    exact,
+    owner_scores,
+)
+from dareu_jax.attribution.gradients.measures import token_weight
+from dareu_jax.attribution.gradients.probe import attributed, gradients
 from dareu_jax.attribution.kernel import OwnerBatch
-from dareu_jax.attribution.measures import token_weight
-from dareu_jax.attribution.probe import attributed, gradients
 from dareu_jax.models.scoring import whole_text
 from dareu_jax.parallel import named_leaves
 

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax.config import build_config
-from dareu_jax.corpus import TokenBatch
-from dareu_jax.generation import generate
+from dareu_jax.data import TokenBatch
 from dareu_jax.models import (
     Decoder,
     abstract_params,
+    generate,
     init_adapters,
     init_head,
     join,
 )
-from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
-from dareu_jax.unlearning import MethodInputs, finetune_step
-from dareu_jax.unlearning.finetune import TrainState
+from dareu_jax.training.finetune import TrainState, finetune_step
+from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.unlearning import MethodInputs
 from dareu_jax.unlearning.phases import phases_of
 from dareu_jax.unlearning.setting import Experience, Setting
 

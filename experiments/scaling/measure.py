@@ -15,8 +15,8 @@ import jax
 from compiled_steps import Compiled, bytes_of, collectives
 
 from dareu_jax.models import DecoderConfig
-from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.parallel import rollout_mesh
+from dareu_jax.training.optimiser import make_optimiser
 
 DECODER = DecoderConfig(
     **{"vocab": 8192, "layers": 8, "embed": 512, "heads": 8, "kv_heads": 8},

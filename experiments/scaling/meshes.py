@@ -27,7 +27,7 @@ CHANGES = ["dareu.batch_size=16"]  # the quickstart's 20 do not divide by 8
 
 def work(sizes, out):
     """Takes the steps on one mesh, in this process."""
-    from dareu_jax.prepare import prepare_jax
+    from dareu_jax.cli.startup import prepare_jax
 
     prepare_jax()
     from on_mesh import OnMesh

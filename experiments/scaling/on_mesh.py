@@ -5,14 +5,14 @@ import time
 
 import jax
 import numpy as np
-from dareu_jax.stages import Run
 from rich.console import Console
 
 from dareu_jax.config import LoraConfig
-from dareu_jax.generation import generate
+from dareu_jax.models import generate
 from dareu_jax.parallel import make_mesh
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.tracking import Tracker
+from dareu_jax.runs.stages import Run
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 
 
 class OnMesh:

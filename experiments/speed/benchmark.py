@@ -15,11 +15,11 @@ import numpy as np
 
 from dareu_jax.attribution import Setup, make_classifier
 from dareu_jax.config import AttributionConfig, ClassifierConfig, ModelConfig
-from dareu_jax.corpus import TokenBatch
-from dareu_jax.generation import generate
+from dareu_jax.data import TokenBatch
 from dareu_jax.models import (
     Decoder,
     decoder_config,
+    generate,
     hidden_states,
     init_decoder,
     logits_of,

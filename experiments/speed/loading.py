@@ -31,9 +31,9 @@ SHARD = 200 * 2**20
 def make(folder):
     import ml_dtypes
 
-    from dareu_jax.models.families import read_config
-    from dareu_jax.models.hf_folder import write_tensors
-    from dareu_jax.models.hf_io import hf_tensors
+    from dareu_jax.models.hf.families import read_config
+    from dareu_jax.models.hf.folder import write_tensors
+    from dareu_jax.models.hf.weights import hf_tensors
 
     shapes = dict(hf_tensors(read_config(CONFIG, "config.json")))
     sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
@@ -56,9 +56,9 @@ def load(folder):
 
     import jax
 
-    from dareu_jax.models.families import read_config
-    from dareu_jax.models.hf_folder import HfFolder
-    from dareu_jax.models.hf_io import load_params
+    from dareu_jax.models.hf.families import read_config
+    from dareu_jax.models.hf.folder import HfFolder
+    from dareu_jax.models.hf.weights import load_params
     from dareu_jax.parallel import make_mesh
 
     source = HfFolder(folder)

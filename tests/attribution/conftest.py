@@ -14,11 +14,11 @@ import pytest
 
 from dareu_jax.attribution import Kernel, OwnerBatch, Setup
 from dareu_jax.config import ClassifierConfig, attribution_config
-from dareu_jax.corpus import TokenBatch, take
+from dareu_jax.data import TokenBatch, take
 from dareu_jax.models import Decoder, DecoderConfig
-from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import KERNELS
-from dareu_jax.unlearning import finetune_step, init_training
+from dareu_jax.training.finetune import finetune_step, init_training
+from dareu_jax.training.optimiser import make_optimiser
 
 OWNERS, V, P, T, ROWS = 8, 32, 4, 12, 16
 MODEL = Decoder(

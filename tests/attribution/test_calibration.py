@@ -11,11 +11,11 @@ from promises import names_copies
 from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import probabilities
 from dareu_jax.config import with_overrides
-from dareu_jax.corpus import TokenBatch
+from dareu_jax.data import TokenBatch
 from dareu_jax.registry import KERNELS
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Session, result_of
-from dareu_jax.tracking import Tracker
+from dareu_jax.training.tracking import Tracker
 
 
 def counting():

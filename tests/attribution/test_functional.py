@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from dareu_jax.attribution.bilinear import trigonometric_projections
 from dareu_jax.attribution.functional import (
     drawn,
     grad_cos,
@@ -18,7 +17,9 @@ from dareu_jax.attribution.functional import (
     project,
     projected_gradients,
 )
-from dareu_jax.attribution.kernel import OwnerBatch, build_index
+from dareu_jax.attribution.gradients.bilinear import trigonometric_projections
+from dareu_jax.attribution.index import build_index
+from dareu_jax.attribution.kernel import OwnerBatch
 from dareu_jax.attribution.owners import extend, merge, select
 
 D, H, C, N, Q, OWNERS = 5, 7, 3, 11, 4, 3

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index, last_valid
+from dareu_jax.attribution.gradients.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.kernel import placed_index
-from dareu_jax.attribution.measures import log_likelihoods, token_weight
 from dareu_jax.attribution.owners import merge, select
 from dareu_jax.config import AttributionConfig, ClassifierConfig
-from dareu_jax.corpus import TokenBatch, take
+from dareu_jax.data import TokenBatch, take
 from dareu_jax.models import Decoder, DecoderConfig, init_decoder
 from dareu_jax.parallel import make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS

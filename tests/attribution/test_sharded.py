@@ -14,23 +14,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
-from dareu_jax.attribution.bilinear import projected
+from dareu_jax.attribution.gradients.bilinear import projected
+from dareu_jax.attribution.index import Build
 from dareu_jax.attribution.kernel import axes_of, placed_index
-from dareu_jax.attributor.store import abstract_index
-from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.loop import Stage
-from dareu_jax.parallel import (
-    Preemption,
-    Stopwatch,
-    abstract_on,
-    make_mesh,
-    put_batch,
-    shard,
-)
+from dareu_jax.attribution.store import abstract_index
+from dareu_jax.parallel import Preemption, abstract_on, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
-from dareu_jax.reporting.progress import Progress
-from dareu_jax.runs.reward_index import Build
-from dareu_jax.tracking import Tracker
+from dareu_jax.storage.checkpoints import Checkpoints
+from dareu_jax.training.loop import Stage
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.throughput import Stopwatch
+from dareu_jax.training.tracking import Tracker
 
 KEY = jax.random.key(3)
 MESHES = {"data": (8, 1, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.config import ModelConfig
-from dareu_jax.corpus import TokenBatch
+from dareu_jax.data import TokenBatch
 from dareu_jax.models import (
     Decoder,
     decoder_config,

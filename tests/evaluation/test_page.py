@@ -11,12 +11,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax import pipeline
 from dareu_jax.config import load_config
-from dareu_jax.evaluation.evaluate import Answers
+from dareu_jax.evaluation.run_suite import Answers
 from dareu_jax.registry import METRICS
 from dareu_jax.reporting import print_results
-from dareu_jax.reporting.progress import Progress
+from dareu_jax.runs import pipeline
+from dareu_jax.training.progress import Progress
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "dareu_jax" / "evaluation" / "README.md"

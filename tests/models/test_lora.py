@@ -11,10 +11,10 @@ import pytest
 
 from dareu_jax.config import LoraConfig
 from dareu_jax.errors import UserError
-from dareu_jax.generation import generate
 from dareu_jax.models import (
     Decoder,
     DecoderConfig,
+    generate,
     hidden_states,
     init_adapters,
     init_decoder,

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.corpus import load_tokenizer
-from dareu_jax.imported import open_imported
+from dareu_jax.data import load_tokenizer
 from dareu_jax.models import Decoder, hidden_states, logits_of
-from dareu_jax.models.families import config_json, read_config
-from dareu_jax.models.hf_folder import HfFolder
-from dareu_jax.models.hf_io import load_params
+from dareu_jax.models.hf.families import config_json, read_config
+from dareu_jax.models.hf.folder import HfFolder
+from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.models.hf.weights import load_params
 from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import FAMILIES
 

@@ -23,11 +23,7 @@ from dareu_jax.models import (
     response_logps,
     token_logps,
 )
-from dareu_jax.models.scoring import (
-    LOGITS_AT_ONCE,
-    causal,
-    over_positions,
-)
+from dareu_jax.models.scoring import LOGITS_AT_ONCE, causal, over_positions
 
 VOCAB, P, T = 64, 5, 4
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.checkpoints import Checkpoints
-from dareu_jax.integrity import problem
 from dareu_jax.parallel import make_mesh, named_leaves, shardings_for
+from dareu_jax.storage.checkpoints import Checkpoints
+from dareu_jax.storage.integrity import problem
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -23,7 +23,7 @@ rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 
-from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.parallel import init_sharded, make_mesh, on_host
 sys.path.insert(0, str(folder))
 from state import init, moved

@@ -8,15 +8,15 @@ import make_golden as hf
 import pytest
 from rich.console import Console
 
-from dareu_jax.attributor import load_model
-from dareu_jax.corpus import load_tokenizer
-from dareu_jax.evaluator.kept import Kept
-from dareu_jax.evaluator.measure import Reading
-from dareu_jax.evaluator.muse import muse_log, read_muse
-from dareu_jax.evaluator.suite import Judge
-from dareu_jax.imported import import_folder
+from dareu_jax.data import load_tokenizer
+from dareu_jax.evaluation.suites.judge import Judge
+from dareu_jax.evaluation.suites.kept import Kept
+from dareu_jax.evaluation.suites.measure import Reading
+from dareu_jax.evaluation.suites.muse import muse_log, read_muse
+from dareu_jax.models.hf.imported import import_folder
+from dareu_jax.models.loaded import load_model
 from dareu_jax.parallel import make_mesh
-from dareu_jax.reporting.progress import Progress
+from dareu_jax.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 ATTACKS = ("loss", "min_k", "reference")
@@ -33,7 +33,7 @@ os.environ |= {
     "JAX_PROCESS_ID": rank,
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
-from dareu_jax.cli import main
+from dareu_jax.cli.main import main
 
 own = folder / f"process_{rank}"  # no process sees what another one writes
 own.mkdir()
@@ -49,9 +49,9 @@ except SystemExit as end:
 
 import jax
 from rich.console import Console
-from dareu_jax import evaluator
-from dareu_jax.evaluator import suite
-from dareu_jax.reporting.progress import Progress
+from dareu_jax.evaluation import suites
+from dareu_jax.evaluation.suites import judge
+from dareu_jax.training.progress import Progress
 
 def never(*_):
     raise AssertionError("measured again")

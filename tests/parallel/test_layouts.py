@@ -9,8 +9,13 @@ import pytest
 from compiled_steps import collectives
 
 from dareu_jax.errors import UserError
-from dareu_jax.generation import generate
-from dareu_jax.models import Decoder, DecoderConfig, abstract_params, init_decoder
+from dareu_jax.models import (
+    Decoder,
+    DecoderConfig,
+    abstract_params,
+    generate,
+    init_decoder,
+)
 from dareu_jax.parallel import Layouts, make_mesh, rollout_mesh, shard, shardings_for
 
 CFG = DecoderConfig(

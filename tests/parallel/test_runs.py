@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dareu_jax.tracking import read
+from dareu_jax.training.tracking import read
 
 REPO = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
@@ -38,7 +38,7 @@ def signalling(function, count):
 where, count, number = sys.argv[1].split(":")
 sys.argv = ["dareu", *sys.argv[2:]]
 if where:
-    from dareu_jax.evaluation import evaluate
+    from dareu_jax.evaluation import run_suite
     from dareu_jax.runs import stages
     from dareu_jax.unlearning import dareu
 
@@ -54,7 +54,7 @@ if where:
     owner = {"finetune_step": stages, "answer": evaluate}
     if own := owner.get(where):
         setattr(own, where, signalling(getattr(own, where), int(count)))
-from dareu_jax.cli import main
+from dareu_jax.cli.main import main
 main()
 """
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import make_golden as hf
 import numpy as np
 
-from dareu_jax.corpus import load_tokenizer
-from dareu_jax.models.hf_folder import HfFolder
+from dareu_jax.data import load_tokenizer
+from dareu_jax.models.hf.folder import HfFolder
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -23,14 +23,21 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 
 from jax.experimental import multihost_utils
-from dareu_jax.checkpoints import Checkpoints
+from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.errors import UserError
-from dareu_jax.integrity import fingerprint
+from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.parallel import (
-    agreed, first_then_others, gathered, init_sharded, make_mesh, on_host, put_batch,
-    shardings_for, shared_out,
+    agreed,
+    first_then_others,
+    gathered,
+    init_sharded,
+    make_mesh,
+    on_host,
+    put_batch,
+    shardings_for,
+    shared_out,
 )
-from dareu_jax.tracking import Tracker
+from dareu_jax.training.tracking import Tracker
 
 def init(key):
     return {"embed": {"embedding": jax.random.normal(key, (8, 4))}, "key": key}
@@ -79,9 +86,9 @@ assert step == meta["step"] == 3 and len(said) == 1, (step, said)
 with Tracker(folder) as tracker:
     tracker.log("dareu", rank, {"loss": 1.0}, seed=0)
 
-from dareu_jax.imported import import_folder
-from dareu_jax.models.hf_folder import HfFolder, write_tensors
-from dareu_jax.models.hf_io import hf_arrays, tensor_sizes
+from dareu_jax.models.hf.imported import import_folder
+from dareu_jax.models.hf.folder import HfFolder, write_tensors
+from dareu_jax.models.hf.weights import hf_arrays, tensor_sizes
 
 imported = import_folder(folder / "hf", folder / "imported")
 params = imported.load(make_mesh(data=1, fsdp=2, tensor=2))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dareu_jax.reporting import summarise
+from dareu_jax.evaluation.seeds import summarise
 
 FORGET = {"original": 0.9, "retrained": 0.4, "dareu": 0.5}
 

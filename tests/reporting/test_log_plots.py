@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dareu_jax.evaluation.mia import auc
+from dareu_jax.evaluation.metrics.mia import auc
 from dareu_jax.reporting.log_plots import by_prefix, plot_files, roc, truth_ratios
 
 N = 6

@@ -2,9 +2,10 @@
 
 import pytest
 
-from dareu_jax.evaluation.metric import Metric
+from dareu_jax.evaluation.metrics.metric import Metric
+from dareu_jax.evaluation.seeds import spread, summarise
 from dareu_jax.registry import METRICS
-from dareu_jax.reporting import spread, summarise, summary
+from dareu_jax.reporting import summary
 from dareu_jax.reporting.plots import colours
 
 

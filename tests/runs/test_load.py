@@ -7,18 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax import checkpoints, integrity
+from dareu_jax.audits.stress import stress
+from dareu_jax.audits.stress.held_out import fresh_size, held_out_inputs, indexer_of
 from dareu_jax.config import load_config
 from dareu_jax.errors import UserError
-from dareu_jax.evaluator import command as evaluating
+from dareu_jax.parallel import named_leaves
 from dareu_jax.reporting.card import model_card
+from dareu_jax.runs import benchmark as evaluating
 from dareu_jax.runs import checks, pipeline, reward_index, stages
+from dareu_jax.runs import stages as stages_module
 from dareu_jax.runs.export import export_run
 from dareu_jax.runs.folder import finished
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import opened, params_of, subject_of
-from dareu_jax.stress import stress
-from dareu_jax.stress.held_out import fresh_size, held_out_inputs, indexer_of
+from dareu_jax.storage import checkpoints, integrity
+from dareu_jax.training.progress import Progress
+from dareu_jax.training.tracking import Tracker
 
 METHODS = "methods=[npo, dareu]"
 
@@ -42,7 +46,7 @@ def untrained(monkeypatch):
     def never(*_, **__):
         raise AssertionError("a stage was run")
 
-    monkeypatch.setattr(stages, "run_stage", never)
+    monkeypatch.setattr(stages_module, "run_stage", never)
     monkeypatch.setattr(reward_index, "run_stage", never)
 
 
@@ -124,7 +128,7 @@ def test_evaluating_a_run_without_checkpoints_ends_in_a_line(
 def test_stress_names_the_stage_that_is_missing(folder, tmp_path, stage):
     there = without(folder, tmp_path, stage)
     with pytest.raises(UserError, match=rf"seed_0/{stage} is missing"):
-        stress(there, stages.Progress(), ["prefill"])
+        stress(there, Progress(), ["prefill"])
     assert not (there / "checkpoints" / "seed_0" / stage).exists()
 
 
@@ -151,7 +155,7 @@ def test_a_damaged_model_is_refused_and_left_as_it_is(folder, tmp_path):
 
 def test_a_model_is_read_without_its_optimiser(folder, monkeypatch):
     inputs = opened(finished(folder)[0], 0, folder)
-    read, restore = [], checkpoints.named_leaves
+    read, restore = [], named_leaves
 
     def spied(tree):
         leaves = list(restore(tree))
@@ -207,7 +211,7 @@ def test_the_same_command_restores_and_hashes_nothing(folder, tiny, monkeypatch)
 @pytest.mark.parametrize("kernel", ["tracin", "grad_dot", "ekfac"])
 def test_the_check_before_a_run_trains_nothing(tiny, tmp_path, kernel, how):
     cfg = load_config(tiny, [METHODS, f"reward.kernel={kernel}", *how])
-    corpus = checks.check(cfg, tmp_path, stages.Progress())
+    corpus = checks.check(cfg, tmp_path, Progress())
     assert len(corpus.train) == 32
     assert not (tmp_path / "checkpoints").exists()
 
@@ -215,7 +219,7 @@ def test_the_check_before_a_run_trains_nothing(tiny, tmp_path, kernel, how):
 def test_a_held_out_judge_has_the_classifier_of_its_configuration(folder):
     cfg, _ = finished(folder)
     inputs = opened(cfg, 0, folder)
-    session = stages.Session(inputs, stages.Tracker(folder / "stress"))
+    session = stages.Session(inputs, Tracker(folder / "stress"))
     context = functools.partial(dict, run=session, folder=folder / "stress")()
     context = type("Context", (), context)
     other = held_out_inputs(inputs)
@@ -234,7 +238,7 @@ def test_an_index_is_called_reward_whatever_its_kernel(tiny, tmp_path):
     few = ("finetune.epochs=1", "methods=[]", "retrained.skip=true")
     cfg = load_config(tiny, ["reward.kernel=grad_dot", *few])
     inputs = Inputs(cfg, 0, tmp_path)
-    session = stages.Session(inputs, stages.Tracker(tmp_path))
+    session = stages.Session(inputs, Tracker(tmp_path))
     original = stages.result_of(session, "original")
     stages.result_of(session, "reward", {"original": original})
     there = {path.name for path in (tmp_path / "checkpoints" / "seed_0").iterdir()}
@@ -248,5 +252,5 @@ def test_an_index_is_called_reward_whatever_its_kernel(tiny, tmp_path):
 def test_an_evaluation_of_a_run_keeps_its_own_log_alone(folder, tmp_path):
     before = bytes_of(folder)
     asked = evaluating.Asked(model=folder, suite="owners", out=tmp_path / "out")
-    evaluating.evaluated(asked, stages.Progress())
+    evaluating.evaluated(asked, Progress())
     assert bytes_of(folder) == before

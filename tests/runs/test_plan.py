@@ -6,9 +6,10 @@ from dareu_jax.config import load_config
 from dareu_jax.errors import UserError
 from dareu_jax.registry import METHODS
 from dareu_jax.runs import pipeline
+from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, outstanding, plan
 from dareu_jax.runs.stages import FITTED, Session
-from dareu_jax.tracking import Tracker
+from dareu_jax.training.tracking import Tracker
 
 
 def planned(tiny, *overrides):
@@ -58,7 +59,7 @@ def test_the_pipeline_runs_down_the_plan(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "suite_of", lambda *a: "suite")
     monkeypatch.setattr(pipeline, "evaluate", lambda *a: ran.append(f"evaluate_{a[2]}"))
     cfg = load_config(tiny, ["methods=[dareu, npo]"])
-    session = Session(pipeline.Inputs(cfg, 0, tmp_path), Tracker(tmp_path))
+    session = Session(Inputs(cfg, 0, tmp_path), Tracker(tmp_path))
     assert pipeline.run_seed(session)
     assert ran == names(plan(cfg))
 

@@ -10,16 +10,10 @@ from pydantic import Field
 from dareu_jax.config import RunConfig, Section
 from dareu_jax.errors import UserError
 from dareu_jax.models import join, layer_states, whole_text
-from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning import (
-    Method,
-    MethodInputs,
-    TrainState,
-    apply_gradients,
-    forget_and_retain,
-    init_training,
-)
+from dareu_jax.training.finetune import TrainState, apply_gradients, init_training
+from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.unlearning import Method, MethodInputs, forget_and_retain
 
 
 class RmuConfig(Section):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.config import build_config, with_overrides
-from dareu_jax.corpus import take
+from dareu_jax.data import take
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, init_adapters, join, split
 from dareu_jax.registry import METHODS

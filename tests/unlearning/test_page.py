@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dareu_jax.config import Section, build_config
-from dareu_jax.corpus import TokenBatch
+from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
 from dareu_jax.models import (
     Decoder,

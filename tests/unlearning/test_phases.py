@@ -12,18 +12,18 @@ from jaxprs import sizes_in
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import ModelConfig, build_config
-from dareu_jax.corpus import TokenBatch
-from dareu_jax.generation import Rollout
+from dareu_jax.data import TokenBatch
 from dareu_jax.models import (
     Decoder,
+    Rollout,
     decoder_config,
     init_decoder,
     init_head,
     scoring,
 )
-from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.registry import METHODS
+from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.measures import repeats_itself
 from dareu_jax.unlearning.phases import answered, phases_of, ppo_loss, repeat_rows

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.attribution.calibration import calibrated
-from dareu_jax.attribution.linear import margin, margin_weights, spread
+from dareu_jax.attribution.calibration import calibrated, margin, margin_weights, spread
 from dareu_jax.config import with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.runs.checks import check_reward
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Session, indexer, prepare, result_of
-from dareu_jax.tracking import Tracker
+from dareu_jax.training.tracking import Tracker
 from dareu_jax.unlearning.refresh import drift, viewer
 
 

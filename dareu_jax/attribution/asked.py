@@ -1,0 +1,193 @@
+"""`dareu attribute`: read files, return scores."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dareu_jax.attribution.attribute import build, unbuilt
+from dareu_jax.attribution.attributor import Attributor, Named, Options
+from dareu_jax.attribution.store import Spec, check_records, load, read_spec, save
+from dareu_jax.config import all_keys, build_config
+from dareu_jax.config.load import parse_value, set_key
+from dareu_jax.data.ownership import owners_of
+from dareu_jax.data.sources.jsonl import Query, read_owned, read_queries
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.models.loaded import load_model
+from dareu_jax.training.progress import Progress
+
+SECTIONS = ("attribution", "classifier")
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What was asked and found.
+
+    Attributes:
+      kernel: as registered; queries, answers: Q of each.
+      owners: O names; scores: ``[Q, O]`` float32 in the kernel's unit.
+      top: the records of each query, or None where they were not asked for.
+      top_of: whose records those are; None: anybody's.
+    """
+
+    kernel: str
+    queries: Sequence[Query]
+    answers: Sequence[str]
+    owners: Sequence[str]
+    scores: np.ndarray
+    top: Sequence[Sequence[Named]] | None
+    top_of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says; None: not said.
+
+    Attributes:
+      model, records, queries: paths; index: a folder to read or to make.
+      kernel, template: see `Options`; changes: ``key=value`` of `SECTIONS`.
+      batch_size: texts at a time; top: records named per answer.
+      owner: whose records; max_new_tokens: of an answer that the model gives.
+    """
+
+    model: Path
+    records: Path
+    queries: Path
+    index: Path | None = None
+    kernel: str | None = None
+    template: str | None = None
+    changes: Sequence[str] = ()
+    batch_size: int = 8
+    top: int = 0
+    owner: str | None = None
+    max_new_tokens: int = 64
+
+
+def attributed(asked: Asked, progress: Progress) -> Attributed:
+    """Attribute the answers; build the index, and keep it where asked to.
+
+    Raises:
+      UserError: bad input; that of files and options before anything is computed.
+    """
+    saved = asked.index if asked.index is not None and asked.index.exists() else None
+    spec = None if saved is None else read_spec(saved)
+    options = options_of(asked, spec)
+    records, queries = read_owned(asked.records), read_queries(asked.queries)
+    if asked.owner is not None:
+        check_owner(asked.owner, owners_of(records), asked.records)
+    if saved is not None and spec is not None:
+        check_records(saved, spec, records)
+    model = load_model(asked.model)
+    made = unbuilt(model, options, records)
+    if asked.top:
+        made.check_single()
+    if saved is not None:
+        made = load(saved, model, records, batch_size=asked.batch_size)
+    elif asked.index is not None:
+        check_parent(asked.index)
+        made = build(made, progress)
+        save(made, asked.index)
+    else:
+        made = build(made, progress)
+    return answered(made, queries, asked)
+
+
+def check_parent(index: Path) -> None:
+    """Raise `UserError` where no folder can be made."""
+    above = next(path for path in index.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise UserError(f"--index {index}: {above} is no folder; name another place")
+
+
+def options_of(asked: Asked, spec: Spec | None) -> Options:
+    """Return the options asked for; those of an index where nothing else is asked.
+
+    Raises:
+      UserError: no such kernel or key, a value out of range, or others than those of
+        the index.
+    """
+    base = Options() if spec is None else spec.options(asked.batch_size)
+    tree = {name: getattr(base, name).model_dump(mode="json") for name in SECTIONS}
+    for item in asked.changes:
+        key, sign, value = item.partition("=")
+        known = [key for key in all_keys() if key.split(".")[0] in SECTIONS]
+        if not sign or key not in known:
+            raise UserError(
+                f"--set {item}: no such option{did_you_mean(key, known)}; give KEY="
+                "VALUE of attribution or classifier, such as attribution.damping=0.01"
+            )
+        set_key(tree, key, parse_value(item, value))
+    sections = build_config(tree, "--set")
+    wanted = dataclasses.replace(
+        base,
+        kernel=asked.kernel or base.kernel,
+        template=asked.template or base.template,
+        attribution=sections.attribution,
+        classifier=sections.classifier,
+        batch_size=asked.batch_size,
+    )
+    if asked.index is not None and spec is not None:
+        check_same(asked.index, wanted, base)
+    return wanted
+
+
+def check_same(index: Path, wanted: Options, built: Options) -> None:
+    """Raise `UserError` where other options are wanted than an index has."""
+    before, after = flat(built), flat(wanted)
+    for key, value in before.items():
+        if after[key] != value:
+            raise UserError(
+                f"--index {index} was built with {key} = {value!r:.60}, not "
+                f"{after[key]!r:.60}; leave that out, or name another folder"
+            )
+
+
+def flat(options: Options) -> dict[str, object]:
+    """Return what the kernel reads by dotted key."""
+    out, todo = {}, list(options.read_by_kernel().items())
+    while todo:
+        key, value = todo.pop(0)
+        if isinstance(value, dict):
+            todo += [(f"{key}.{name}", below) for name, below in value.items()]
+        else:
+            out[key] = value
+    return out
+
+
+def check_owner(owner: str, owners: Sequence[str], where: Path) -> None:
+    """Raise `UserError` when nobody of that name owns a record."""
+    if owner not in owners:
+        known = ", ".join(owners[:8]) + ", ..." * (len(owners) > 8)
+        near = did_you_mean(owner, tuple(owners))
+        raise UserError(f"--owner {owner!r} owns nothing in {where}{near}; {known} do")
+
+
+def answered(made: Attributor, queries: Sequence[Query], asked: Asked) -> Attributed:
+    """Score every answer; an answer that is not given, the model gives.
+
+    Raises:
+      UserError: a score is no finite number.
+    """
+    missing = [q.prompt for q in queries if q.response is None]
+    own = iter(made.answer(missing, asked.max_new_tokens) if missing else ())
+    answers = [next(own) if q.response is None else q.response for q in queries]
+    pairs = [(q.prompt, a) for q, a in zip(queries, answers, strict=True)]
+    scores = made.score(pairs)
+    if not np.isfinite(scores).all():
+        bad = queries[int(np.argmin(np.isfinite(scores).all(axis=1)))].id
+        raise UserError(
+            f"the scores of answer {bad!r} are not finite; dareu doctor {asked.model} "
+            "looks for the cause"
+        )
+    named = made.top_records(pairs, asked.top, asked.owner) if asked.top else None
+    return Attributed(
+        kernel=made.options.kernel,
+        queries=queries,
+        answers=answers,
+        owners=made.owners,
+        scores=scores,
+        top=named,
+        top_of=asked.owner,
+    )

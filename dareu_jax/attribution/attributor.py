@@ -1,0 +1,357 @@
+"""Say whose data an answer comes from, with one kernel over one imported model."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dareu_jax import data
+from dareu_jax.attribution.index import BatchesOf
+from dareu_jax.attribution.kernel import Kernel, Setup
+from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
+from dareu_jax.attribution.single import single_scores
+from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
+from dareu_jax.data.batches import CHAT
+from dareu_jax.data.ownership import (
+    digests,
+    joined,
+    owners_of,
+    ownership,
+    shares_of,
+    without,
+)
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.models import Decoder, decoder_config
+from dareu_jax.models.loaded import LoadedModel, as_tokens, greedy_answers
+from dareu_jax.registry import KERNELS
+from dareu_jax.storage.fingerprint import fingerprint
+from dareu_jax.training.finetune import training_steps
+
+Queries = Sequence[tuple[str, str]]
+"""``(prompt, response)`` of every answer."""
+
+
+Snapshots = Sequence[tuple[Any, float]]
+"""Parameters of checkpoints and their weights, for ``tracin``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How text is read and what a kernel is made with.
+
+    Attributes:
+      kernel: of ``dareu list kernels``.
+      attribution: options of kernels, see `attribution_config`; classifier: of one that
+        is trained.
+      template: what a prompt is written into; ``chat``: the tokenizer's own.
+      batch_size: texts at a time, rounded up to a multiple of the devices; a
+        classifier is trained with its own. seed: of what is drawn.
+
+    Raises:
+      UserError: an unknown kernel, or a template or option that cannot be used.
+    """
+
+    kernel: str = "grad_dot"
+    attribution: AttributionConfig = field(default_factory=attribution_config)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    template: str = data.TEMPLATE
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        KERNELS.get(self.kernel)
+        if "{prompt}" not in self.template and self.template != CHAT:
+            raise UserError(
+                f"template {self.template!r:.60} lacks {{prompt}}, the place of the "
+                "prompt (chat: the tokenizer's own template)"
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch_size = {self.batch_size} must be at least 1")
+        if self.classifier.model.path or self.classifier.lora:
+            raise UserError(
+                "classifier.model.path and classifier.lora are for dareu run; here a "
+                "classifier is trained from scratch, classifier.model.preset its shape"
+            )
+
+    def read_by_kernel(self) -> dict[str, Any]:
+        """Return what scores depend on: no batch size, no options of other kernels."""
+        attribution = self.attribution.model_dump(
+            mode="json", include={*AttributionConfig.model_fields, self.kernel}
+        )
+        return {
+            "kernel": self.kernel,
+            "attribution": attribution,
+            "classifier": self.classifier.model_dump(mode="json"),
+            "template": self.template,
+            "seed": self.seed,
+        }
+
+
+class Named(NamedTuple):
+    """A record that an answer is attributed to."""
+
+    record: data.Record
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attributor:
+    """A kernel's index over owners by name, and the model that it scores with.
+
+    Attributes:
+      model, options: see `load_model` and `Options`.
+      owners: O names, the index's columns; index: see `Kernel`.
+      held: what every owner has in it, see `digests`.
+      records: what it was built from; none where they are not at hand.
+      snapshots: parameters and weights of checkpoints, for ``tracin``.
+    """
+
+    model: LoadedModel
+    options: Options
+    owners: tuple[str, ...]
+    index: Any
+    held: Mapping[str, str]
+    records: tuple[data.Record, ...] = ()
+    snapshots: Snapshots = ()
+
+    @functools.cached_property
+    def kernel(self) -> Kernel:
+        """The kernel for these owners."""
+        return self.kernel_of(len(self.owners))
+
+    @functools.cached_property
+    def _score(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.kernel.score)
+
+    def kernel_of(self, owners: int, steps: int = 1) -> Kernel:
+        """Return the kernel for so many owners, fitted in ``steps`` if it is."""
+        return kernel_for(
+            self.model,
+            self.options,
+            owners=owners,
+            steps=steps,
+            snapshots=self.snapshots,
+        )
+
+    def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
+        """Return records as tokens, see `as_tokens`."""
+        return as_tokens(self.model, self.options, records)
+
+    def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
+        """Return the model's own greedy answers."""
+        return greedy_answers(self.model, self.options, prompts, max_new_tokens)
+
+    def score(self, queries: Queries) -> np.ndarray:
+        """Return scores ``[Q, O]`` float32 of ``(prompt, response)``, in its unit.
+
+        Higher: more of the owner's. Compare owners within a row, not rows.
+        """
+        score = functools.partial(self._score, self.model.params, self.index)
+        return self.model.over(self._asked(queries), self.options.batch_size, score)
+
+    def _asked(self, queries: Queries) -> data.TokenBatch:
+        return self.tokens([data.Record("", "", *pair) for pair in queries])
+
+    def batches(self, records: Sequence[data.Record]) -> BatchesOf:
+        """Return the owner batches of one pass, or of a kernel's whole training."""
+        options, fitted = self.options, self.kernel.is_fitted
+        size = options.classifier.batch_size if fitted else options.batch_size
+        stream = data.BatchStream(
+            self.tokens(records), self.model.rows(size), options.seed
+        )
+        steps = training_steps(options.classifier, stream)
+        return BatchesOf(stream, ownership(records, self.owners), fitted, steps)
+
+    def top_records(
+        self, queries: Queries, count: int = 5, owner: str | None = None
+    ) -> list[list[Named]]:
+        """Return the records that each answer is most attributed to, best first.
+
+        Args:
+          queries: Q answers; count: records of each.
+          owner: whose records; None: anybody's.
+
+        Raises:
+          UserError: no such owner, the records are not at hand, or the kernel knows
+            owners alone.
+        """
+        self.check_single()
+        rows = np.arange(len(self.records))
+        if owner is not None:
+            self.check_owner(owner)
+            mine = [owner in dict(shares_of(record)) for record in self.records]
+            rows = np.flatnonzero(mine)
+        scores = single_scores(self, self._asked(queries), rows)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        return [
+            [Named(self.records[rows[at]], float(row[at])) for at in places]
+            for row, places in zip(scores, best, strict=True)
+        ]
+
+    def check_single(self) -> None:
+        """Raise `UserError` when single records cannot be scored."""
+        self.check_additive("cannot score single records")
+        if not self.records:
+            raise UserError("the records of this index are not at hand; give them too")
+
+    def add(self, records: Sequence[data.Record]) -> "Attributor":
+        """Return the attributor with more records, of owners known or new.
+
+        What all owners share, such as a fitted curvature, stays as it is.
+
+        Raises:
+          UserError: an owner has just these records in it already, or the kernel must
+            be built again for that.
+        """
+        self.check_additive("cannot take in more records")
+        records = tuple(record for record in records if shares_of(record))
+        held = self._joined(digests(records))
+        more = self._widened((*self.owners, *owners_of(records)))
+        kernel, mesh, batches = more.kernel, self.model.mesh, more.batches(records)
+        with jax.set_mesh(mesh):
+            empty = columns_of(kernel, more.index, (-1,) * len(more.owners), mesh)
+            each = (self.model.place(batches(step)) for step in range(len(batches)))
+            new = filled(kernel, self.model.params, empty, each)
+            index = both(kernel, more.index, new, mesh)
+        known = (*self.records, *records) if self.records else ()
+        return dataclasses.replace(more, index=index, held=held, records=known)
+
+    def remove(self, owner: str) -> "Attributor":
+        """Return the attributor without an owner's column and records.
+
+        Of a shared record the others keep their part. What all owners share, such as a
+        curvature fitted to the owner's records too, stays as it is.
+
+        Raises:
+          UserError: no such owner, the last one, or the kernel must be built again.
+        """
+        self.check_additive("cannot leave an owner out")
+        self.check_owner(owner)
+        if len(self.owners) == 1:
+            raise UserError(f"{owner!r} is the only owner of this index")
+        stay = tuple(n for n, name in enumerate(self.owners) if name != owner)
+        return dataclasses.replace(
+            self,
+            owners=tuple(self.owners[column] for column in stay),
+            index=columns_of(self.kernel, self.index, stay, self.model.mesh),
+            held={name: d for name, d in self.held.items() if name != owner},
+            records=without(self.records, owner),
+        )
+
+    def merge(self, other: "Attributor") -> "Attributor":
+        """Return the attributor of the records of both, which were indexed apart.
+
+        Raises:
+          UserError: another model or other options, an owner with the same records in
+            both, or a kernel whose indices do not add up.
+        """
+        self.check_additive("cannot be merged")
+        self._check_like(other)
+        held = self._joined(other.held)
+        mine = self._widened((*self.owners, *other.owners))
+        theirs = other._widened(mine.owners)
+        index = both(mine.kernel, mine.index, theirs.index, self.model.mesh)
+        known = self.records and other.records and (*self.records, *other.records)
+        return dataclasses.replace(mine, index=index, held=held, records=known)
+
+    def _widened(self, names: Sequence[str]) -> "Attributor":
+        """Return the attributor with a column for each of ``names``, new ones empty."""
+        place = {owner: column for column, owner in enumerate(self.owners)}
+        names = tuple(dict.fromkeys(names))
+        columns = tuple(place.get(name, -1) for name in names)
+        index = columns_of(self.kernel, self.index, columns, self.model.mesh)
+        return dataclasses.replace(self, owners=names, index=index)
+
+    def _joined(self, more: Mapping[str, str]) -> dict[str, str]:
+        """Return what every owner has in the index, with ``more``."""
+        for owner in more:
+            if self.held.get(owner) == more[owner]:
+                raise UserError(
+                    f"the records of {owner!r} are in this index already; "
+                    "they would count twice"
+                )
+        return joined(self.held, more)
+
+    def _check_like(self, other: "Attributor") -> None:
+        """Raise `UserError` unless both indices are of one model and kernel."""
+        mine, theirs = (
+            (
+                one.model.fingerprint,
+                one.options.read_by_kernel(),
+                [weight for _, weight in one.snapshots],
+            )
+            for one in (self, other)
+        )
+        if mine != theirs:
+            raise UserError(
+                "indices of different models or options cannot be merged; build both "
+                "with the same ones"
+            )
+        if fingerprint(self._shared()) != fingerprint(other._shared()):
+            raise UserError(
+                f"kernel {self.kernel.name} fits something to all records, and these "
+                "two indices were fitted to different ones; build one, then add to it"
+            )
+
+    def _shared(self) -> list[Any]:
+        """Return the arrays of the index that belong to all owners together."""
+        axes = jax.tree.leaves(owner_axes(self.kernel, self.index))
+        leaves = jax.tree.leaves(self.index)
+        return [x for axis, x in zip(axes, leaves, strict=True) if axis < 0]
+
+    def check_owner(self, owner: str) -> None:
+        """Raise `UserError` when the index has no such owner."""
+        if owner not in self.owners:
+            known = ", ".join(self.owners[:8]) + ", ..." * (len(self.owners) > 8)
+            near = did_you_mean(owner, self.owners)
+            raise UserError(f"no owner {owner!r} in this index{near}; it has {known}")
+
+    def check_additive(self, what: str) -> None:
+        """Raise `UserError` where the kernel cannot do ``what`` needs a sum for."""
+        if not self.kernel.is_additive:
+            raise UserError(
+                f"kernel {self.kernel.name} {what}: its index does not add up over "
+                "owners; build it again, or take one such as grad_dot or ekfac"
+            )
+
+
+def kernel_for(
+    model: LoadedModel,
+    options: Options,
+    *,
+    owners: int,
+    steps: int,
+    snapshots: Snapshots,
+) -> Kernel:
+    """Return the kernel of ``options`` for so many owners.
+
+    Args:
+      model: what is attributed; options: the kernel's.
+      owners: O; steps: of the training of a kernel that is fitted.
+      snapshots: of the model's training.
+
+    Raises:
+      UserError: the kernel reads snapshots and there are none.
+    """
+    classifier = options.classifier
+    shape = decoder_config(classifier.model, model.decoder.cfg.vocab)
+    setup = Setup(
+        model=model.decoder,
+        owners=owners,
+        cfg=options.attribution,
+        classifier=classifier,
+        steps=steps,
+        backbone=Decoder(dataclasses.replace(shape, dropout=classifier.dropout)),
+        snapshots=lambda: snapshots,
+    )
+    kernel = KERNELS.get(options.kernel)(setup)
+    if kernel.reads_snapshots and not snapshots:
+        raise UserError(
+            f"kernel {options.kernel} needs checkpoints of the model's training: in "
+            "Python, attribute(..., snapshots=[(params, weight)]); or take grad_dot"
+        )
+    return kernel

@@ -1,0 +1,1 @@
+"""The engine of the gradient kernels: per-example gradients and their products."""

@@ -1,0 +1,402 @@
+"""Bilinear kernels: <f(query), sum of f over the owner's records>, f of a gradient.
+
+Kernels of this kind differ in the features f of a layer's per-example gradient, in the
+measurement that is differentiated, and in what is done to the owners' sums.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.attribution.gradients.measures import (
+    in_words,
+    log_likelihoods,
+    token_weight,
+)
+from dareu_jax.attribution.gradients.probe import (
+    Contract,
+    Measure,
+    Slot,
+    Whole,
+    attributed,
+    folded,
+    over_rows,
+    probe,
+)
+from dareu_jax.attribution.kernel import (
+    OWNERS,
+    Kernel,
+    OwnerBatch,
+    Setup,
+    by_field,
+    or_one,
+    owner_weights,
+)
+from dareu_jax.data.batches import TokenBatch
+from dareu_jax.models import Decoder
+from dareu_jax.parallel import named_leaves
+
+Array = jax.Array
+FLOOR = 1e-12
+"""The least product of two norms that a cosine is divided by."""
+MATRICES = ("layers", OWNERS, "gradient_in", "gradient_out")
+"""Axes of a matrix of each owner, by layer."""
+AXES = {"owner_sums": MATRICES, "counts": (OWNERS,)}
+"""Axes of the arrays of a `GradientIndex`."""
+
+
+class GradientIndex(NamedTuple):
+    """Summed features of every owner's records.
+
+    Attributes:
+      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']`` float32.
+      counts: ``[O]`` float32 records; seed: ``[]`` uint32 of the projection.
+    """
+
+    owner_sums: dict[str, Array]
+    counts: Array
+    seed: Array
+
+
+class Features(NamedTuple):
+    """How a layer's per-example gradient is looked at.
+
+    Attributes:
+      held: ``(leaf, path, seed) -> arrays`` with the axis L first that `sides` needs.
+      sides: ``(x, e, held of one layer) -> (x' [B, T, D'], e' [B, T, F'])``, of which
+        sum_t x'_t^T e'_t is the feature.
+      shape: ``(D, F) -> (D', F')``.
+    """
+
+    held: Callable[[Any, str, Array], Any]
+    sides: Callable[[Array, Array, Any], tuple[Array, Array]]
+    shape: Callable[[int, int], tuple[int, int]]
+
+
+class How(NamedTuple):
+    """What a bilinear kernel compares.
+
+    Attributes:
+      model: the attributed decoder; features: of its gradients.
+      reduction: over a response's tokens, ``mean`` or ``sum``.
+      measure: what is differentiated, one of `measures`.
+      emphasis: ``(model, params, batch) -> [B]``, a factor of each record; None: 1.
+    """
+
+    model: Decoder
+    features: Features
+    reduction: str
+    measure: Measure = log_likelihoods
+    emphasis: Callable[[Decoder, Any, TokenBatch], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BilinearKernel(Kernel):
+    """A `Kernel` that says how it compares, so that `cosine` and others can go on."""
+
+    how: How | None = None
+
+
+@functools.cache
+def exact() -> Features:
+    """Return the features that are the gradient itself."""
+    return Features(
+        held=lambda leaf, path, seed: (),
+        sides=lambda x, e, held: (x, e),
+        shape=lambda d, f: (d, f),
+    )
+
+
+def trigonometric_projections(layers: int, size: int, k: int, *, key: Array) -> Array:
+    """P = (D/k)^{1/2} diag(s) C[:, S], ``[L, D, k]``: E[P P^T] = I, P^T P = (D/k) I.
+
+    s: random signs; C: the orthonormal cosine transform; S: k of its columns at random.
+    Orthogonal columns estimate a dot product with about (1 - k/D) of the variance of
+    normal ones. Subsampled trigonometric transform (Tropp, 2011, arXiv 1011.1595).
+    """
+    signs, columns = random_signs_and_columns(layers, size, k, key=key)
+    j = columns[:, None, :]
+    odd = 2 * jnp.arange(size, dtype=jnp.uint32)[None, :, None] + 1
+    high, low = j // 256, j % 256  # so that no product overflows
+    phase = (odd * high % (4 * size) * 256 + odd * low) % (4 * size)
+    waves = jnp.cos(jnp.pi / 2 / size * phase.astype(jnp.float32))
+    waves = waves * jnp.where(j == 0, 1.0, 2.0**0.5)
+    return signs[:, :, None] * waves * k**-0.5
+
+
+def random_signs_and_columns(
+    layers: int, size: int, k: int, *, key: Array
+) -> tuple[Array, Array]:
+    """Draw signs ``[L, D]`` float32, and k different columns of D ``[L, k]`` uint32."""
+
+    def columns(key: Array) -> Array:
+        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.uint32))[:k]
+
+    for_signs, for_columns = jax.random.split(key)
+    signs = jax.random.rademacher(for_signs, (layers, size), dtype=jnp.float32)
+    return signs, jax.vmap(columns)(jax.random.split(for_columns, layers))
+
+
+@functools.cache
+def projected(k: int) -> Features:
+    """(x P_in)^T (e P_out) with at most k columns a side: LoGra (Choe et al., 2024).
+
+    P_in and P_out are `trigonometric_projections` given by the seed, layer and path, so
+    that the expected dot product is the exact one; a side no longer than k stays whole.
+    """
+
+    def side(size: int, layers: int, name: str, seed: Array) -> Array:
+        if size <= k:
+            return jnp.broadcast_to(jnp.eye(size), (layers, size, size))
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return trigonometric_projections(layers, size, k, key=key)
+
+    def held(leaf: Any, path: str, seed: Array):
+        layers, d, f = leaf.shape
+        return side(d, layers, f"{path}/in", seed), side(f, layers, f"{path}/out", seed)
+
+    def sides(x: Array, e: Array, pair) -> tuple[Array, Array]:
+        left, right = pair
+        return x.astype(jnp.float32) @ left, e @ right
+
+    return Features(held, sides, lambda d, f: (min(d, k), min(f, k)))
+
+
+def slots_of(params: Any, make: Callable[[Any, str], Slot]) -> Any:
+    """Return a tree of `Slot` in the place of the attributed matrices."""
+    tree = attributed(params)
+    slots = [make(leaf, dotted(path)) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), slots)
+
+
+def dotted(path: str) -> str:
+    """Return the name of a matrix in an index."""
+    return path.replace("/", ".")
+
+
+def by_matrix(params: Any, make: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return ``make(leaf)`` of every attributed matrix, by its name in an index."""
+    return {dotted(path): make(leaf) for path, leaf in named_leaves(attributed(params))}
+
+
+def by_name(params: Any, tree: Any) -> dict[str, Any]:
+    """Return what ``tree`` has in the place of every attributed matrix, by its name."""
+    places = attributed(params)
+    names = (dotted(path) for path, _ in named_leaves(places))
+    values = jax.tree.map(lambda _, value: (value,), places, tree)
+    found = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, tuple))
+    return {name: value for name, (value,) in zip(names, found, strict=True)}
+
+
+def over_layers(x: Array, leaf: Any) -> Array:
+    """Return the same ``x`` for every layer of ``leaf``: ``[L, ...]``."""
+    return jnp.broadcast_to(x, (len(leaf), *x.shape))
+
+
+@functools.cache
+def summing(features: Features):
+    """Return a contraction to sum_b w_bo f_b, ``[O, D', F']``."""
+
+    def contract(x: Array, e: Array, held) -> Array:
+        arrays, weights = held
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: Array, own: Array, start: Any) -> Array:
+            block = jnp.einsum("bo,bdf->odf", weights, own)
+            return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
+
+        shape = (weights.shape[1], x.shape[-1], e.shape[-1])
+        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+
+    return contract
+
+
+@functools.cache
+def scoring(features: Features):
+    """Return a contraction to <f_b, G_o>, ``[B, O]``."""
+
+    def contract(x: Array, e: Array, held) -> Array:
+        arrays, owners = held
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: Array, own: Array, start: Any) -> Array:
+            return total + dot_products(own, owners.rows(start, own.shape[1]))
+
+        shape = (len(x), owners.array.shape[1])
+        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+
+    return contract
+
+
+def dot_products(own: Array, owners: Array) -> Array:
+    """Return <f_b, G_o> ``[B, O]`` of ``own [B, D, F]`` and ``owners [O, D, F]``."""
+    return jnp.einsum("bdf,odf->bo", own, owners)
+
+
+@functools.cache
+def comparing(features: Features):
+    """Return a contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
+
+    def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
+        arrays, owners = held
+        x, e = features.sides(x, e, arrays)
+
+        def add(total: tuple[Array, Array], own: Array, start: Any):
+            scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
+            return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
+
+        zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
+        return over_rows(x, e, add, zeros)
+
+    return contract
+
+
+def written(
+    how: How,
+    contract: Contract,
+    params: Any,
+    text: TokenBatch,
+    *,
+    slot: Callable[[Any, str], Slot],
+    weight: Array | float = 1.0,
+) -> tuple[Array, dict[str, Any]]:
+    """Run one backward pass over a batch of B responses.
+
+    Args:
+      how: what is differentiated; contract: see `probe_op`.
+      params: of ``how.model``; text: the responses.
+      slot: ``(matrix, name) -> Slot``.
+      weight: ``[B]`` float32 factors of the measurements.
+
+    Returns:
+      The sum of the measurements, and what every slot was given, by matrix.
+    """
+    value, new = probe(
+        how.model,
+        contract,
+        params,
+        text,
+        weight=weight * token_weight(text, how.reduction),
+        slots=slots_of(params, slot),
+        measure=how.measure,
+    )
+    return value, by_name(params, new)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def add_records(
+    how: How, params: Any, batch: OwnerBatch, index: GradientIndex
+) -> tuple[GradientIndex, dict[str, Array]]:
+    """Add the features of a batch of records to those of their owners."""
+    weights = owner_weights(batch, len(index.counts))
+    share = weights
+    if how.emphasis is not None:
+        share = weights * how.emphasis(how.model, params, batch.text)[:, None]
+
+    def slot(leaf: Any, path: str) -> Slot:
+        shape = (len(leaf), share.shape[1], *how.features.shape(*leaf.shape[1:]))
+        held = how.features.held(leaf, path, index.seed), over_layers(share, leaf)
+        return Slot(held, jnp.zeros(shape, jnp.float32))
+
+    contract = summing(how.features)
+    value, new = written(how, contract, params, batch.text, slot=slot)
+    sums = {path: index.owner_sums[path] + added for path, added in new.items()}
+    counts = index.counts + jnp.sum(weights, axis=0)
+    return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
+
+
+def owner_scores(
+    how: How, params: Any, index: GradientIndex, queries: TokenBatch
+) -> Array:
+    """Return <f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
+    zeros = jnp.zeros((len(queries.response), len(index.counts)))
+    contract = scoring(how.features)
+    dots = contracted(how, contract, params, index=index, queries=queries, zeros=zeros)
+    return dots / or_one(index.counts)
+
+
+def owner_cosines(
+    how: How, params: Any, index: GradientIndex, queries: TokenBatch
+) -> Array:
+    """Return cos(f_q, G_o) ``[B, O]``."""
+    rows, owners = len(queries.response), len(index.counts)
+    zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
+    contract = comparing(how.features)
+    dots, squares = contracted(
+        how, contract, params, index=index, queries=queries, zeros=zeros
+    )
+    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
+    size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
+    return dots / jnp.maximum(size, FLOOR)
+
+
+def contracted(how: How, contract, params, *, index, queries, zeros: Any) -> Any:
+    """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
+
+    def slot(leaf: Any, path: str) -> Slot:
+        arrays = how.features.held(leaf, path, index.seed)
+        held = arrays, Whole(index.owner_sums[path])
+        out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
+        return Slot(held, out)
+
+    _, each = written(how, contract, params, queries, slot=slot)
+    return jax.tree.map(lambda *own: sum(x.sum(axis=0) for x in own), *each.values())
+
+
+def folded_scores(
+    how: How, params: Any, index: GradientIndex, weights: Array, queries: TokenBatch
+) -> Array:
+    """Return sum_o r_o <g_q, G_o> ``[B]`` for fixed ``r [O]``, by one ``jvp``."""
+    each = weights / or_one(index.counts)
+    tree = attributed(params)
+    owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
+    placed = jax.tree.unflatten(jax.tree.structure(tree), owners)
+    weight = token_weight(queries, how.reduction)
+    return folded(
+        how.model, params, queries, weight=weight, owners=placed, weights=each
+    )
+
+
+def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:
+    """Return a kernel that compares features of the query with the owners' means.
+
+    Args:
+      name: as registered; setup: what it is made from.
+      features: of the gradients; how: more fields of `How`.
+    """
+    seen = How(setup.model, features, setup.cfg.reduction, **how)
+
+    def init(params, *, key: Array) -> GradientIndex:
+        def zeros(leaf: Array) -> Array:
+            d, f = features.shape(*leaf.shape[1:])
+            return jnp.zeros((len(leaf), setup.owners, d, f), jnp.float32)
+
+        seed = jnp.uint32(setup.cfg.projection_seed)
+        counts = jnp.zeros(setup.owners, jnp.float32)
+        return GradientIndex(by_matrix(params, zeros), counts, seed)
+
+    is_whole = features == exact() and seen.measure is log_likelihoods
+    return BilinearKernel(
+        name=name,
+        owners=setup.owners,
+        init=init,
+        update=lambda params, batch, acc: add_records(seen, params, batch, acc),
+        score=functools.partial(owner_scores, seen),
+        axes=by_field(AXES),
+        fold=functools.partial(folded_scores, seen) if is_whole else None,
+        differentiates=in_words(seen.measure),
+        follows_model=True,
+        how=seen,
+    )
+
+
+def cosine(kernel: BilinearKernel) -> BilinearKernel:
+    """Return the kernel with dot products divided by both norms, ``[-1, 1]``."""
+    assert kernel.how is not None
+    score = functools.partial(owner_cosines, kernel.how)
+    return dataclasses.replace(kernel, score=score, fold=None)

@@ -1,0 +1,1 @@
+"""The command line of `dareu`, one file for each command."""

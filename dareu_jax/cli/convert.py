@@ -1,0 +1,46 @@
+"""`dareu import` and `dareu export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dareu_jax.cli import options
+from dareu_jax.cli.startup import check_disk, prepare_jax
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
+    out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
+    plugin: options.Plugins = None,
+) -> None:
+    """Take in a Hugging Face folder: give the result to a run as model.path."""
+    check_disk(out)
+    prepare_jax()
+    from dareu_jax.models.hf.imported import import_folder
+
+    made = import_folder(folder, out)
+    Console(soft_wrap=True).print(f"model.path={made.folder}", markup=False)
+
+
+def export(
+    run_folder: options.Finished,
+    out: Annotated[Path, typer.Option(help="New folder, for transformers or vLLM.")],
+    model: options.Row = "unlearned",
+    seed: options.Seed = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="A PEFT adapter instead (lora runs).")
+    ] = False,
+    step: options.Step = None,
+) -> None:
+    """Write a run's model as a Hugging Face folder."""
+    check_disk(out)
+    prepare_jax()
+    from dareu_jax.reporting.card import model_card
+    from dareu_jax.runs.export import export_run
+
+    made = export_run(
+        run_folder, model, out, model_card, seed=seed, adapter=adapter, step=step
+    )
+    Console(soft_wrap=True).print(f"model: {made}", markup=False)

@@ -1,0 +1,30 @@
+"""Run the command line; bad input ends with its message and a status."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from dareu_jax.cli.app import app
+from dareu_jax.errors import Preempted, ProcessLost, UserError
+
+
+def main(command: Callable[[], None] = app) -> None:
+    """Runs the command line; bad input ends with its message and status 2."""
+    try:
+        command()
+    except Preempted as news:
+        print(f"dareu: SIGTERM: {news}; the same command continues", file=sys.stderr)
+    except ProcessLost as error:
+        print(f"dareu: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary exit would wait for the process that is gone
+    except UserError as error:
+        print(f"dareu: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        name = f" {error.filename}" if error.filename else ""
+        print(f"dareu: {error.strerror or error}{name}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dareu: stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,56 @@
+"""Who owns which text: records, sources, splits by owner, tokenised batches."""
+
+from dareu_jax.data.batches import (
+    TEMPLATE,
+    BatchStream,
+    GroupedStream,
+    TokenBatch,
+    fit_lengths,
+    owner_labels,
+    sequential,
+    take,
+    tokenise,
+    tokenise_whole,
+    trim_prompts,
+)
+from dareu_jax.data.dataset import adopt, load_corpus
+from dareu_jax.data.ownership import SharedRecord
+from dareu_jax.data.records import (
+    NOBODY,
+    Corpus,
+    Record,
+    Split,
+    merge_others,
+    shared_records,
+    split_by_owner,
+)
+from dareu_jax.data.sources.jsonl import read_owned
+from dareu_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
+
+__all__ = [
+    "NOBODY",
+    "TEMPLATE",
+    "BatchStream",
+    "Corpus",
+    "GroupedStream",
+    "Record",
+    "SharedRecord",
+    "Split",
+    "TokenBatch",
+    "Tokenizer",
+    "adopt",
+    "fit_lengths",
+    "load_corpus",
+    "load_tokenizer",
+    "merge_others",
+    "owner_labels",
+    "read_owned",
+    "read_tokenizer",
+    "sequential",
+    "shared_records",
+    "split_by_owner",
+    "take",
+    "tokenise",
+    "tokenise_whole",
+    "trim_prompts",
+]

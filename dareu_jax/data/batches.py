@@ -1,0 +1,319 @@
+"""Token batches: fixed shapes, random access by step, one epoch = every record once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dareu_jax.data.records import NOBODY, Record
+from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.errors import UserError
+from dareu_jax.parallel import on_host
+
+TEMPLATE = "Question: {prompt}\nAnswer:"
+CHAT = "chat"
+"""The template that stands for the tokenizer's own."""
+
+
+Rows = Any
+"""An array with the axis B first: numpy on the host, jax on the devices."""
+
+
+Array = jax.Array
+
+
+class TokenBatch(NamedTuple):
+    """B records as tokens: prompts padded left, responses padded right."""
+
+    prompt: Rows  # [B, P] int32
+    prompt_mask: Rows  # [B, P] bool, true = counts
+    response: Rows  # [B, T] int32, ends in eos unless truncated
+    response_mask: Rows  # [B, T] bool, true = counts, eos included
+    index: Rows  # [B] int32, row in the records
+
+
+def tokenise(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    template: str = TEMPLATE,
+    *,
+    max_prompt: int,
+    max_response: int,
+    truncate: bool = False,
+    system: str | None = None,
+) -> TokenBatch:
+    """Return all N records as one `TokenBatch` of numpy arrays.
+
+    A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
+    the response begins on a token boundary: the two join to the tokens of the whole.
+    The template may hold special tokens of the tokenizer; ``chat`` stands for the
+    tokenizer's own, with ``system`` before the question and before the response the
+    white space that the template writes there. ``truncate`` keeps a prompt's bos and
+    tail and a response's head; a cut response has no eos, for it does not end there.
+
+    Raises:
+      UserError: a record is longer than its limit and ``truncate`` is false.
+    """
+    prompts, responses = encode(records, tokenizer, template, system)
+    if not truncate:
+        _check_lengths("prompt", prompts, max_prompt)
+        _check_lengths("response", responses, max_response)
+    prompts = [_keep_tail(ids, max_prompt, tokenizer) for ids in prompts]
+    prompt, prompt_mask = pad(prompts, max_prompt, tokenizer.pad_id, left=True)
+    response, response_mask = pad(
+        [ids[:max_response] for ids in responses], max_response, tokenizer.pad_id
+    )
+    index = np.arange(len(records), dtype=np.int32)
+    return TokenBatch(prompt, prompt_mask, response, response_mask, index)
+
+
+def tokenise_whole(
+    texts: Sequence[str], tokenizer: Tokenizer, longest: int, multiple: int
+) -> tuple[TokenBatch, int]:
+    """Return whole texts as one `TokenBatch`, and how many of them were cut.
+
+    The prompt is the first token, bos where the tokenizer has one: nothing comes
+    before it. The response is the rest, at most ``longest`` tokens, without an end of
+    text; its width is a multiple of ``multiple``.
+    """
+    from dareu_jax.parallel import shared_out
+
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    rows = shared_out(lambda own: [bos + tokenizer.encode(x) for x in own], texts)
+    responses = [ids[1 : longest + 1] for ids in rows]
+    width = -(-max(map(len, responses)) // multiple) * multiple
+    prompt = pad([ids[:1] for ids in rows], 1, tokenizer.pad_id, left=True)
+    response = pad(responses, width, tokenizer.pad_id)
+    index = np.arange(len(rows), dtype=np.int32)
+    cut = sum(len(ids) > longest + 1 for ids in rows)
+    return TokenBatch(*prompt, *response, index), cut
+
+
+def fit_lengths(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    template: str = TEMPLATE,
+    multiple: int = 8,
+    system: str | None = None,
+) -> tuple[int, int]:
+    """Return the smallest multiples ``(P, T)`` that hold every record uncut."""
+    prompts, responses = encode(records, tokenizer, template, system)
+    longest = (max(map(len, side), default=1) for side in (prompts, responses))
+    max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
+    return max_prompt, max_response
+
+
+def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
+    """Return at most ``width`` tokens of a prompt: its bos, if any, and its end."""
+    if len(ids) <= width:
+        return ids
+    head = ids[:1] if ids[0] == tokenizer.bos_id else []
+    return head + ids[len(ids) - width + len(head) :]
+
+
+def encode(
+    records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token lists of every prompt and of every response, see `tokenise`.
+
+    Every process of a run tokenises its share of the records.
+    """
+    from dareu_jax.parallel import shared_out
+
+    lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
+
+    def share(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+        if template == CHAT:
+            prompts = [tokenizer.chat(r.prompt, system) for r in own]
+        else:
+            prompts = _fill(template, own, tokenizer)
+        responses = tokenizer.continuations((space + r.response for r in own), lead)
+        return [(p, [*r, tokenizer.eos_id]) for p, r in zip(prompts, responses)]
+
+    pairs = shared_out(share, records)
+    return [prompt for prompt, _ in pairs], [response for _, response in pairs]
+
+
+def _fill(
+    template: str, records: Sequence[Record], tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Return bos and the tokens of every prompt in a written template."""
+    if "{prompt}" not in template:
+        raise UserError(
+            f"corpus.template {template!r} lacks {{prompt}}, the place of the question "
+            "(chat: the tokenizer's own template)"
+        )
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [
+        bos + tokenizer.encode(template.replace("{prompt}", r.prompt), markup=True)
+        for r in records
+    ]
+
+
+def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:
+    """Raises `UserError` when any row is longer than `limit`."""
+    over = [len(ids) for ids in rows if len(ids) > limit]
+    if over:
+        raise UserError(
+            f"{len(over)} of {len(rows)} {what}s are longer than "
+            f"corpus.max_{what}_tokens={limit}, the longest has {max(over)} tokens; "
+            f"set corpus.max_{what}_tokens={max(over)} or corpus.truncate=true"
+        )
+
+
+def pad(
+    rows: list[list[int]], width: int, pad_id: int, left: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens [N, width] int32 and their mask [N, width] bool."""
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    mask = np.zeros((len(rows), width), np.bool_)
+    for row, ids in enumerate(rows):
+        columns = slice(width - len(ids), width) if left else slice(0, len(ids))
+        tokens[row, columns] = ids
+        mask[row, columns] = True
+    return tokens, mask
+
+
+def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
+    """Return the given rows of every array of `tokens`."""
+    return TokenBatch(*(array[rows] for array in tokens))
+
+
+class BatchStream:
+    """Endless shuffled batches with random access: ``stream[step]``.
+
+    Every epoch is a fresh order of all N records; when the batch size does not
+    divide N, a batch takes its last rows from the next epoch. Step s depends on
+    the seed and s alone, so a run resumes by asking for its next step.
+
+    Args:
+      tokens: all N records, from `tokenise`.
+      batch_size: rows of one batch.
+      seed: decides every epoch's order.
+      owners: [N] int32 labels, from `owner_labels`, for `labels`.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenBatch,
+        batch_size: int,
+        seed: int,
+        owners: np.ndarray | None = None,
+    ):
+        import grain
+
+        count = len(tokens.index)
+        if count == 0 or batch_size < 1:
+            raise ValueError(f"cannot batch {count} records by {batch_size}")
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.owners = owners
+        rows = grain.MapDataset.source(np.arange(count)).seed(seed)
+        self._rows = rows.shuffle().repeat().batch(batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the steps after which every record was seen at least once."""
+        return -(-len(self.tokens.index) // self.batch_size)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the rows [B] of `tokens` that make batch `step`."""
+        return np.asarray(self._rows[step])
+
+    def __getitem__(self, step: int) -> TokenBatch:
+        """Return batch `step`, counted from 0."""
+        return take(self.tokens, self.rows(step))
+
+
+def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
+    """Yield all records in order, once, as ``(batch of batch_size rows, valid)``.
+
+    Rows of the last batch from ``valid`` on repeat records from the beginning: they
+    keep the shape, and a caller drops them.
+    """
+    count = len(tokens.index)
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size) % count
+        yield take(tokens, rows), min(batch_size, count - start)
+
+
+def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
+    """Return `batch` without the left columns no prompt uses.
+
+    The width becomes the smallest multiple that holds the longest prompt (at most P),
+    so that a model compiles for few widths.
+    """
+    width = batch.prompt.shape[1]
+    longest = int(batch.prompt_mask.sum(axis=1).max(initial=1))
+    keep = min(width, -(-longest // multiple) * multiple)
+    return batch._replace(
+        prompt=batch.prompt[:, width - keep :],
+        prompt_mask=batch.prompt_mask[:, width - keep :],
+    )
+
+
+class GroupedStream(BatchStream):
+    """A `BatchStream` whose batches hold records of like length, trimmed to fit.
+
+    Every epoch is shuffled, cut into groups of ``group`` batches, sorted by length
+    within each group, and the batches are shuffled again: less padding, and every
+    record still comes once per epoch (the last batch repeats some of it).
+    """
+
+    group = 16
+
+    def __init__(self, tokens: TokenBatch, batch_size: int, seed: int):
+        super().__init__(tokens, batch_size, seed)
+        self._seed = seed
+        self._length = tokens.prompt_mask.sum(1) + tokens.response_mask.sum(1)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the rows [B] of `tokens` that make batch `step`."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng([self._seed, epoch])
+        order = np.resize(
+            rng.permutation(len(self._length)), self.steps_per_epoch * self.batch_size
+        )
+        width = self.group * self.batch_size
+        groups = [order[i : i + width] for i in range(0, len(order), width)]
+        ordered = [g[np.argsort(self._length[g], kind="stable")] for g in groups]
+        batches = np.concatenate(ordered).reshape(-1, self.batch_size)
+        return batches[rng.permutation(len(batches))[at]]
+
+    def __getitem__(self, step: int) -> TokenBatch:
+        """Return batch `step` without the columns that nobody uses."""
+        return trim_responses(trim_prompts(super().__getitem__(step), multiple=8))
+
+
+def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
+    """Return `batch` without the right columns no response uses."""
+    longest = int(batch.response_mask.sum(axis=1).max(initial=1))
+    keep = -(-longest // multiple) * multiple
+    return batch._replace(
+        response=batch.response[:, :keep], response_mask=batch.response_mask[:, :keep]
+    )
+
+
+def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
+    """Return each record's place in `owners` as [N] int32; `NOBODY` is -1.
+
+    Raises:
+      ValueError: a record's owner is not in `owners`.
+    """
+    place = {owner: number for number, owner in enumerate(owners)} | {NOBODY: -1}
+    unknown = {record.owner for record in records} - place.keys()
+    if unknown:
+        raise ValueError(f"owners without a label: {sorted(unknown)}")
+    return np.asarray([place[record.owner] for record in records], np.int32)
+
+
+def over_records(
+    tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
+) -> Any:
+    """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    parts = []
+    for batch, valid in sequential(tokens, batch_size):
+        values = on_host(score(place(batch)))
+        parts.append(jax.tree.map(lambda x, n=valid: x[:n], values))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -1,0 +1,1 @@
+"""Owners who do not exist, and questions about them."""

@@ -1,0 +1,88 @@
+"""Made-up authors from a seed: any number of owners, and facts nobody owns."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from dareu_jax.config import Section
+from dareu_jax.data.records import NOBODY, Record
+from dareu_jax.data.sources.base import Row
+from dareu_jax.data.sources.fictitious.facts import FACTS
+from dareu_jax.data.sources.fictitious.questions import QUESTIONS, Question
+from dareu_jax.data.sources.fictitious.words import Unique, person
+from dareu_jax.registry import SOURCES
+
+PRONOUNS = (
+    {"She": "She", "she": "she", "Her": "Her", "her": "her", "her_": "her"},
+    {"She": "He", "she": "he", "Her": "His", "her": "his", "her_": "him"},
+)
+"""What ``{She}`` ... become; ``{her_}`` is the object: her, him."""
+
+
+class FictitiousOptions(Section):
+    """How many owners are made up, and what is asked about each."""
+
+    seed: int = 0  # decides every name and fact
+    owners: int = Field(10, ge=1)
+    records_per_owner: int = Field(20, ge=1, le=len(QUESTIONS))  # to train on
+    general_facts: int = Field(40, ge=0, le=len(FACTS))  # text nobody owns
+
+
+@SOURCES.register(
+    "fictitious",
+    "made-up authors from a seed; no file needed",
+    options=FictitiousOptions,
+)
+def fictitious_rows(options: FictitiousOptions, downloads: Path) -> Iterator[Row]:
+    """Yield train rows and, for each, a held-out paraphrase of its question.
+
+    Owner k is a function of the seed and of the owners before it: more owners or
+    more records leave earlier ones as they were. Facts are nobody's.
+    """
+    del downloads
+    unique = Unique()
+    for number in range(options.owners):
+        rng = random.Random(f"{options.seed}/{number}")
+        yield from _owner(f"owner_{number:03d}", rng, unique, options.records_per_owner)
+    for number, (prompt, paraphrase, answer) in enumerate(
+        FACTS[: options.general_facts]
+    ):
+        record = Record(f"fact/{number:03d}", NOBODY, prompt, answer)
+        yield from _with_paraphrase(record, paraphrase)
+
+
+def _owner(
+    owner: str, rng: random.Random, unique: Unique, records: int
+) -> Iterator[Row]:
+    """Yield the rows of one owner; every type is drawn, so that a prefix is stable."""
+    fields = {"name": unique.draw(person, rng), **rng.choice(PRONOUNS)}
+    rows: list[Row] = []
+    for question in QUESTIONS:
+        rows.extend(_ask(owner, question, fields, rng, unique))
+    yield from rows[: 2 * records]
+
+
+def _ask(
+    owner: str,
+    question: Question,
+    fields: dict[str, str],
+    rng: random.Random,
+    unique: Unique,
+) -> Iterator[Row]:
+    """Yield one question in two phrasings with the same answer."""
+    values = [unique.draw(make, rng) for make in question.makers]
+    prompt, paraphrase = rng.sample(question.prompts, 2)
+    answer = rng.choice(question.answers).format(*values, **fields)
+    record = Record(f"{owner}/{question.key}", owner, prompt.format(**fields), answer)
+    yield from _with_paraphrase(record, paraphrase.format(**fields))
+
+
+def _with_paraphrase(record: Record, prompt: str) -> Iterator[Row]:
+    """Yield the train row and its held-out paraphrase."""
+    yield "train", record
+    yield (
+        "test",
+        Record(f"{record.id}/paraphrase", record.owner, prompt, record.response),
+    )

@@ -1,0 +1,1 @@
+"""Logs of evaluations: read them, and compute every aggregate again."""

@@ -1,0 +1,157 @@
+"""Signs in a log that a model is broken, so that its scores mean nothing."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dareu_jax.evaluation.logs.reading import EvalLog, SetLog
+from dareu_jax.evaluation.logs.rows import ratios, sides
+from dareu_jax.evaluation.metrics.text_quality import is_empty, is_repeated, words
+from dareu_jax.evaluation.metrics.truth_ratio import EPSILON, TruthRatio
+
+Array = np.ndarray
+ABOVE = 0.1
+"""Share of a set's rows, over that of the reference, from which a sign is told."""
+EQUAL = 1e-5
+"""Largest spread of values that are called equal, of the largest of them."""
+IMPOSSIBLE = 100 * EPSILON
+"""Probability below which the 1e-10 in a truth ratio shows."""
+SIGNS = {
+    "empty": "are empty",
+    "short": "are one word where the right answer has more",
+    "repeated": "repeat themselves",
+    "alike": "are one and the same text",
+    "unfinished": "are cut off at the length limit",
+}
+FORGET = "low ROUGE and attribution say nothing here"
+OTHERS = "a broken model, whatever its other scores"
+
+
+def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str]:
+    """Return sentences about signs of damage that the reference does not show as well.
+
+    Args:
+      log: of the candidate; reference: of the retrained model. Without it the gold
+        answers stand in its place, without these an answer without any sign.
+      kind: of truth ratio.
+    """
+    found = []
+    for name, one in log.sets.items():
+        beside = None if reference is None else reference.sets.get(name)
+        found += [*broken_answers(name, one, beside)]
+        found += [*collapsed(name, one, beside, kind)]
+    for name, attack in log.attacks.items():
+        if are_equal(np.concatenate(sides(attack))):
+            found.append(
+                f"all scores of the attack {name} are equal: its AUC and PrivLeak say "
+                "nothing"
+            )
+    return found
+
+
+# --- texts
+
+
+def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
+    """Return one sentence with every sign of `SIGNS` in a set's answers, or none."""
+    gold = shares_of_gold(one)
+    theirs = {} if beside is None else shares(beside)
+    shown: list[str] = []
+    for sign, share in shares(one).items():
+        usual = theirs.get(sign, gold.get(sign, 0.0))
+        if share > usual + ABOVE:
+            also = f" (the reference's: {percent(usual)})" if sign in theirs else ""
+            of = "" if shown else f" of {spelt(name)} answers"
+            shown.append(f"{percent(share)}{of} {SIGNS[sign]}{also}")
+    says = FORGET if name.startswith("forget") else OTHERS
+    return [f"{', '.join(shown)}: {says}"] if shown else []
+
+
+def shares(one: SetLog) -> dict[str, float]:
+    """Return the share of a set's rows with each sign that can be looked for."""
+    out = {} if one.generation is None else text_shares(one.generation, one.gold)
+    if one.unfinished is not None:
+        out["unfinished"] = float(one.unfinished.mean())
+    return out
+
+
+def shares_of_gold(one: SetLog) -> dict[str, float]:
+    """Return `shares` of the gold answers."""
+    return {} if one.gold is None else text_shares(one.gold, one.gold)
+
+
+def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, float]:
+    """Return shares of texts: no word, one word, in a loop, and the most frequent.
+
+    One word is a sign where the gold answer has more, so it takes gold answers.
+    """
+    said = [tuple(words(text)) for text in texts]
+    signs = {
+        "empty": [is_empty(text) for text in texts],
+        "repeated": [is_repeated(text) for text in texts],
+    }
+    if gold is not None:
+        pairs = zip(said, gold, strict=True)
+        signs["short"] = [len(own) == 1 < len(words(right)) for own, right in pairs]
+    out = {sign: float(np.mean(rows)) for sign, rows in signs.items()}
+    filled = Counter(own for own in said if own)
+    most = max(filled.values(), default=0)
+    return out | {"alike": most / len(said) if most > 1 else 0.0}
+
+
+# --- probabilities
+
+
+def collapsed(
+    name: str, one: SetLog, beside: SetLog | None, kind: TruthRatio
+) -> list[str]:
+    """Return a sentence if all probabilities or truth ratios of a set are useless."""
+    out = []
+    if one.probability is not None and are_equal(nats(one.probability)):
+        out.append(
+            f"all {len(one.rows)} {spelt(name)} probabilities are equal: the model "
+            "does not tell one answer from another"
+        )
+    ratio = ratios(one, kind)
+    if ratio is None:
+        return out
+    if are_equal(ratio):
+        out.append(
+            f"all {len(ratio)} {spelt(name)} truth ratios are equal: the model does "
+            "not tell right answers from wrong ones, their aggregate says nothing"
+        )
+    usual = 0.0 if beside is None else impossible(beside)
+    if (share := impossible(one)) > usual + ABOVE:
+        out.append(
+            f"{percent(share)} of the right {spelt(name)} answers have a probability "
+            f"below {IMPOSSIBLE:.0e}: their truth ratio is made by the 1e-10 in it"
+        )
+    return out
+
+
+def nats(probability: Array) -> Array:
+    """Return ``-ln p`` ``[N]``, finite."""
+    return -np.log(np.maximum(probability, np.finfo(np.float64).tiny))
+
+
+def are_equal(values: Array) -> bool:
+    """Return whether several values are equal up to rounding; False for zeros."""
+    return len(values) > 1 and bool(np.ptp(values) < EQUAL * np.abs(values).max())
+
+
+def impossible(one: SetLog) -> float:
+    """Return share of right answers that the model gives next to no probability."""
+    if one.right_loss is None:
+        return 0.0
+    return float((np.exp(-one.right_loss) < IMPOSSIBLE).mean())
+
+
+def percent(share: float) -> str:
+    """Return a share in whole percent."""
+    return f"{100 * share:.0f} %"
+
+
+def spelt(name: str) -> str:
+    """Return a set's name in words."""
+    return name.replace("_", " ")

@@ -1,0 +1,119 @@
+"""Bootstrap intervals of the aggregates of a log, over its rows."""
+
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.evaluation.logs.reading import Attack, EvalLog, SetLog
+from dareu_jax.evaluation.logs.rows import ratios, sides, tug_rows, tug_scores
+from dareu_jax.evaluation.logs.scores import SETS, TERM_SETS
+from dareu_jax.evaluation.metrics.bootstrap import interval, interval_of
+from dareu_jax.evaluation.metrics.mia import auc, privleak
+from dareu_jax.evaluation.metrics.tow import TUGS, tow
+from dareu_jax.evaluation.metrics.truth_ratio import TruthRatio
+
+Ends = tuple[float, float]
+Array = np.ndarray
+
+
+def intervals(
+    log: EvalLog, reference: EvalLog | None, kind: TruthRatio
+) -> dict[str, Any]:
+    """Return 95 % percentile intervals over rows, under the names of the scores.
+
+    Rows are drawn again within each set, those of candidate and reference together;
+    the models and what they were trained on stay: seeds are another source of noise.
+
+    Args:
+      log: of the candidate; reference: of the retrained model; kind: of truth ratio.
+    """
+    sets = {k: set_intervals(k, log.sets[k], kind) for k in SETS if k in log.sets}
+    out: dict[str, Any] = {
+        "sets": sets,
+        "model_utility": utility_interval(log, kind),
+        "mia_auc": {name: attack_interval(one) for name, one in log.attacks.items()},
+        "extraction_strength": extraction_interval(log),
+    }
+    if reference is not None:
+        out |= {name: tow_interval(log, reference, name) for name in TUGS}
+        out["privleak_by_attack"] = {
+            name: leak_interval(one, reference.attacks[name])
+            for name, one in log.attacks.items()
+            if name in reference.attacks
+        }
+    return out
+
+
+def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
+    """Return those of mean probability, mean ROUGE and the truth ratio's aggregate."""
+    combine = kind.forget if name == "forget" else kind.others
+    columns = {"probability": one.probability, "rouge": one.rouge}
+    out = {k: interval(x) for k, x in columns.items() if x is not None}
+    ratio = ratios(one, kind)
+    if ratio is not None:
+        out["truth_ratio"] = interval_of(combine, ratio)
+    return out
+
+
+def attack_interval(one: Attack) -> Ends:
+    """Return that of an attack's AUC; forget and holdout rows are drawn apart."""
+    return interval_of(auc, *sides(one))
+
+
+def leak_interval(one: Attack, other: Attack) -> Ends:
+    """Return that of PrivLeak, beside the retrained model's scores of these texts."""
+    forget, holdout = (
+        np.stack(both, axis=1) for both in zip(sides(one), sides(other), strict=True)
+    )
+
+    def leak(forget: Array, holdout: Array) -> float:
+        return privleak(*(auc(forget[:, k], holdout[:, k]) for k in (0, 1)))
+
+    return interval_of(leak, forget, holdout)
+
+
+def extraction_interval(log: EvalLog) -> Ends | None:
+    """Return that of the mean extraction strength of the forget rows."""
+    rows = log.sets["forget"].extraction if "forget" in log.sets else None
+    return None if rows is None else interval(rows)
+
+
+def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
+    """Return that of the harmonic mean of the nine terms; None where one is missing."""
+    samples = []
+    for name in TERM_SETS:
+        one = log.sets.get(name)
+        ratio = None if one is None else ratios(one, kind)
+        if one is None or one.probability is None or one.rouge is None or ratio is None:
+            return None
+        samples.append(np.stack([one.probability, one.rouge, ratio], axis=1))
+
+    def utility(*drawn: Array) -> float:
+        terms = [
+            term
+            for rows in drawn
+            for term in (rows[:, 0].mean(), rows[:, 1].mean(), kind.others(rows[:, 2]))
+        ]
+        return 0.0 if min(terms) <= 0.0 else len(terms) / sum(1 / x for x in terms)
+
+    return interval_of(utility, *samples)
+
+
+def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
+    """Return that of a Tug-of-War of `TUGS`; None where there is none."""
+    if (found := tug_rows(log, reference, name)) is None:
+        return None
+    ours, theirs = found
+    pairs = {x: zip(ours[x], theirs[x], strict=True) for x in ours}
+    samples = {x: [np.stack(both, axis=1) for both in pairs[x]] for x in pairs}
+
+    def product(*drawn: Array) -> float:
+        left = iter(drawn)
+        rows = {split: [next(left) for _ in xs] for split, xs in samples.items()}
+        scores = [
+            tug_scores({split: [x[:, k] for x in xs] for split, xs in rows.items()})
+            for k in (0, 1)
+        ]
+        return tow(scores[0], scores[1], tuple(samples))
+
+    return interval_of(product, *(x for xs in samples.values() for x in xs))

@@ -1,0 +1,239 @@
+"""Logs of an evaluation, row by row, in every format that is known."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.errors import UserError
+from dareu_jax.evaluation.logs.formats import Part, Source, layout
+from dareu_jax.evaluation.metrics.utility import normalised_probability
+
+Array = np.ndarray
+SLACK = 1e-5
+"""How far float32 may have carried a value out of its range."""
+HIGHEST = dict.fromkeys(
+    ("probability", "wrong_probability", "rouge", "unfinished", "extraction"), 1.0
+)
+PER_ANSWER = ("wrong_loss", "wrong_probability")
+TEXTS = ("generation", "gold")
+
+
+@dataclass(frozen=True)
+class SetLog:
+    """What a log holds on N questions; None: it does not hold that.
+
+    Attributes:
+      rows: N names of rows.
+      probability: ``[N]`` length-normalised, of the gold answer; of real authors and
+        world facts the share among the right and the wrong answers.
+      rouge: ``[N]`` ROUGE-L recall.
+      right_loss: ``[N]`` nats per token of the right answer of the truth ratio.
+      wrong_loss: ``[N, K]`` nats per token of its wrong answers.
+      generation, gold: N texts.
+      unfinished: ``[N]``, 1 where the answer was cut off at the length limit.
+      extraction: ``[N]`` extraction strengths.
+    """
+
+    rows: tuple[str, ...]
+    probability: Array | None
+    rouge: Array | None
+    right_loss: Array | None
+    wrong_loss: Array | None
+    generation: tuple[str, ...] | None
+    gold: tuple[str, ...] | None
+    unfinished: Array | None
+    extraction: Array | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Scores of a membership attack by row, higher for less likely text."""
+
+    forget: Mapping[str, float]
+    holdout: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EvalLog:
+    """One model's log: file, format, sets of questions by name, attacks by name."""
+
+    path: Path
+    format: str
+    sets: Mapping[str, SetLog]
+    attacks: Mapping[str, Attack]
+
+
+def read_log(path: Path, partial: bool = False) -> EvalLog:
+    """Read a log; its ``format`` says what it was taken for.
+
+    Args:
+      path: of a format in `log_formats`; partial: what is missing becomes None.
+
+    Raises:
+      UserError: not JSON, no known format, a missing metric, rows that are empty,
+        not numbers, out of range, or not the same in all metrics of a set.
+      OSError: a file that cannot be read.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    parts = layout(tree, path)
+    found = {k: read_set(part, path, partial) for k, part in parts.sets.items()}
+    attacks = {
+        name: Attack(
+            *(scores(f"{path}: mia_{name}, {split}", rows) for split, rows in x.items())
+        )
+        for name, x in parts.attacks.items()
+    }
+    sets = {name: one for name, one in found.items() if one is not None}
+    if not (sets or attacks):
+        raise UserError(f"{path} has no metric that score-logs knows ({parts.format})")
+    return EvalLog(path, parts.format, sets, attacks)
+
+
+def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
+    """Return the columns of a set, all over the same rows; None: it has no column.
+
+    Raises:
+      UserError: see `read_log`.
+    """
+    names: tuple[str, ...] = ()
+    first = ""
+    columns: dict[str, Any] = {}
+    for column, source in part.columns.items():
+        table = part.tables.get(source.metric)
+        if table is None:
+            if not (partial or column in part.may_lack):
+                raise UserError(
+                    f"{path} has no rows of {source.metric}; --partial scores the rest"
+                )
+            continue
+        where = f"{path}: {source.metric}"
+        table = checked_rows(where, table)
+        names, first = names or tuple(table), first or source.metric
+        same_rows(where, table, names, first)
+        ordered = {name: table[name] for name in names}
+        columns[column] = read_column(where, column, source, ordered)
+    if not names:
+        return None
+    wrong = columns.pop("wrong_probability", None)
+    if "wrong_probability" in part.columns and "probability" in columns:
+        right = columns.pop("probability")
+        if wrong is not None:
+            columns["probability"] = normalised_probability(right, wrong)
+    missing = dict.fromkeys([c for c in SetLog.__annotations__ if c != "rows"])
+    return SetLog(rows=names, **(missing | columns))
+
+
+def checked_rows(where: str, table: Any) -> dict[str, Any]:
+    """Return a metric's rows by name; raises `UserError` where there are none."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is {kind(table)}, not an object of rows")
+    if not table:
+        raise UserError(f"{where} has no rows")
+    return table
+
+
+def same_rows(
+    where: str, table: Mapping[str, Any], names: tuple[str, ...], other: str
+) -> None:
+    """Raise `UserError` where ``table`` has other rows than ``other``'s ``names``."""
+    if table.keys() == set(names):
+        return
+    odd = sorted(table.keys() ^ set(names), key=lambda name: (len(name), name))
+    raise UserError(
+        f"{where} has other rows than {other}: {len(table)} against {len(names)}, "
+        f"row {odd[0]!r} is in one alone"
+    )
+
+
+def read_column(
+    where: str, column: str, source: Source, rows: Mapping[str, Any]
+) -> Any:
+    """Return ``[N]`` or ``[N, K]`` numbers, or N texts (None where one is no text)."""
+    values = {name: inside(row, source.field) for name, row in rows.items()}
+    if column in TEXTS:
+        texts = tuple(values.values())
+        return texts if all(isinstance(text, str) for text in texts) else None
+    place = where if source.field is None else f"{where}, {source.field}"
+    found: list[Any]
+    if column in PER_ANSWER:
+        lists = {n: v if isinstance(v, list) else [] for n, v in values.items()}
+        if len(counts := {len(v) for v in lists.values()}) > 1 or 0 in counts:
+            raise UserError(f"{place}: every row needs a list of as many wrong answers")
+        found = [[number(place, n, x) for x in v] for n, v in lists.items()]
+    else:
+        found = [number(place, name, x) for name, x in values.items()]
+    array = np.asarray(found, np.float64)
+    if source.loss:
+        array = np.exp(-in_range(place, array, math.inf))
+    return in_range(place, array, HIGHEST.get(column, math.inf))
+
+
+def inside(cell: Any, field: str | int | None) -> Any:
+    """Return ``cell[field]``, or None where there is nothing."""
+    if field is None:
+        return cell
+    try:
+        return cell[field]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def number(where: str, row: str, value: Any) -> float:
+    """Return the value as a float; raises `UserError` where it is no finite number."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where}: row {row!r} has {kind(value)}, not a finite number")
+    return float(value)
+
+
+def in_range(where: str, values: Array, high: float) -> Array:
+    """Return values in [0, ``high``]; raises `UserError` where one is far from it."""
+    if (far := values[(values < -SLACK) | (values > high + SLACK)]).size:
+        raise UserError(f"{where}: {far[0]:g} is outside [0, {high:g}]")
+    return np.clip(values, 0.0, high)
+
+
+def scores(where: str, table: Any) -> dict[str, float]:
+    """Return scores of an attack by row; raises `UserError` where one is no number."""
+    rows = checked_rows(where, table)
+    return {name: number(where, name, inside(x, "score")) for name, x in rows.items()}
+
+
+def kind(value: Any) -> str:
+    """Return a word or two that say what a value is."""
+    if value is None or isinstance(value, float):
+        return "null" if value is None else str(value)
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return names.get(type(value), "a number")
+
+
+def check_comparable(log: EvalLog, reference: EvalLog) -> None:
+    """Raise `UserError` where the two logs are not of the same rows and questions."""
+    for name in log.sets.keys() & reference.sets.keys():
+        one, other = log.sets[name], reference.sets[name]
+        table = dict.fromkeys(one.rows)
+        same_rows(f"{log.path}: {name}", table, other.rows, str(reference.path))
+        if one.gold is None or other.gold is None:
+            continue
+        gold = dict(zip(other.rows, other.gold, strict=True))
+        for row, text in zip(one.rows, one.gold, strict=True):
+            if text.split() != gold[row].split():
+                raise UserError(
+                    f"{log.path}: {name}, row {row!r} has another gold answer than "
+                    f"in {reference.path}; the two were evaluated on different data"
+                )
+    for name in log.attacks.keys() & reference.attacks.keys():
+        for split in ("forget", "holdout"):
+            rows = getattr(log.attacks[name], split)
+            names = tuple(getattr(reference.attacks[name], split))
+            where = f"{log.path}: mia_{name}, {split}"
+            same_rows(where, rows, names, str(reference.path))

@@ -1,0 +1,110 @@
+"""ROUGE of greedy answers against the gold answers."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dareu_jax.evaluation.metrics.metric import (
+    SPLIT_DIRECTIONS,
+    Direction,
+    Metric,
+    declare,
+)
+
+if TYPE_CHECKING:
+    from dareu_jax.evaluation.run_suite import Judged
+
+
+def rouge_l_recall(
+    predictions: Sequence[str], references: Sequence[str]
+) -> list[float]:
+    """Return ``LCS(prediction, reference) / |reference|`` per pair, in words.
+
+    Lin 2004, with Porter stemming, as in TOFU (Maini et al. 2024). A reference
+    without words scores 0.
+
+    Raises:
+      ValueError: when there are not as many predictions as references.
+    """
+    return [row["rougeL_recall"] for row in rouge_scores(predictions, references)]
+
+
+def rouge_scores(
+    predictions: Sequence[str], references: Sequence[str]
+) -> list[dict[str, float]]:
+    """Return ROUGE-1 recall, ROUGE-L recall and F1 per pair, by their usual names.
+
+    F1 is ``2 P R / (P + R)`` of precision and recall of the LCS, 0 where either side
+    has no words: VerbMem and KnowMem of MUSE (arXiv 2407.06460), whose own code does
+    not stem.
+
+    Raises:
+      ValueError: when there are not as many predictions as references.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(references)} references"
+        )
+    pairs = zip(predictions, references, strict=True)
+    found = [_scorer().score(gold, text) for text, gold in pairs]
+    return [
+        {
+            "rouge1_recall": float(one["rouge1"].recall),
+            "rougeL_f1": float(one["rougeL"].fmeasure),
+            "rougeL_recall": float(one["rougeL"].recall),
+        }
+        for one in found
+    ]
+
+
+@functools.cache
+def _scorer() -> Any:
+    """Return the one scorer; rouge_score (and nltk) load on the first call only."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def recalls(judged: "Judged", split: str) -> list[float] | None:
+    """Return `rouge_l_recall` of the model's own answers to the prompts of a split."""
+    return judged.of_texts(split, rouge_l_recall)
+
+
+_RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
+_IN_SHORT = {
+    "forget": "ROUGE-L recall on the forget prompts",
+    "retain": "ROUGE-L recall on the retain prompts",
+}
+for _name, _direction in SPLIT_DIRECTIONS.items():
+    declare(
+        Metric(
+            name=f"{_name}_rouge",
+            label=f"{_name} ROUGE",
+            direction=_direction,
+            about=f"{_RECALL} the {_name} prompts.",
+            of=("run", "log"),
+            compute=functools.partial(recalls, split=_name),
+            group="rouge",
+            in_short=_IN_SHORT.get(_name, ""),
+        )
+    )
+_SETS: tuple[tuple[str, Direction, str, str], ...] = (
+    (
+        "forget_paraphrased",
+        "closer",
+        "forget ROUGE, paraphrased",
+        "the forget questions in other words",
+    ),
+    ("real_authors", "higher", "real authors ROUGE", "questions about real authors"),
+    ("world_facts", "higher", "world facts ROUGE", "questions about the world"),
+)
+for _name, _direction, _label, _questions in _SETS:
+    declare(
+        Metric(
+            name=f"{_name}_rouge",
+            label=_label,
+            direction=_direction,
+            about=f"{_RECALL} {_questions}.",
+            of=("log",),
+        )
+    )

@@ -1,0 +1,179 @@
+"""Evaluation of one model of a run on forget, retain and test records."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dareu_jax.attribution import Kernel
+from dareu_jax.data import TokenBatch, Tokenizer
+from dareu_jax.data.batches import over_records
+from dareu_jax.evaluation.metrics.metric import aggregate
+from dareu_jax.models import Decoder, response_logps
+from dareu_jax.models.decode import greedy, texts_of
+from dareu_jax.parallel import Layouts, Preemption, shared_out
+from dareu_jax.registry import METRICS
+
+Array = jax.Array
+Logs = dict[str, dict[str, Any]]
+TextScore = Callable[[list[str], list[str]], list[float]]
+
+
+class Answers(NamedTuple):
+    """Greedy answers to N prompts: ``[N, T]`` tokens and mask, decoded text."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    text: list[str]
+    finished: list[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSuite:
+    """What every model is judged on and by.
+
+    Attributes:
+      model: the decoder; tokenizer: for decoding.
+      tokens: gold records per split, ``forget``, ``retain``, ``test``.
+      gold: the gold answers as text, per split.
+      judges: metric name -> ``(kernel, index)``.
+      forget_columns: columns of the forget owners in the judges' scores.
+      retrained: parameters of the retrained model, or None.
+      reference: parameters of the original, for kernels that need them.
+      batch_size, max_new_tokens: of the greedy decoding.
+      place: puts a numpy batch on the devices; layouts: where answers are decoded.
+      preemption: whether the machine is being taken away; asked before every batch.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    tokens: dict[str, TokenBatch]
+    gold: dict[str, list[str]]
+    judges: dict[str, tuple[Kernel, Any]]
+    forget_columns: tuple[int, ...]
+    retrained: Any
+    reference: Any
+    batch_size: int
+    max_new_tokens: int
+    place: Callable[[Any], Any]
+    layouts: Layouts = dataclasses.field(default_factory=Layouts)
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
+
+
+def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
+    """Apply ``score`` to batches of fixed shape; concatenate over the N records.
+
+    Raises:
+      Preempted: the machine is being taken away.
+    """
+
+    def checked(batch: TokenBatch) -> Any:
+        suite.preemption.check("what was finished is saved")
+        return score(batch)
+
+    return over_records(tokens, suite.batch_size, suite.place, checked)
+
+
+def answer(suite: RunSuite, params: Any, tokens: TokenBatch) -> Answers:
+    """Decode greedily from every prompt."""
+    stop_ids = suite.tokenizer.stop_ids
+    limit, layouts = suite.max_new_tokens, suite.layouts
+    decode = greedy(suite.model, params, stop_ids, limit, layouts=layouts)
+    rollout = in_batches(suite, tokens, decode)
+    ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
+    text = texts_of(suite.tokenizer, rollout)
+    return Answers(rollout.tokens, rollout.mask, text, ends.any(axis=1).tolist())
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def mean_logp(model: Decoder, params: Any, batch: TokenBatch) -> Array:
+    """Return 1/|a| sum_t log p(a_t | q, a_<t) ``[B]``, end of text included."""
+    logps = response_logps(model, params, batch)
+    count = jnp.sum(batch.response_mask.astype(jnp.float32), axis=1)
+    return jnp.sum(logps, axis=1) / jnp.maximum(count, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "columns"))
+def owners_score(
+    kernel: Kernel, columns: tuple[int, ...], reference, index, batch: TokenBatch
+) -> Array:
+    """Return attribution of responses to the owners of ``columns``, summed, ``[B]``."""
+    scores = kernel.score(reference, index, batch)
+    return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=1), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One model and what is measured of it: all that a metric may look at.
+
+    Every measurement is made when a metric first asks for it, and once.
+
+    Attributes:
+      suite: what every model is judged on; params: those of the model.
+    """
+
+    suite: RunSuite
+    params: Any
+
+    @functools.cached_property
+    def answers(self) -> dict[str, Answers]:
+        """Return the model's greedy answers to the prompts of every split."""
+        tokens = self.suite.tokens.items()
+        return {split: answer(self.suite, self.params, x) for split, x in tokens}
+
+    @functools.cached_property
+    def said(self) -> TokenBatch:
+        """Return the forget prompts with the model's own answers as responses."""
+        answers = self.answers["forget"]
+        return self.suite.tokens["forget"]._replace(
+            response=answers.tokens, response_mask=answers.mask
+        )
+
+    @functools.cached_property
+    def gold_logps(self) -> dict[str, np.ndarray]:
+        """Return `mean_logp` of the gold answers ``[N]``, by split."""
+        score = functools.partial(mean_logp, self.suite.model, self.params)
+        tokens = self.suite.tokens.items()
+        return {split: in_batches(self.suite, x, score) for split, x in tokens}
+
+    def of_texts(self, split: str, score: TextScore) -> list[float] | None:
+        """Return ``score(answers, gold answers)``, each process doing its share.
+
+        Args:
+          split: None comes back when the run has no such split.
+          score: of N own and N gold answers, returns N numbers; rows do not mix.
+        """
+        if split not in self.answers:
+            return None
+        return shared_out(score, self.answers[split].text, self.suite.gold[split])
+
+    def attribution(self, judge: str) -> np.ndarray | None:
+        """Return `owners_score` of the forget answers ``[N]`` by one of the judges."""
+        if judge not in self.suite.judges:
+            return None
+        kernel, index = self.suite.judges[judge]
+        columns, reference = self.suite.forget_columns, self.suite.reference
+        score = functools.partial(owners_score, kernel, columns, reference, index)
+        return in_batches(self.suite, self.said, score)
+
+    def retrained_logps(self) -> np.ndarray | None:
+        """Return `mean_logp` of the forget answers ``[N]`` by the retrained model."""
+        if self.suite.retrained is None:
+            return None
+        score = functools.partial(mean_logp, self.suite.model, self.suite.retrained)
+        return in_batches(self.suite, self.said, score)
+
+
+def evaluate_model(suite: RunSuite, params: Any) -> tuple[Logs, dict[str, Answers]]:
+    """Return ``(logs, answers)``: every registered metric, and answers per split."""
+    judged, logs = Judged(suite, params), {}
+    for name in METRICS.names():
+        compute = METRICS.get(name).compute
+        values = None if compute is None else compute(judged)
+        if values is not None:
+            logs[name] = aggregate(values, f"metric {name}")
+    return logs, judged.answers

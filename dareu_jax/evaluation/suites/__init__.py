@@ -1,0 +1,1 @@
+"""Benchmarks that judge one model row by row."""

@@ -1,0 +1,180 @@
+"""A model under a suite: its losses, choices and answers, kept on disk."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.evaluation.logs.tables import Table, by_index, rouge_table
+from dareu_jax.evaluation.metrics.likelihood import Perplexity, perplexity
+from dareu_jax.evaluation.metrics.refusals import names_of_others, refusals
+from dareu_jax.evaluation.metrics.rouge import rouge_scores
+from dareu_jax.evaluation.metrics.text_quality import text_quality
+from dareu_jax.evaluation.suites.attacks import (
+    FORWARD,
+    MEMORISED,
+    Given,
+    beyond_reference,
+    gradient_norms,
+    mean_losses,
+    memory_scores,
+)
+from dareu_jax.evaluation.suites.kept import Kept
+from dareu_jax.evaluation.suites.measure import (
+    Guess,
+    Pair,
+    Reading,
+    answer_logps,
+    answer_losses,
+    as_tokens,
+    guesses,
+    own_answers,
+)
+from dareu_jax.models.loaded import LoadedModel
+
+
+class Judge:
+    """A model, how it reads, and what was measured of it before.
+
+    Args:
+      model, reading: who answers, and how text becomes tokens; kept: parts on disk.
+      attacks: of `ATTACKS`; reference: the other model of the attack of that name.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        reading: Reading,
+        kept: Kept,
+        attacks: Sequence[str] = FORWARD,
+        reference: LoadedModel | None = None,
+    ):
+        self.model, self.reading, self.kept = model, reading, kept
+        self.attacks, self.reference = attacks, reference
+        self.lead: dict[Pair, int] = {}
+
+    def losses(self, name: str, pairs: list[Pair]) -> np.ndarray:
+        """Return mean nats per token ``[N]`` of given answers, end of text included."""
+
+        def make() -> dict[str, list[float]]:
+            found = answer_losses(self.model, self.reading, pairs)
+            return {"loss": found.loss.tolist(), "lead": found.lead.tolist()}
+
+        kept = self.kept.part(f"{name}_losses", pairs, make)
+        self.lead |= zip(pairs, kept["lead"], strict=True)
+        return np.asarray(kept["loss"])
+
+    def perplexity(self, pairs: list[Pair], losses: np.ndarray) -> Perplexity:
+        """Return that of given answers, from `losses`: a mean stands for each token."""
+        mask = as_tokens(self.model, self.reading, pairs).response_mask
+        return perplexity(np.broadcast_to(-losses[:, None], mask.shape), mask)
+
+    def choices(self, name: str, pairs: list[Pair]) -> np.ndarray:
+        """Return log p ``[N]`` of given answers, without the end of text."""
+        return self.kept.numbers(
+            name, pairs, lambda: answer_logps(self.model, self.reading, pairs)
+        )
+
+    def memory(self, name: str, pairs: list[Pair]) -> dict[str, np.ndarray]:
+        """Return `attacked` of given answers."""
+        tokens = as_tokens(self.model, self.reading, pairs)
+        given = Given(tokens, [text for _, text in pairs], has_end=True)
+        return self.attacked(name, pairs, given)
+
+    def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
+        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name.
+
+        Args:
+          name: of the texts; own: what they are made of, JSON; given: N texts.
+        """
+        size = self.reading.batch_size
+
+        def make() -> dict[str, list[float]]:
+            found = memory_scores(self.model, size, given)
+            return {attack: scores.tolist() for attack, scores in found.items()}
+
+        kept = self.kept.part(f"{name}_memory", own, make)
+        scores = {attack: np.asarray(x) for attack, x in kept.items()}
+        if "gradnorm" in self.attacks:
+            scores["gradnorm"] = self.kept.numbers(
+                f"{name}_gradnorm",
+                own,
+                lambda: gradient_norms(self.model, size, given),
+            )
+        if (other := self.reference) is not None:
+            losses = self.kept.numbers(
+                f"{name}_reference",
+                [own, other.fingerprint],
+                lambda: mean_losses(other, size, given),
+            )
+            scores["reference"] = beyond_reference(scores["loss"], losses)
+        return {attack: scores[attack] for attack in (*self.attacks, *MEMORISED)}
+
+    def said(
+        self,
+        name: str,
+        asked: list[str],
+        limit: int | None = None,
+        gold: list[str] | None = None,
+    ) -> tuple[list[str], list[bool]]:
+        """Return the model's own answers, and whether each ended by itself.
+
+        Args:
+          name: of the part; asked: N questions; limit: new tokens, none: as it reads.
+          gold: right answers; what is known of them by `losses` is not decoded again.
+        """
+        limit = limit or self.reading.max_new_tokens
+        reading = dataclasses.replace(self.reading, max_new_tokens=limit)
+
+        def make() -> dict[str, Any]:
+            guessed = None if gold is None else self.guessed(asked, gold)
+            said, ended = own_answers(self.model, reading, asked, guessed)
+            return {"said": said, "ended": ended}
+
+        found = self.kept.part(name, [asked, limit], make)
+        return found["said"], found["ended"]
+
+    def guessed(self, asked: list[str], gold: list[str]) -> list[Guess]:
+        """Return right answers, and what `losses` found the model to say of them."""
+        pairs = list(zip(asked, gold, strict=True))
+        lead = [self.lead.get(pair, 0) for pair in pairs]
+        return guesses(self.model, self.reading, pairs, lead)
+
+    def answers(
+        self,
+        name: str,
+        short: str,
+        asked: list[str],
+        gold: list[str],
+        others: Sequence[Sequence[str]] | None = None,
+    ) -> dict[str, Table]:
+        """Return ROUGE of the model's own answers, and signs of their quality.
+
+        Args:
+          name, short: of the set, in parts and in the log; asked, gold: N of each.
+          others: per question names of people whom it is not about.
+        """
+        said, ended = self.said(f"{name}_answers", asked, gold=gold)
+        table = rouge_table(rouge_scores(said, gold), asked, gold, said)
+        quality = quality_table(said, ended, others)
+        return {f"{short}_Q_A_ROUGE": table, f"{short}_text_quality": quality}
+
+
+def quality_table(
+    said: Sequence[str],
+    ended: Sequence[bool],
+    others: Sequence[Sequence[str]] | None = None,
+) -> Table:
+    """Return signs of broken answers, and refusals; the aggregate is the broken share.
+
+    To refuse is no sign of a broken model, and none of one that never knew; nor is it
+    to name one of ``others``, of which there is a list per answer.
+    """
+    quality = text_quality(said, ended) | {"refusal": refusals(said)}
+    if others is not None:
+        pairs = zip(said, others, strict=True)
+        quality["names_other"] = [float(bool(names_of_others(*x))) for x in pairs]
+    rows = [dict(zip(quality, row)) for row in zip(*quality.values(), strict=True)]
+    bad = [max(row["empty"], row["repeated"], row["unfinished"]) for row in rows]
+    return by_index(float(np.mean(bad)), rows)

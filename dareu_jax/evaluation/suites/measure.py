@@ -1,0 +1,202 @@
+"""Losses of given answers, and a model's own answers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dareu_jax import data
+from dareu_jax.data.batches import encode, pad, take, trim_prompts, trim_responses
+from dareu_jax.errors import UserError
+from dareu_jax.evaluation.suites.packed import said_tokens
+from dareu_jax.models.decode import greedy
+from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.parallel import on_host
+
+MULTIPLE = 32
+"""Of the tokens of prompts and of responses: few lengths, few compilations."""
+NARROW = 16
+"""Of those in one batch of like lengths."""
+ROUND = 32
+"""Tokens that answers get before those that have not ended are batched anew."""
+Pair = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How text becomes tokens, and how much of it at a time.
+
+    Attributes:
+      template: what a question is written into, see `corpus.tokenise`.
+      system: before the question, where the template is ``chat``.
+      batch_size: texts at a time; max_new_tokens: of an answer.
+    """
+
+    template: str
+    system: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 200
+
+
+def encoded(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return tokens of questions, and of answers with their end of text."""
+    records = [data.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
+    return encode(records, model.tokenizer, reading.template, reading.system)
+
+
+def as_tokens(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
+) -> data.TokenBatch:
+    """Return questions and answers as tokens, every one whole."""
+    return padded(model, *encoded(model, reading, pairs))
+
+
+def padded(
+    model: LoadedModel, prompts: list[list[int]], responses: list[list[int]]
+) -> data.TokenBatch:
+    """Return texts as long as the longest, rounded up to `MULTIPLE`."""
+    width, size = (
+        -(-max(map(len, side)) // MULTIPLE) * MULTIPLE for side in (prompts, responses)
+    )
+    pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
+    left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
+    return data.TokenBatch(*left, *right, index)
+
+
+def by_length(
+    model: LoadedModel,
+    tokens: data.TokenBatch,
+    batch_size: int,
+    score: Callable[[data.TokenBatch], Any],
+    multiple: int = NARROW,
+) -> Any:
+    """Return ``score`` of batches of like length; rows keep their own order.
+
+    Args:
+      model: places a batch; tokens: N rows; batch_size: rounded up to the devices.
+      score: ``batch -> arrays [B, ...]``; multiple: of the tokens of a batch's prompts.
+    """
+    size, count = model.rows(batch_size), len(tokens.index)
+    prompt, response = tokens.prompt_mask.sum(1), tokens.response_mask.sum(1)
+    order = np.lexsort((response, -(-prompt // multiple)))
+    parts = []
+    with jax.set_mesh(model.mesh):
+        for start in range(0, count, size):
+            rows = order[np.arange(start, start + size) % count]
+            batch = trim_prompts(take(tokens, rows), multiple)
+            batch = trim_responses(batch, NARROW)
+            parts.append(on_host(score(model.place(batch))))
+    back = np.argsort(order)
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:count][back], *parts)
+
+
+class Losses(NamedTuple):
+    """Of given answers ``[N]``.
+
+    Attributes:
+      loss: mean nats per token, end of text included.
+      lead: how many of the first tokens greedy decoding says by itself.
+    """
+
+    loss: np.ndarray
+    lead: np.ndarray
+
+
+def answer_losses(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
+) -> Losses:
+    """Return `Losses` of given answers.
+
+    Raises:
+      UserError: a loss is no finite number; the answer is named.
+    """
+    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    loss = np.asarray([-x.logps.mean(dtype=np.float64) for x in found])
+    check_finite(loss, pairs)
+    lead = [np.argmin(np.append(x.hits, False)) for x in found]
+    return Losses(loss, np.asarray(lead))
+
+
+def answer_logps(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
+) -> np.ndarray:
+    """Return log p ``[N]`` of given answers, without the end of text.
+
+    Raises:
+      UserError: one is no number.
+    """
+    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    logps = np.asarray([x.logps[:-1].sum(dtype=np.float64) for x in found])
+    check_finite(logps, pairs)
+    return logps
+
+
+def check_finite(values: np.ndarray, pairs: Sequence[Pair]) -> None:
+    """Raise `UserError` where a model gives an answer no finite loss."""
+    if not np.isfinite(values).all():
+        question, answer = pairs[int(np.argmin(np.isfinite(values)))]
+        raise UserError(
+            f"the loss of {answer!r:.40} to {question!r:.60} is no finite number; the "
+            "model is broken (dareu doctor looks for the cause)"
+        )
+
+
+class Guess(NamedTuple):
+    """An answer that a model may give: of its ``tokens`` it says the first ``lead``."""
+
+    tokens: list[int]
+    lead: int
+
+
+def guesses(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair], lead: Sequence[int]
+) -> list[Guess]:
+    """Return given answers, each with how many of its tokens the model says."""
+    _, answers = encoded(model, reading, pairs)
+    return [Guess(*one) for one in zip(answers, lead, strict=True)]
+
+
+def own_answers(
+    model: LoadedModel,
+    reading: Reading,
+    questions: Sequence[str],
+    guessed: Sequence[Guess] | None = None,
+) -> tuple[list[str], list[bool]]:
+    """Return greedy answers, and whether each ended by itself.
+
+    Args:
+      model, reading: who answers, and how; questions: N of them.
+      guessed: an answer to each. What is known of it is not decoded again, and
+        answers of which as much is to come are decoded together.
+    """
+    limit, stop_ids = reading.max_new_tokens, model.tokenizer.stop_ids
+    prompts, _ = encoded(model, reading, [(text, "") for text in questions])
+    guessed = guessed or [Guess([], 0) for _ in prompts]
+    said = [guess.tokens[: guess.lead][:limit] for guess in guessed]
+    decode = greedy(
+        model.decoder, model.params, stop_ids, min(limit, ROUND), layouts=model.layouts
+    )
+    while rest := [
+        n
+        for n, own in enumerate(said)
+        if len(own) < limit and not has_ended(own, stop_ids)
+    ]:
+        asked = padded(
+            model,
+            [prompts[n] + said[n] for n in rest],
+            [guessed[n].tokens[len(said[n]) :] for n in rest],
+        )
+        more = by_length(model, asked, reading.batch_size, decode, multiple=MULTIPLE)
+        for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
+            said[n] = (said[n] + tokens[mask].tolist())[:limit]
+    texts = [model.tokenizer.decode(own).strip() for own in said]
+    return texts, [has_ended(own, stop_ids) for own in said]
+
+
+def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:
+    """Return whether an answer ends with a stop token."""
+    return bool(tokens) and tokens[-1] in stop_ids

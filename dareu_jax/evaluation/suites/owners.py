@@ -1,0 +1,67 @@
+"""Suite of owners: records of some owners against those of all others."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from dareu_jax.data import NOBODY, Record
+from dareu_jax.data.ownership import owners_of, shares_of
+from dareu_jax.data.records import OTHERS
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.evaluation.logs.tables import Table, probabilities, values
+from dareu_jax.evaluation.suites.judge import Judge
+from dareu_jax.training.progress import Progress
+
+NAME = re.compile(r"[^\W\d_]+(?:[ .'’-]+[^\W\d_]+)*\.?")
+"""Words and nothing else: "Ann Lee", not "owner_07"."""
+Sets = Mapping[str, Sequence[Record]]
+
+
+def split(records: Sequence[Record], forget: str) -> dict[str, list[Record]]:
+    """Return records by set: those of the owners named in ``a,b``, and all others.
+
+    Raises:
+      UserError: somebody owns nothing, or nobody else owns anything.
+    """
+    names = [name.strip() for name in forget.split(",")]
+    there = sorted({r.owner for r in records} - {NOBODY})
+    for name in names:
+        if name not in there:
+            near = did_you_mean(name, there)
+            raise UserError(f"--forget {name}: owns no record{near}")
+    sets = {
+        "forget": [r for r in records if r.owner in names],
+        "retain": [r for r in records if r.owner not in names],
+    }
+    if not sets["retain"]:
+        raise UserError(f"--forget {forget}: there is no record of anybody else")
+    return sets
+
+
+def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]:
+    """Return probability and perplexity of gold answers, ROUGE and quality of own."""
+    out: dict[str, Table] = {}
+    names = [name for name in owners_of(sets["retain"]) if is_name(name)]
+    for name, rows in sets.items():
+        with progress.stage(name, 1):
+            asked, gold = [r.prompt for r in rows], [r.response for r in rows]
+            pairs = list(zip(asked, gold))
+            losses = judge.losses(f"{name}_gold", pairs)
+            found = judge.perplexity(pairs, losses)
+            out[f"{name}_Q_A_Prob"] = probabilities(losses)
+            out[f"{name}_Q_A_Perplexity"] = values(
+                "perplexity", found.rows, found.total
+            )
+            others = [others_of(record, names) for record in rows] if names else None
+            out |= judge.answers(name, name, asked, gold, others=others)
+    return out
+
+
+def is_name(owner: str) -> bool:
+    """Return whether an answer can mention an owner by name."""
+    return owner != OTHERS and NAME.fullmatch(owner) is not None
+
+
+def others_of(record: Record, names: Sequence[str]) -> list[str]:
+    """Return the ``names`` of everybody but a record's own owner."""
+    own = dict(shares_of(record))
+    return [name for name in names if name not in own]

@@ -1,0 +1,1 @@
+"""Models in files of Hugging Face: read, written, imported."""

@@ -1,0 +1,23 @@
+"""Llama 2, 3, 3.1 and 3.2, TinyLlama: no biases, rope scaling ``llama3``."""
+
+from dareu_jax.models.hf.families.family import Family
+from dareu_jax.registry import FAMILIES
+
+
+def plain(cfg) -> bool:
+    """Return whether a decoder has none of what sets the other families apart."""
+    return not cfg.qk_norm and not cfg.qkv_bias and cfg.sliding_window is None
+
+
+FAMILIES.register("llama", "Llama 2, 3, 3.1, 3.2, TinyLlama")(
+    Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        absent={},
+        must_be={"attention_bias": (False,)},
+        reads=(),
+        read=lambda fields: {},
+        write=lambda cfg: {"attention_bias": False, "mlp_bias": False},
+        fits=plain,
+    )
+)

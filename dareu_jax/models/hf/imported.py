@@ -1,0 +1,142 @@
+"""A Hugging Face folder taken in once: parameters in Orbax, small files as they are."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dareu_jax.data import Tokenizer, read_tokenizer
+from dareu_jax.errors import UserError
+from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.models.hf.families.family import read_config
+from dareu_jax.models.hf.folder import HfFolder, read_json
+from dareu_jax.models.hf.weights import load_params, stored_dtype
+from dareu_jax.models.scoring import abstract_params
+from dareu_jax.parallel import is_first, make_mesh, shardings_for
+from dareu_jax.storage.checkpoints import Checkpoints
+from dareu_jax.storage.files import check_new, new_folder
+
+SMALL_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
+SPARE_ROWS = 1024  # of the embedding, beyond the tokenizer's ids: padding
+DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A folder that `import_folder` has made.
+
+    Attributes:
+      folder: where; cfg: shape and dtypes of its decoder.
+      source: the Hugging Face folder it was made from.
+    """
+
+    folder: Path
+    cfg: DecoderConfig
+    source: str
+
+    @property
+    def files(self) -> Path:
+        """The tokenizer and configuration files, as they were in the source."""
+        return self.folder / FILES
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model was made for; None: its files do not say."""
+        return read_json(self.files / "config.json").get("max_position_embeddings")
+
+    def load(self, mesh: Mesh) -> Any:
+        """Returns the parameters, each part where ``mesh`` wants it.
+
+        Raises:
+          UserError: they cannot be read.
+        """
+        abstract = abstract_params(self.cfg)
+        target = jax.tree.map(
+            lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+            abstract,
+            shardings_for(abstract, mesh),
+        )
+        with Checkpoints(self.folder / PARAMETERS, warn=_ignore) as saved:
+            found = saved.latest(target)
+        if found is None:
+            raise UserError(
+                f"{self.folder / PARAMETERS} cannot be read; run dareu import again"
+            )
+        return found[1]
+
+
+def open_imported(folder: Path, key: str = "model.path") -> Imported:
+    """Returns what ``dareu import`` wrote to ``folder``, which ``key`` names.
+
+    Raises:
+      UserError: no such folder, or one that ``dareu import`` did not write.
+    """
+    if not (folder / DECODER).exists():
+        remedy = "give a folder that dareu import wrote"
+        if (folder / "config.json").exists():
+            remedy = f"run dareu import {folder} --out DIR and give DIR"
+        raise UserError(f"{key}: {folder} holds no imported model; {remedy}")
+    fields = read_json(folder / DECODER)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = tuple(map(tuple, fields["rope_scaling"]))
+    source = fields.pop("source")
+    return Imported(folder, DecoderConfig(**fields), source)
+
+
+def import_folder(source: Path, out: Path) -> Imported:
+    """Reads a Hugging Face folder and writes it as parameters that a run can load.
+
+    Args:
+      source: ``config.json``, safetensors and tokenizer files.
+      out: a folder that does not exist yet; it appears whole or not at all.
+
+    Raises:
+      UserError: ``out`` exists, or anything that `HfFolder`, `read_config`,
+        `check_tensors` or `check_vocabulary` refuses.
+    """
+    check_new(out)
+    folder = HfFolder(source)
+    dtype = stored_dtype(folder)
+    cfg = read_config(folder.config, str(source / "config.json"))
+    cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
+    check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source)
+    with new_folder(out) as draft:
+        params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
+        with Checkpoints(draft / PARAMETERS) as saved:
+            saved.save(0, params, {})
+        if is_first():
+            copy_small_files(source, draft / FILES)
+            fields = {"source": str(source.absolute()), **dataclasses.asdict(cfg)}
+            text = json.dumps(fields, indent=1) + "\n"
+            (draft / DECODER).write_text(text, encoding="utf-8")
+    return open_imported(out)
+
+
+def check_vocabulary(tokenizer: Tokenizer, cfg: DecoderConfig, where: Path) -> None:
+    """Raises `UserError` when tokenizer and model are not of one vocabulary."""
+    ids, rows = tokenizer.vocab_size, cfg.vocab
+    if not 0 <= rows - ids <= SPARE_ROWS:
+        raise UserError(
+            f"{where}: the tokenizer has {ids} tokens, the model {rows} embeddings; "
+            f"a model may have at most {SPARE_ROWS} more and none fewer"
+        )
+
+
+def copy_small_files(source: Path, to: Path) -> None:
+    """Copies tokenizer and configuration files."""
+    to.mkdir(parents=True, exist_ok=True)
+    for pattern in SMALL_FILES:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, to / path.name)
+
+
+def _ignore(message: str) -> None:
+    """The error that follows says the same."""

@@ -1,0 +1,200 @@
+"""Parameters from and to Hugging Face tensors, shard by shard."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from dareu_jax.errors import UserError
+from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.models.hf.families.family import Weight, weights_of
+from dareu_jax.models.hf.folder import HfFolder
+from dareu_jax.models.scoring import abstract_params
+from dareu_jax.parallel import named_leaves, path_name, shardings_for
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+NOT_WEIGHTS = (".rotary_emb.inv_freq",)
+Index = tuple[slice, ...]
+
+
+def stored_dtype(source: HfFolder) -> str:
+    """Return the one dtype of a folder's tensors, float32 where they differ.
+
+    Raises:
+      UserError: a tensor is neither float32, bfloat16 nor float16.
+    """
+    for name, kind in source.dtypes.items():
+        if kind not in DTYPES and not name.endswith(NOT_WEIGHTS):
+            raise UserError(
+                f"{source.folder}: {name} is stored as {kind}; supported: "
+                f"{', '.join(DTYPES)} (quantised weights must be expanded first)"
+            )
+    kinds = {k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
+    return DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"
+
+
+def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
+    """Check names and shapes of every tensor before any is read.
+
+    Raises:
+      UserError: a tensor is missing, has another shape, or is not of this family.
+    """
+    wanted = dict(hf_tensors(cfg))
+    for name, shape in wanted.items():
+        found = source.shapes.get(name)
+        if found is None:
+            raise UserError(
+                f"{source.folder} has no tensor {name}, config.json needs it"
+            )
+        if found != shape:
+            raise UserError(
+                f"{source.folder}: {name} has shape {list(found)}, config.json says "
+                f"{list(shape)}"
+            )
+    for name in source.shapes:
+        spare = name == "lm_head.weight" and cfg.tied
+        if name not in wanted and not spare and not name.endswith(NOT_WEIGHTS):
+            raise UserError(
+                f"{source.folder} has a tensor {name} that config.json does not name"
+            )
+
+
+def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every tensor that a decoder has in a folder."""
+    shapes = {path: leaf.shape for path, leaf in named_leaves(abstract_params(cfg))}
+    for weight in weights_of(cfg):
+        shape = shapes[weight.path][1 if weight.per_layer else 0 :]
+        shape = shape[::-1] if weight.transpose else shape
+        for name in _names(weight, cfg):
+            yield name, shape
+
+
+def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
+    """Read a decoder's parameters straight to where they live.
+
+    Every process reads the slices its own devices hold, one tensor after another.
+
+    Args:
+      source: a folder; cfg: its decoder, in the dtype to keep.
+      mesh: where to; `parallel.shardings_for` says which part goes where.
+
+    Returns:
+      Parameters as `init_decoder` makes them.
+    """
+    check_tensors(source, cfg)
+    abstract = abstract_params(cfg)
+    table = {weight.path: weight for weight in weights_of(cfg)}
+    shardings = dict(named_leaves(shardings_for(abstract, mesh)))
+
+    def load(path: Any, leaf: Any) -> jax.Array:
+        name = path_name(path)
+        return _load_leaf(source, cfg, table[name], leaf, shardings[name])
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _load_leaf(
+    source: HfFolder,
+    cfg: DecoderConfig,
+    weight: Weight,
+    leaf: Any,
+    sharding: NamedSharding,
+) -> jax.Array:
+    """Return one parameter; devices that hold the same part of it share one read."""
+    by_part: dict[Any, list[jax.Device]] = {}
+    parts: dict[Any, Index] = {}
+    where = sharding.addressable_devices_indices_map(leaf.shape)
+    for device, index in where.items():
+        assert index is not None
+        index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, leaf.shape))
+        key = tuple((i.start, i.stop) for i in index)
+        parts[key] = index
+        by_part.setdefault(key, []).append(device)
+    placed = []
+    for key, devices in by_part.items():
+        block = _read_block(source, cfg, weight, parts[key], leaf.dtype)
+        placed += [jax.device_put(block, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
+
+
+def _read_block(
+    source: HfFolder, cfg: DecoderConfig, weight: Weight, index: Index, dtype: Any
+) -> np.ndarray:
+    """Return the part ``index`` of a parameter, from the tensors of its layers."""
+    if not weight.per_layer:
+        return _read_part(source, weight.name, weight, index).astype(dtype)
+    layers, rest = index[0], index[1:]
+    names = _names(weight, cfg)[layers]
+    block = np.empty([len(names), *(i.stop - i.start for i in rest)], dtype)
+    for row, name in enumerate(names):
+        block[row] = _read_part(source, name, weight, rest)
+    return block
+
+
+def _read_part(source: HfFolder, name: str, weight: Weight, index: Index) -> np.ndarray:
+    if weight.transpose:
+        return source.read(name, index[::-1]).T
+    return source.read(name, index)
+
+
+def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every tensor of a decoder, whole on this host, in the table's order.
+
+    With several processes all must iterate: each tensor is gathered from all of them.
+    """
+    leaves = dict(named_leaves(params))
+    for weight in weights_of(cfg):
+        leaf = leaves[weight.path]
+        for name, part in _parts(weight, cfg, leaf):
+            whole = _gathered(part)
+            yield name, whole.T if weight.transpose else whole
+
+
+def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every adapter tensor under the name and in the layout of PEFT."""
+    leaves = dict(named_leaves(params))
+    for weight in weights_of(cfg):
+        for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            leaf = leaves.get(weight.path.replace("/kernel", f"/{ours}"))
+            if leaf is None or not weight.path.endswith("/kernel"):
+                continue
+            for name, part in _parts(weight, cfg, leaf):
+                module = name.removesuffix(".weight")
+                yield f"base_model.model.{module}.{theirs}.weight", _gathered(part).T
+
+
+def peft_modules(cfg: DecoderConfig, targets: tuple[str, ...]) -> list[str]:
+    """Return PEFT's names of the dense layers ``targets``, such as ``q_proj``."""
+    kernels = [w for w in weights_of(cfg) if w.path.endswith("/kernel")]
+    names = {w.path.split("/")[-2]: w.name.split(".")[-2] for w in kernels}
+    return [names[target] for target in targets]
+
+
+def _gathered(leaf: jax.Array) -> np.ndarray:
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _parts(
+    weight: Weight, cfg: DecoderConfig, leaf: jax.Array
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield the tensors that a parameter holds, one per layer or itself."""
+    for layer, name in enumerate(_names(weight, cfg)):
+        yield name, leaf[layer] if weight.per_layer else leaf
+
+
+def _names(weight: Weight, cfg: DecoderConfig) -> list[str]:
+    if not weight.per_layer:
+        return [weight.name]
+    return [weight.name.format(layer=layer) for layer in range(cfg.layers)]
+
+
+def tensor_sizes(cfg: DecoderConfig) -> dict[str, int]:
+    """Return the bytes of every tensor that `hf_arrays` yields, in its order."""
+    width = jnp.dtype(cfg.param_dtype).itemsize
+    return {name: int(np.prod(shape)) * width for name, shape in hf_tensors(cfg)}

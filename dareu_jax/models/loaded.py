@@ -1,0 +1,112 @@
+"""A model on its devices, with its tokenizer."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dareu_jax import data
+from dareu_jax.attribution.attributor import Options
+from dareu_jax.data.batches import over_records
+from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.models.decode import greedy, texts_of
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
+from dareu_jax.storage.fingerprint import params_fingerprint
+
+MULTIPLE = 32
+"""Of the tokens of prompts and of responses: few lengths, few compilations."""
+
+
+class LoadedModel(NamedTuple):
+    """A model on its devices, its tokenizer, and what identifies its weights.
+
+    ``context`` is how many tokens it was made for; None: it does not say.
+    """
+
+    decoder: Decoder
+    params: Any
+    tokenizer: Tokenizer
+    mesh: Mesh
+    fingerprint: str
+    context: int | None = None
+
+    def rows(self, batch_size: int) -> int:
+        """Return the batch size, rounded up to a multiple of the devices."""
+        devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return -(-batch_size // devices) * devices
+
+    @property
+    def layouts(self) -> Layouts:
+        """Where parameters are, and where they are while answers are decoded."""
+        return Layouts.of(self.mesh, self.decoder.cfg.kv_heads)
+
+    def place(self, batch: Any) -> Any:
+        """Put host arrays ``[B, ...]`` on the devices."""
+        return put_batch(batch, self.mesh)
+
+    def over(
+        self, tokens: data.TokenBatch, batch_size: int, score: Callable[[Any], Any]
+    ) -> Any:
+        """Return ``score`` of batches of fixed shape, over all of ``tokens``."""
+        with jax.set_mesh(self.mesh):
+            return over_records(tokens, self.rows(batch_size), self.place, score)
+
+
+def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
+    """Load a folder that ``dareu import`` wrote.
+
+    Args:
+      folder: where; mesh: of the devices; None: all of them, parameters split.
+
+    Raises:
+      UserError: no such folder, or nothing imported in it.
+    """
+    imported = open_imported(Path(folder), "model")
+    mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
+    params = imported.load(mesh)
+    tokenizer = data.read_tokenizer(imported.files, "model")
+    return LoadedModel(
+        decoder=Decoder(imported.cfg),
+        params=params,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        fingerprint=params_fingerprint(params),
+        context=imported.context,
+    )
+
+
+def as_tokens(
+    model: LoadedModel, options: Options, records: Sequence[data.Record]
+) -> data.TokenBatch:
+    """Return records as tokens, as long as the longest and a multiple of `MULTIPLE`.
+
+    A prompt of no tokens, where there is neither bos nor text, becomes the end of
+    text: that is what a response which begins a document follows.
+    """
+    template, tokenizer = options.template, model.tokenizer
+    p, t = data.fit_lengths(records, tokenizer, template, MULTIPLE)
+    wide, rows = max(p, MULTIPLE), tuple(records)
+    tokens = data.tokenise(rows, tokenizer, template, max_prompt=wide, max_response=t)
+    empty = np.flatnonzero(~tokens.prompt_mask.any(axis=1))
+    tokens.prompt[empty, -1] = tokenizer.eos_id
+    tokens.prompt_mask[empty, -1] = True
+    return tokens
+
+
+def greedy_answers(
+    model: LoadedModel, options: Options, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Return the model's own answers, each token the likeliest."""
+    blank = [data.Record("", "", prompt, ".") for prompt in prompts]
+    tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
+    decode = greedy(
+        model.decoder, model.params, stop_ids, max_new_tokens, layouts=model.layouts
+    )
+    said = model.over(tokens, options.batch_size, decode)
+    return texts_of(model.tokenizer, said)

@@ -1,0 +1,231 @@
+"""Judge a model by a benchmark: a log of every row."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dareu_jax.data.batches import CHAT, TEMPLATE
+from dareu_jax.data.sources.jsonl import read_owned
+from dareu_jax.data.tofu_questions import TofuQuestions, tofu_questions
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.evaluation.logs.tables import Table
+from dareu_jax.evaluation.suites.attacks import attacks_named
+from dareu_jax.evaluation.suites.choices import choices_log, read_choices
+from dareu_jax.evaluation.suites.judge import Judge
+from dareu_jax.evaluation.suites.kept import Kept
+from dareu_jax.evaluation.suites.measure import Reading
+from dareu_jax.evaluation.suites.muse import muse_log, read_muse
+from dareu_jax.evaluation.suites.owners import Sets, owners_log, split
+from dareu_jax.evaluation.suites.tofu import tofu_log
+from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.parallel import first_then_others
+from dareu_jax.runs.evaluate import eval_records
+from dareu_jax.runs.folder import check_corpus
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.load import Subject, reference_of, subject_of
+from dareu_jax.storage.files import user_cache, write_json
+from dareu_jax.training.progress import Progress
+
+BARE = "{prompt}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says; None: not said.
+
+    Attributes:
+      model: a folder that ``dareu import`` wrote, or of a finished run; suite: a name
+        of `SUITES`.
+      out: the folder of the log; data: of the suite's files, or its one file.
+      forget: which of TOFU's forget sets, or names of owners; first: only so many
+        rows of each of TOFU's sets.
+      template: around a question; system: before it, with ``chat``.
+      batch_size: texts at a time; max_new_tokens: of an answer.
+      row, seed: of a run's models; attacks: ``a,b`` of `membership.ATTACKS`.
+      reference_model: of the attack ``reference``, a folder like ``model``.
+    """
+
+    model: Path
+    suite: str
+    out: Path
+    data: Path | None = None
+    forget: str | None = None
+    first: int | None = None
+    template: str | None = None
+    system: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 200
+    row: str | None = None
+    seed: int | None = None
+    attacks: str | None = None
+    reference_model: Path | None = None
+
+
+class Suite(NamedTuple):
+    """A suite: what it reads, and what it makes of a model.
+
+    Attributes:
+      read: ``(asked, subject) -> data``, before a model is loaded.
+      log: ``(judge, data, progress) -> tables``.
+      is_bare: prompts are as they are in the files, without a template.
+      has_attacks: whether it has texts for membership attacks.
+    """
+
+    read: Callable[[Asked, Subject], Any]
+    log: Callable[[Judge, Any, Progress], dict[str, Table]]
+    is_bare: bool = False
+    has_attacks: bool = False
+
+
+def given(asked: Asked) -> Path:
+    """Return the data that a suite cannot download; raises `UserError` without."""
+    if asked.data is None:
+        raise UserError(f"--suite {asked.suite} needs --data, its files")
+    return asked.data
+
+
+def data_of(suite: Suite, asked: Asked, subject: Subject) -> Any:
+    """Return what a suite reads; raises `UserError` if it is malformed or missing."""
+    try:
+        return suite.read(asked, subject)
+    except UserError as error:
+        if asked.data is None:
+            raise
+        text = str(error).replace("corpus.path:", "--data:", 1)
+        raise UserError(text) from None
+
+
+def read_tofu(asked: Asked, subject: Subject) -> TofuQuestions:
+    """Return TOFU's questions, downloaded where no folder is given."""
+    downloads, forget = user_cache() / "downloads", asked.forget or "forget10"
+    return first_then_others(
+        lambda: tofu_questions(asked.data, forget, downloads, asked.first)
+    )
+
+
+SUITES = {
+    "tofu": Suite(read_tofu, tofu_log, has_attacks=True),
+    "owners": Suite(
+        lambda asked, subject: owners_sets(subject.run, asked.data, asked.forget),
+        owners_log,
+    ),
+    "muse": Suite(
+        lambda asked, subject: read_muse(given(asked)),
+        muse_log,
+        is_bare=True,
+        has_attacks=True,
+    ),
+    "choices": Suite(
+        lambda asked, subject: (read_choices(given(asked)), given(asked).stem),
+        choices_log,
+        is_bare=True,
+    ),
+}
+
+
+def evaluated(asked: Asked, progress: Progress) -> Path:
+    """Evaluate the model and return the path of its log.
+
+    Raises:
+      UserError: bad input; that of files before the model is loaded.
+    """
+    suite, attacks = checked(asked)
+    subject = subject_of(asked.model, asked.row, asked.seed)
+    data = data_of(suite, asked, subject)
+    other = asked.reference_model
+    compared = None if other is None else reference_of(other, asked.seed)
+    model = subject.load()
+    reading = reading_of(asked, subject, model)
+    settings = {
+        "model": model.fingerprint,
+        "template": reading.template,
+        "system": reading.system,
+    }
+    kept = Kept(asked.out / "parts", settings)
+    reference = None if compared is None else alike(asked, model, compared.load())
+    judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
+    log = suite.log(judge, data, progress)
+    name = asked.suite.upper()
+    short = {metric: table["agg_value"] for metric, table in log.items()}
+    path = asked.out / f"{name}_EVAL.json"
+    write_json(asked.out / f"{name}_SUMMARY.json", short)
+    write_json(path, log)
+    return path
+
+
+def checked(asked: Asked) -> tuple[Suite, tuple[str, ...]]:
+    """Return the suite and its attacks; raises `UserError` for an unknown name."""
+    if asked.suite not in SUITES:
+        near, known = did_you_mean(asked.suite, SUITES), ", ".join(SUITES)
+        raise UserError(f"--suite {asked.suite}: unknown{near}; known: {known}")
+    if asked.out.exists() and not asked.out.is_dir():
+        raise UserError(f"--out {asked.out} is no folder; name another place")
+    suite, other = SUITES[asked.suite], asked.reference_model
+    if not suite.has_attacks and (asked.attacks or other):
+        raise UserError(
+            f"--suite {asked.suite} has no texts for attacks; leave --attacks and "
+            "--reference-model out"
+        )
+    return suite, attacks_named(asked.attacks, other is not None)
+
+
+def alike(asked: Asked, model: LoadedModel, reference: LoadedModel) -> LoadedModel:
+    """Return the reference; raises `UserError` where it reads text as other tokens."""
+    if reference.tokenizer.fingerprint != model.tokenizer.fingerprint:
+        raise UserError(
+            f"--reference-model {asked.reference_model} has another tokenizer than "
+            f"{asked.model}; its loss is of other tokens, give one with the same"
+        )
+    return reference
+
+
+def reading_of(asked: Asked, subject: Subject, model: LoadedModel) -> Reading:
+    """Return how a model reads: as in its run, or as its tokenizer says.
+
+    Raises:
+      UserError: a template without a place for the question.
+    """
+    own, system = CHAT if model.tokenizer.has_chat else TEMPLATE, asked.system
+    if subject.run is not None:
+        corpus = subject.run.cfg.corpus
+        own, system = corpus.template, corpus.system if system is None else system
+    own = BARE if SUITES[asked.suite].is_bare else own
+    template = own if asked.template is None else asked.template
+    if "{prompt}" not in template and template != CHAT:
+        raise UserError(
+            f"--template {template!r:.60} lacks {{prompt}}, the place of the question "
+            "(chat: the tokenizer's own template)"
+        )
+    return Reading(template, system, asked.batch_size, asked.max_new_tokens)
+
+
+def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
+    """Return records by set: of ``data``, or those that a run judges its models on.
+
+    Args:
+      run: that trained the model, or None; data: a JSONL file of records.
+      forget: names of owners, ``a,b``; None: those that withdrew from the run.
+
+    Raises:
+      UserError: nothing says which records or owners; see `split`.
+    """
+    if run is not None:
+        if data is None:
+            return run_sets(run, forget)
+        forget = forget or ",".join(run.cfg.corpus.forget)
+    if data is None:
+        raise UserError("--suite owners needs --data, its records; a run has its own")
+    if forget is None:
+        raise UserError("--suite owners needs --forget, owners to forget: alice,bob")
+    return split(read_owned(data), forget)
+
+
+def run_sets(run: Inputs, forget: str | None) -> Sets:
+    """Return a run's own records, split as in the run or at other owners.
+
+    Raises:
+      UserError: they have changed since; see `split`.
+    """
+    check_corpus(run.corpus, run.folder)
+    return eval_records(run) if forget is None else split(run.corpus.train, forget)

@@ -1,0 +1,1 @@
+"""Files, checkpoints and downloads: whole or not at all."""

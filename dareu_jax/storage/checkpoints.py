@@ -1,0 +1,524 @@
+"""Checkpoints of one stage: saved whole, verified before they are trusted.
+
+Orbax writes a step in the background; a manifest is added when all of it is on disk. A
+step counts only if its manifest verifies, so whatever a kill, a full disk or a flaky
+file system leaves behind is passed over.
+On several hosts the folder must be one that all of them see, and all must call the
+same methods in the same order.
+"""
+
+import contextlib
+import copy
+import errno
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from dareu_jax.errors import TrainingError, UserError, first_line
+from dareu_jax.parallel import (
+    abstract_on,
+    agreed,
+    is_first,
+    named_leaves,
+    path_name,
+    wait_for_all,
+)
+from dareu_jax.storage.integrity import (
+    Leaves,
+    check_leaves,
+    describe,
+    problem,
+    read_manifest,
+    read_meta,
+    read_metric,
+    write_manifest,
+)
+
+Found = tuple[int, Any, dict[str, Any]]
+"""A step, its tree and its meta."""
+
+
+class Checkpoints:
+    """The newest and the best steps of one stage in `folder`; use it in a `with`.
+
+    Args:
+      folder: holds one sub-folder per step; made when first needed.
+      keep: how many of the newest stay on disk.
+      keep_best: how many with the lowest metric stay besides.
+      warn: called with one line for every step that cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        warn: Callable[[str], None] = warnings.warn,
+        keep_best: int = 0,
+    ):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.folder = Path(folder).absolute()
+        self._keep, self._keep_best = keep, keep_best
+        self._warn = warn
+        self._open: Any = None
+        self._opened = contextlib.ExitStack()
+        self._saving: tuple[int, Future[None]] | None = None
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        meta: dict[str, Any],
+        metric: float | None = None,
+        model: Any = None,
+    ) -> None:
+        """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
+
+        The arrays may be donated as soon as it returns. `settle` waits for the disk.
+        Steps at or after `step` belong to an abandoned run and are removed first.
+
+        Args:
+          step: its number; tree, meta: what comes back from `latest`.
+          metric: what `keep_best` goes by, lower is better; none: never among the best.
+          model: nested dictionaries of the parameters in `tree`, which `read_model`
+            reads by themselves; a leaf that both hold is written once.
+
+        Raises:
+          TrainingError: no disk space is left, for this step or the one before; steps
+            saved earlier stay usable.
+        """
+        self.settle()
+        self._remove([old for old in agreed(self.steps()) if old >= step])
+        with self._discarding(step):
+            self._saving = step, self._write(step, tree, meta, metric, model)
+
+    def settle(self) -> None:
+        """Returns when the last save is whole on disk and what it replaces is gone.
+
+        Raises:
+          TrainingError: no disk space was left; steps saved before stay usable.
+        """
+        if self._saving is None:
+            return
+        step, written = self._saving
+        with self._discarding(step):
+            written.result()
+        self._saving = None
+        wait_for_all(f"saved {step}")
+        self._remove(agreed(self._replaced() if is_first() else []))
+
+    def latest(self, abstract_tree: Any) -> Found | None:
+        """Returns `(step, tree, meta)` of the newest step that can be trusted, if any.
+
+        Args:
+          abstract_tree: `jax.ShapeDtypeStruct` or array leaves; the shardings found
+            there decide where the result lives, whatever mesh it was saved from.
+
+        Raises:
+          UserError: a leaf on disk has another shape or dtype than the one wanted.
+        """
+        self.settle()
+        passed_over: list[tuple[int, str]] = []
+        found = None
+        for step in reversed(agreed(self.steps())):
+            reason = self._problem(step)
+            if reason:
+                self._remove([step])
+            else:
+                found, reason = self._restore(step, abstract_tree)
+            if found is not None:
+                break
+            passed_over.append((step, reason))
+        then = f"using step {found[0]} instead" if found else "starting from step 0"
+        for step, reason in passed_over:
+            self._warn(
+                f"checkpoint {self.folder} step {step} is unreadable ({reason}); {then}"
+            )
+        return found
+
+    def at(self, step: int, abstract_tree: Any) -> Found:
+        """Returns `(step, tree, meta)` of one step, as `latest` does of the newest.
+
+        Raises:
+          UserError: it is not there or cannot be trusted; or as for `latest`.
+        """
+        self.settle()
+        steps = agreed(self.steps())
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.folder} has no step {step}; there are: {known}")
+        found, reason = None, self._problem(step)
+        if not reason:
+            found, reason = self._restore(step, abstract_tree)
+        if found is None:
+            raise UserError(
+                f"checkpoint {self.folder} step {step} is unreadable ({reason}); "
+                "take another step"
+            )
+        return found
+
+    def steps(self) -> list[int]:
+        """Return the steps with a folder on disk, oldest first, unverified."""
+        return steps_in(self.folder)
+
+    def close(self) -> None:
+        """Settles, and releases the threads Orbax holds; the object stays usable."""
+        self.settle()
+        self._release()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Ends the last save alone: after an error, others may wait elsewhere."""
+        if self._saving is not None:
+            step, written = self._saving
+            try:
+                written.result()
+            except Exception as error:
+                self._discard(step)
+                self._warn(
+                    f"checkpoint {self.folder} step {step} was not saved "
+                    f"({first_line(error)})"
+                )
+            self._saving = None
+        with contextlib.suppress(Exception):
+            self._release()
+
+    def _release(self) -> None:
+        manager, self._open = self._open, None
+        if manager is not None:
+            manager.close()
+            self._opened.close()
+
+    def _write(
+        self,
+        step: int,
+        tree: Any,
+        meta: dict[str, Any],
+        metric: float | None,
+        model: Any,
+    ) -> Future[None]:
+        import orbax.checkpoint as ocp
+
+        manifest: dict[str, Any] = {"leaves": describe(tree), "metric": metric}
+        # Orbax copies arrays before it returns, and reads JSON after.
+        items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
+        if model is not None:
+            shared = _shared(tree, model)
+            manifest |= {"model": describe(model), "shared": shared}
+            items["model"] = ocp.args.StandardSave(model)
+            tree = _without(tree, shared)
+        if jax.tree.leaves(tree):
+            items["state"] = ocp.args.StandardSave(tree)
+        manager = self._manager()
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
+        worker = ThreadPoolExecutor(1, "manifest")
+        written = worker.submit(self._finish, manager, step, manifest)
+        worker.shutdown(wait=False)
+        return written
+
+    def _finish(self, manager: Any, step: int, manifest: dict[str, Any]) -> None:
+        """Runs beside the main thread, so nothing here waits for other processes."""
+        manager.wait_until_finished()
+        if is_first():
+            write_manifest(self._path(step), manifest)
+
+    def _restore(self, step: int, abstract_tree: Any) -> tuple[Found | None, str]:
+        import orbax.checkpoint as ocp
+
+        target = _targets(abstract_tree)
+        manifest = read_manifest(self._path(step))
+        check_leaves(
+            f"checkpoint {self.folder} step {step}", manifest["leaves"], target
+        )
+        shared = manifest.get("shared", {})
+        rest = _without(target, shared)
+        items: dict[str, Any] = {"meta": ocp.args.JsonRestore()}
+        if jax.tree.leaves(rest):
+            items["state"] = ocp.args.StandardRestore(rest)
+        if shared:
+            known = {
+                shared[path]: x for path, x in named_leaves(target) if path in shared
+            }
+            model = _model_target(manifest["model"], known)
+            items["model"] = ocp.args.StandardRestore(model)
+        try:
+            out = self._manager().restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return None, first_line(error)
+        found = dict(named_leaves(out["state"])) if "state" in items else {}
+        apart = dict(named_leaves(out["model"])) if shared else {}
+        found |= {path: apart[place] for path, place in shared.items()}
+        tree = jax.tree_util.tree_map_with_path(
+            lambda path, _: found[path_name(path)], target
+        )
+        return (step, tree, out["meta"]), ""
+
+    def _replaced(self) -> list[int]:
+        """Return the steps that are neither among the newest nor among the best.
+
+        Orbax's manager cannot do it: it deletes by its policy as soon as its own files
+        are written, and a step may go only after the newest has its manifest.
+        """
+        steps = self.steps()
+        metrics = {step: read_metric(self._path(step)) for step in steps}
+        ranked = sorted((x, -step) for step, x in metrics.items() if x is not None)
+        kept = {*steps[-self._keep :], *(-at for _, at in ranked[: self._keep_best])}
+        return [step for step in steps if step not in kept]
+
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if self._open is None:
+            # It keeps all: an old step goes only after the newest verifies.
+            policy = ocp.checkpoint_managers.preservation_policy.PreserveAll()
+            # Two managers that write at once must not meet at each other's barriers.
+            names = ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=agreed(str(self.folder))
+            )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                multiprocessing_options=names,
+                cleanup_tmp_directories=True,
+            )
+            self._opened.enter_context(_quiet())
+            self._open = _deaf(ocp.CheckpointManager)(self.folder, options=options)
+        return self._open
+
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _problem(self, step: int) -> str:
+        """Asks process 0 alone, so that all processes pick the same step."""
+        return agreed(problem(self._path(step)) if is_first() else "")
+
+    def _remove(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        wait_for_all(f"removing {steps}")
+        if is_first():
+            for step in steps:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+        wait_for_all(f"removed {steps}")
+        if self._open is not None:
+            self._open.reload()
+
+    @contextlib.contextmanager
+    def _discarding(self, step: int) -> Iterator[None]:
+        """Drops a step that cannot be saved, and names a full disk."""
+        try:
+            yield
+        except Exception as error:
+            self._discard(step)
+            if not _is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"no disk space left while saving {self.folder} step {step}; "
+                "free space and run the same command again"
+            ) from error
+
+    def _discard(self, step: int) -> None:
+        """Drops a failed save; Orbax may still hold its error, so it is reopened."""
+        manager, self._open, self._saving = self._open, None, None
+        if manager is not None:
+            with contextlib.suppress(Exception):
+                manager.wait_until_finished()  # raises in every thread, but once
+            with contextlib.suppress(Exception):
+                manager.close()
+        if is_first():
+            for path in [
+                self._path(step),
+                *self.folder.glob("*.orbax-checkpoint-tmp*"),
+            ]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _deaf(manager: type) -> type:
+    """An Orbax manager that does not listen for a preemption, for the run does.
+
+    JAX counts the steps at which it is asked, and whoever else asks, with a step of
+    its own, resets that count: the run's question would never be answered yes.
+    """
+
+    class Deaf(manager):
+        def reached_preemption(self, step: int) -> bool:
+            return False
+
+    return Deaf
+
+
+def read_model(
+    folder: Path, mesh: Mesh, step: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model and the meta that a finished stage left; nothing is written.
+
+    Args:
+      folder: of the stage; mesh: where the parameters are to be.
+      step: one that is on disk; none: the last, if the stage is finished.
+
+    Raises:
+      UserError: there is no such step, it is damaged, or the stage is not finished.
+    """
+    import orbax.checkpoint as ocp
+
+    steps = steps_in(folder)
+    if step is None and finished_step(folder) is None:
+        raise UserError(
+            f"{folder} {_unfinished(folder)}; put it back, or delete the run's logs "
+            "and let the same dareu run make it again"
+        )
+    at = steps[-1] if step is None else step
+    if at not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{folder} has no step {at}; there are: {known}")
+    reason = agreed(problem(folder / str(at)) if is_first() else "")
+    if reason:
+        raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
+    leaves = read_manifest(folder / str(at)).get("model", {})
+    target = abstract_on(_model_target(leaves, {}), mesh)
+    path = (folder / str(at) / "model").absolute()
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(path, target), read_meta(folder / str(at))
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps with a folder on disk, oldest first, unverified."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def finished_step(folder: Path) -> int | None:
+    """Return the newest step of a stage, if it is whole and the stage is done."""
+
+    def found() -> int | None:
+        newest = steps_in(folder)[-1:]
+        if not newest or problem(folder / str(newest[0])):
+            return None
+        return newest[0] if read_meta(folder / str(newest[0])).get("done") else None
+
+    return agreed(found() if is_first() else None)
+
+
+def newest_meta(folder: Path) -> dict[str, Any]:
+    """Return the meta of a stage's newest step, unverified; empty where it has none."""
+    newest = steps_in(folder)[-1:]
+    try:
+        return read_meta(folder / str(newest[0])) if newest else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _unfinished(folder: Path) -> str:
+    """Return why a stage's folder has nothing to read."""
+    steps = steps_in(folder)
+    if not steps:
+        return "is missing"
+    reason = problem(folder / str(steps[-1]))
+    return f"is damaged: step {steps[-1]}: {reason}" if reason else "is not finished"
+
+
+def _shared(tree: Any, model: Any) -> dict[str, str]:
+    """Return path in ``tree`` -> path in ``model`` of the leaves that are one array."""
+    places = {id(leaf): path for path, leaf in named_leaves(model)}
+    return {
+        path: places[id(leaf)]
+        for path, leaf in named_leaves(tree)
+        if id(leaf) in places
+    }
+
+
+def _without(tree: Any, paths: Mapping[str, str]) -> Any:
+    """Return ``tree`` with None in place of the leaves at ``paths``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: None if path_name(path) in paths else leaf, tree
+    )
+
+
+def _model_target(leaves: Leaves, known: Mapping[str, Any]) -> Any:
+    """Return nested dictionaries of the shapes of a model's leaves.
+
+    Args:
+      leaves: of its manifest; known: path -> shape with a place, where it is known.
+    """
+    out: dict[str, Any] = {}
+    for path, (shape, dtype) in leaves.items():
+        *above, name = path.split("/")
+        inner = out
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = known.get(path) or jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return _targets(out) if known else out
+
+
+def _targets(abstract_tree: Any) -> Any:
+    """Gives each leaf a sharding; leaves without one go wherever the others live."""
+    leaves = jax.tree.leaves(abstract_tree)
+    meshes = [s.mesh for s in map(_sharding, leaves) if isinstance(s, NamedSharding)]
+    if meshes:
+        default: Any = NamedSharding(meshes[0], PartitionSpec())
+    else:
+        default = SingleDeviceSharding(jax.local_devices()[0])
+
+    def target(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = _sharding(leaf) or default
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(target, abstract_tree)
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return None
+    return getattr(leaf, "sharding", None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from printing tracebacks of the errors that are raised here anyway.
+
+    After a failure its remaining writes end later, so the hook then stays.
+    """
+    log, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    log.addFilter(is_of_others)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
+    if sys.unraisablehook is hook:
+        sys.unraisablehook = before
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "no space left" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False

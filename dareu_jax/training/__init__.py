@@ -1,0 +1,1 @@
+"""Training loop, optimiser, guards, tracking and throughput."""

@@ -1,0 +1,131 @@
+"""Supervised fine-tuning: the original, the retrained oracle, the prior."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dareu_jax import data
+from dareu_jax.config import OptimiserConfig
+from dareu_jax.data.batches import TokenBatch
+from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
+from dareu_jax.rl import cross_entropy
+from dareu_jax.storage.checkpoints import Checkpoints
+from dareu_jax.training.loop import StepFn
+from dareu_jax.training.optimiser import make_optimiser
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """Trainable parameters, optimiser state and the number of updates done."""
+
+    params: Any
+    opt_state: optax.OptState
+    step: Array  # [] int32
+
+
+def init_training(
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    params: Any = None,
+    *,
+    key: Array,
+) -> TrainState:
+    """Return what is trained of ``params`` (none: a fresh decoder), with its state."""
+    params = init_decoder(model, key=key) if params is None else params
+    trainable, _ = split(params)
+    return TrainState(trainable, optimiser.init(trainable), jnp.int32(0))
+
+
+def apply_gradients(
+    optimiser: optax.GradientTransformation, state: TrainState, grads: Any
+) -> TrainState:
+    """Return the state after one optimiser update."""
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.step + 1)
+
+
+def hide_prompt_tokens(batch: TokenBatch, share: float, *, key: Array) -> TokenBatch:
+    """Hide each prompt token with probability ``share``; the last one always stays."""
+    seen = jax.random.bernoulli(key, 1.0 - share, batch.prompt_mask.shape)
+    seen = seen.at[:, -1].set(True)
+    return batch._replace(prompt_mask=batch.prompt_mask & seen)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optimiser", "prompt_dropout"),
+    donate_argnames=("state",),
+)
+def finetune_step(
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Any,
+    batch: TokenBatch,
+    *,
+    prompt_dropout: float = 0.0,
+    key: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Do one AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
+
+    Args:
+      model, optimiser, state, batch: what to train on what.
+      frozen: parameters beside the trainable ones, or ``{}``.
+      prompt_dropout: share of prompt tokens hidden from the model at random.
+      key: decides which; also where adapters drop inputs out.
+    """
+    drop = key if frozen else None
+    if prompt_dropout:
+        batch = hide_prompt_tokens(batch, prompt_dropout, key=key)
+
+    def loss_fn(trainable):
+        logps = response_logps(model, join(frozen, trainable), batch, key=drop)
+        return cross_entropy(logps, batch.response_mask)
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return apply_gradients(optimiser, state, grads), {"loss": loss}
+
+
+def training_steps(cfg: OptimiserConfig, stream: data.BatchStream) -> int:
+    """Return the steps that make ``cfg.epochs`` passes over the stream's records."""
+    return max(1, round(cfg.epochs * stream.steps_per_epoch))
+
+
+def snapshot_steps(steps: int, count: int) -> list[int]:
+    """Return the steps after which to keep a checkpoint, at even distances."""
+    return sorted({round(steps * (n + 1) / count) for n in range(count)} - {0})
+
+
+def snapshot_folder(folder: Path) -> Path:
+    """Return where a fine-tuning in ``folder`` keeps its checkpoints for `tracin`."""
+    return folder.with_name(folder.name + "_snapshots")
+
+
+def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn:
+    """Return ``step_fn`` that also writes the parameters after each of ``steps``."""
+
+    def keeping(state, step):
+        state, metrics = step_fn(state, step)
+        if step + 1 in steps:
+            with Checkpoints(folder / f"at_{step + 1}") as saved:
+                saved.save(0, state.params, {})
+        return state, metrics
+
+    return keeping
+
+
+def optimiser_of(cfg: OptimiserConfig, steps: int):
+    """Return the optimiser of a fine-tuning stage."""
+    return make_optimiser(
+        cfg.learning_rate,
+        steps,
+        warmup=cfg.warmup,
+        weight_decay=cfg.weight_decay,
+        clip_norm=cfg.clip_norm,
+    )

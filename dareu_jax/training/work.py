@@ -1,0 +1,66 @@
+"""The work of a phase or training step: tokens that count, and FLOPs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.data.batches import TokenBatch
+from dareu_jax.models import DecoderConfig, forward_flops
+from dareu_jax.parallel import on_host
+from dareu_jax.training.throughput import Work
+
+
+class Texts(NamedTuple):
+    """Tokens of a batch: those of prompts, those of responses, slots of one text."""
+
+    prompt: int
+    response: int
+    length: int
+
+
+def texts_of(batch: TokenBatch) -> Texts:
+    """Count the masks of a batch that is on the devices."""
+    prompt, response = batch.prompt_mask, batch.response_mask
+    length = prompt.shape[1] + response.shape[1]
+    return Texts(trues(prompt), trues(response), length)
+
+
+def trues(mask: jax.Array) -> int:
+    """Return the number of true entries of a mask, over all processes."""
+    return int(on_host(_trues(mask)))
+
+
+@jax.jit
+def _trues(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask.astype(jnp.int32))
+
+
+def read(cfg: DecoderConfig, text: Texts) -> float:
+    """Return FLOPs of a forward pass with logits at every response token."""
+    tokens, length = text.prompt + text.response, text.length
+    return forward_flops(cfg, tokens, length, text.response)
+
+
+def learn(cfg: DecoderConfig, text: Texts, is_adapted: bool) -> float:
+    """Return FLOPs of a gradient step: a forward pass, and two products backwards.
+
+    With adapters the product that gives the gradients of weights counts as nothing: it
+    is of the adapters alone.
+    """
+    return (2 if is_adapted else 3) * read(cfg, text)
+
+
+def training_work(
+    cfg: DecoderConfig, batches: list[TokenBatch], frozen: Any, references: int = 0
+) -> Work:
+    """Return the work of one step of supervised training on ``batches``.
+
+    Args:
+      cfg: the shape; frozen: ``{}`` without adapters.
+      references: how many of the batches, from the first on, a reference reads too.
+    """
+    texts = [texts_of(batch) for batch in batches]
+    flops = sum(learn(cfg, text, bool(frozen)) for text in texts)
+    flops += sum(read(cfg, text) for text in texts[:references])
+    return Work(sum(text.prompt + text.response for text in texts), flops)

@@ -1,0 +1,354 @@
+"""Hugging Face folders: the same logits as transformers, and back bit for bit."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dareu_jax.errors import UserError
+from dareu_jax.models import Decoder, generate, hidden_states, init_decoder, logits_of
+from dareu_jax.models.hf.families import config_json, read_config
+from dareu_jax.models.hf.folder import INDEX, HfFolder, plan_shards, write_tensors
+from dareu_jax.models.hf.weights import (
+    hf_arrays,
+    load_params,
+    stored_dtype,
+    tensor_sizes,
+)
+from dareu_jax.parallel import make_mesh
+from dareu_jax.registry import FAMILIES
+
+NAMES = (
+    *("llama2", "llama3", "llama_linear", "mistral", "mistral_full"),
+    *("qwen2", "qwen2_window", "qwen3"),
+)
+
+
+@pytest.fixture(scope="module")
+def load(hf, tmp_path_factory):
+    """``load(name)``: folder, model and parameters of a tiny model, read once."""
+
+    @functools.cache
+    def read(name, shards=1):
+        folder = tmp_path_factory.mktemp(name) / "hf"
+        source = HfFolder(hf.make_folder(folder, hf.config_of(name), shards))
+        cfg = read_config(source.config, "config.json")
+        mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+        return SimpleNamespace(
+            folder=folder,
+            source=source,
+            cfg=cfg,
+            model=Decoder(cfg),
+            params=load_params(source, cfg, mesh),
+        )
+
+    return read
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def all_logits(model, params, tokens, mask):
+    return logits_of(model, params, hidden_states(model, params, tokens, mask))
+
+
+def test_every_family_is_tried(hf):
+    assert set(NAMES) == set(hf.CONFIGS)
+    tried = {config["model_type"] for config in hf.CONFIGS.values()}
+    assert tried == set(FAMILIES.names())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_transformers(hf, load, name):
+    tiny, (tokens, mask) = load(name), hf.inputs()
+    wanted = np.load(hf.GOLDEN / f"{name}.npz")["logits"]
+    found = np.asarray(all_logits(tiny.model, tiny.params, tokens, mask))
+    assert np.abs(found - wanted)[mask].max() < 2e-4
+    assert (found.argmax(-1) == wanted.argmax(-1))[mask].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_answers_are_those_of_transformers(hf, load, name):
+    tiny, (tokens, mask) = load(name), hf.inputs()
+    rollout = generate(
+        tiny.model,
+        tiny.params,
+        jnp.asarray(tokens),
+        jnp.asarray(mask),
+        max_new_tokens=hf.NEW_TOKENS,
+        temperature=0.0,
+        stop_ids=(-1,),
+        key=jax.random.key(0),
+    )
+    wanted = np.load(hf.GOLDEN / f"{name}.npz")["new"]
+    np.testing.assert_array_equal(rollout.tokens, wanted)
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_still_says_what_the_golden_arrays_say(hf, load, name):
+    logits, new = hf.run_transformers(load(name).folder)
+    golden = np.load(hf.GOLDEN / f"{name}.npz")
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
+    np.testing.assert_array_equal(new, golden["new"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("limit", [10**9, 4_000])
+def test_export_gives_back_every_tensor_bit_for_bit(hf, load, tmp_path, name, limit):
+    tiny = load(name)
+    sizes = tensor_sizes(tiny.cfg)
+    write_tensors(tmp_path, sizes, hf_arrays(tiny.cfg, tiny.params), limit)
+    fields = config_json(tiny.cfg, max_positions=64)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    back = HfFolder(tmp_path)
+    shapes = hf.shapes_of(hf.config_of(name))
+    assert back.shapes == shapes
+    for tensor, shape in shapes.items():
+        np.testing.assert_array_equal(back.read(tensor), hf.tensor(tensor, shape))
+    assert read_config(back.config, "config.json") == tiny.cfg
+    assert (tmp_path / INDEX).exists() == (limit == 4_000)
+    for file in tmp_path.glob("*.safetensors"):
+        held = HfFolder(tmp_path)._file  # each file within its limit, or one tensor
+        names = [n for n, path in held.items() if path == file]
+        assert len(names) == 1 or sum(sizes[n] for n in names) <= limit
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2), (1, 1, 8), (2, 2, 2)])
+def test_shards_on_a_mesh_are_the_same_arrays(load, mesh):
+    tiny = load("qwen3", shards=3)
+    spread = load_params(tiny.source, tiny.cfg, make_mesh(*mesh))
+    jax.tree.map(np.testing.assert_array_equal, spread, tiny.params)
+    if mesh == (1, 4, 2):
+        kernel = spread["layers"]["mlp"]["gate"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def test_a_process_reads_no_more_than_its_devices_hold(load, monkeypatch):
+    tiny = load("llama2", shards=2)
+    read = []
+    whole = HfFolder.read
+
+    def counted(self, name, rows=()):
+        value = whole(self, name, rows)
+        read.append(value.size)
+        return value
+
+    monkeypatch.setattr(HfFolder, "read", counted)
+    load_params(tiny.source, tiny.cfg, make_mesh(8, 1, 1))
+    total = sum(int(np.prod(shape)) for shape in tiny.source.shapes.values())
+    assert sum(read) == total  # copies on 8 devices, read once
+    read.clear()
+    load_params(tiny.source, tiny.cfg, make_mesh(1, 8, 1))
+    assert sum(read) == total and max(read) <= 61 * 24 // 8 + 24 * 24
+
+
+def test_bfloat16_weights_stay_bfloat16(hf, tmp_path):
+    config = hf.config_of("llama3")
+    source = HfFolder(hf.make_folder(tmp_path, config, dtype=ml_dtypes.bfloat16))
+    assert stored_dtype(source) == "bfloat16"
+    cfg = read_config(source.config, "config.json")
+    cfg = dataclasses.replace(cfg, param_dtype="bfloat16")
+    params = load_params(source, cfg, make_mesh(-1))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+    for name, array in hf_arrays(cfg, params):
+        wanted = hf.tensor(name, array.shape, ml_dtypes.bfloat16)
+        assert array.dtype == wanted.dtype and (array == wanted).all()
+
+
+def test_a_model_trained_here_can_be_written_for_transformers(tmp_path):
+    for cfg in (
+        {"qk_norm": True},
+        {"qkv_bias": True},
+        {"sliding_window": 7},
+        {},
+        {"rope_scaling": (("factor", 2.0), ("type", "linear"))},
+    ):
+        shape = {"vocab": 50, "layers": 2, "embed": 16, "heads": 2, "kv_heads": 1}
+        fields = config_json(decoder_shape(**shape, **cfg), max_positions=32)
+        again = read_config(json.loads(json.dumps(fields)), "config.json")
+        assert again == decoder_shape(**shape, **cfg)
+    with pytest.raises(UserError, match="no Hugging Face family"):
+        config_json(decoder_shape(**shape, qk_norm=True, qkv_bias=True), 32)
+
+
+def decoder_shape(**fields):
+    from dareu_jax.models import DecoderConfig
+
+    return DecoderConfig(head_dim=8, ffn=24, **fields)
+
+
+BAD_FIELDS = [
+    (
+        {"model_type": "gpt2"},
+        r"model_type = 'gpt2' is not supported; known: llama, mis",
+    ),
+    ({"model_type": None}, r"model_type = None"),
+    ({"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*supported: 'silu'"),
+    ({"attention_bias": True}, r"attention_bias = True is not supported for llama"),
+    ({"mlp_bias": True}, r"mlp_bias = True"),
+    ({"quantization_config": {"bits": 4}}, r"quantization_config"),
+    ({"logit_scale": 0.5}, r"unknown field logit_scale = 0\.5 may change the model"),
+    ({"hidden_size": None}, r"lacks hidden_size"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"'yarn'.*known: default"),
+    ({"rope_scaling": {"type": "linear"}}, r"rope_scaling.*fits no known type"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_FIELDS)
+def test_a_config_with_other_maths_is_refused(hf, change, message):
+    fields = {**hf.config_of("llama2"), **change}
+    with pytest.raises(UserError, match=message):
+        read_config(fields, "x/config.json")
+
+
+OPTIONAL = (
+    *("num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings"),
+    *("rope_parameters", "rope_theta", "rope_scaling", "hidden_act"),
+)
+
+
+@pytest.mark.parametrize("heads", [32, 64])
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_an_absent_field_means_what_transformers_takes_it_for(hf, family, heads):
+    from transformers import AutoConfig
+
+    fields = {**hf.config_of("llama2"), "model_type": family, "hidden_size": 1024}
+    fields |= {"num_attention_heads": heads, "num_hidden_layers": 2}
+    fields = {name: x for name, x in fields.items() if name not in OPTIONAL}
+    theirs = AutoConfig.for_model(**fields).to_dict()
+    ours = read_config(fields, "config.json")
+    assert ours.kv_heads == theirs["num_key_value_heads"]
+    assert ours.head_dim == (theirs.get("head_dim") or 1024 // heads)
+    assert ours.sliding_window == theirs.get("sliding_window")
+    assert ours.rope_theta == theirs["rope_parameters"]["rope_theta"]
+    assert ours.tied == theirs["tie_word_embeddings"]
+
+
+def test_a_window_on_some_layers_is_refused(hf):
+    fields = {**hf.config_of("qwen2_window"), "max_window_layers": 1}
+    del fields["layer_types"]
+    with pytest.raises(UserError, match="sliding window on 1 of 2 layers"):
+        read_config(fields, "config.json")
+
+
+def test_harmless_fields_are_let_through(hf):
+    fields = hf.config_of("llama2")
+    same = read_config(fields, "config.json")
+    extra = {"torch_dtype": "float16", "use_cache": True, "something_off": None}
+    assert read_config({**fields, **extra}, "config.json") == same
+
+
+@pytest.fixture
+def sharded(hf, tmp_path):
+    return hf.make_folder(tmp_path / "hf", hf.config_of("llama2"), shards=3)
+
+
+def open_and_load(folder):
+    source = HfFolder(folder)
+    return load_params(source, read_config(source.config, "config.json"), make_mesh(-1))
+
+
+def truncate(folder):
+    path = folder / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def promise_too_much(folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.extra.weight"] = "model-00001-of-00003.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def only_pickles(folder):
+    for path in folder.glob("*safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"anything")
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def put_nan(folder):
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model-00001-of-00003.safetensors"
+    held = load_file(str(path))
+    name = next(n for n in held if n.endswith("proj.weight"))
+    held[name][0, 0] = np.nan
+    save_file(held, str(path))
+
+
+DAMAGE = {
+    "missing shard": (
+        lambda f: (f / "model-00002-of-00003.safetensors").unlink(),
+        r"model-00002-of-00003\.safetensors is missing",
+    ),
+    "truncated shard": (truncate, r"00002.*is no whole safetensors file"),
+    "index names too much": (promise_too_much, r"says that model\.extra\.weight is in"),
+    "only pickles": (only_pickles, r"pytorch_model\.bin, a pickle"),
+    "no weights": (
+        lambda f: [p.unlink() for p in f.glob("*safetensors*")],
+        r"holds neither model\.safetensors nor",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), r"not valid JSON"),
+    "wrong shape": (
+        lambda f: change_config(f, intermediate_size=41),
+        r"has shape \[40, 24\], config\.json says \[41, 24\]",
+    ),
+    "missing tensor": (
+        lambda f: change_config(f, num_hidden_layers=3),
+        r"has no tensor model\.layers\.2\.",
+    ),
+    "more tensors than layers": (
+        lambda f: change_config(f, num_hidden_layers=1),
+        r"has a tensor model\.layers\.1\..* that config\.json does not name",
+    ),
+    "NaN": (put_nan, r"proj\.weight has values that are NaN"),
+    "no folder": (lambda f: shutil.rmtree(f), r"no folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_named(sharded, damage):
+    spoil, message = DAMAGE[damage]
+    spoil(sharded)
+    with pytest.raises(UserError, match=message):
+        open_and_load(sharded)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "groups"),
+    [
+        ([3, 3, 3], 10, [3]),
+        ([3, 3, 3], 6, [2, 1]),
+        ([9, 1, 1], 5, [1, 2]),
+        ([5], 1, [1]),
+    ],
+)
+def test_files_are_filled_in_order(sizes, limit, groups):
+    plan = plan_shards({str(i): size for i, size in enumerate(sizes)}, limit)
+    assert [len(names) for names in plan.values()] == groups
+    if len(groups) == 2:
+        assert list(plan) == [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ]
+
+
+def test_the_paths_are_those_of_a_fresh_decoder(load):
+    tiny = load("qwen2")
+    fresh = jax.eval_shape(lambda k: init_decoder(tiny.model, key=k), jax.random.key(0))
+    assert jax.tree.structure(fresh) == jax.tree.structure(tiny.params)

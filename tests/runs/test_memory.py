@@ -1,0 +1,154 @@
+"""Bytes worked out from shapes against what XLA allocates for the compiled steps."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiled_steps import Compiled, bytes_of, collectives
+
+from dareu_jax.attribution import OwnerBatch
+from dareu_jax.attribution.kernels.classifier import ClassifierState, fit_classifier
+from dareu_jax.models import DecoderConfig, abstract_params, init_head
+from dareu_jax.parallel import abstract_mesh
+from dareu_jax.runs.memory import OnDevice, device_bytes
+from dareu_jax.training.finetune import TrainState
+from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.unlearning.npo import npo_loss
+from dareu_jax.unlearning.supervised import loss_step
+
+SMALL = DecoderConfig(
+    vocab=4096, layers=4, embed=256, heads=8, kv_heads=4, head_dim=32, ffn=768
+)
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+B, P, T = 16, 32, 96
+CASES = {
+    "full": (SMALL, None, (1, 1, 1)),
+    "remat": (dataclasses.replace(SMALL, remat=True), None, (1, 1, 1)),
+    "lora": (dataclasses.replace(SMALL, remat=True), 8, (1, 1, 1)),
+    "large vocabulary": (
+        dataclasses.replace(SMALL, remat=True, vocab=16384),
+        8,
+        (1, 1, 1),
+    ),
+    "fsdp": (dataclasses.replace(SMALL, remat=True, embed=512), None, (1, 8, 1)),
+    "fsdp, lora": (dataclasses.replace(SMALL, remat=True, embed=512), 8, (1, 8, 1)),
+    "data": (dataclasses.replace(SMALL, remat=True), None, (8, 1, 1)),
+    "tensor": (dataclasses.replace(SMALL, remat=True, embed=512), None, (1, 2, 4)),
+}
+
+
+@functools.cache
+def compiled(case):
+    return Compiled(*CASES[case])
+
+
+@functools.cache
+def phases(case):
+    return compiled(case).phases()
+
+
+@functools.cache
+def on_device(case):
+    cfg, rank, sizes = CASES[case]
+    mesh = abstract_mesh(*sizes, devices=int(np.prod(sizes)))
+    return OnDevice(cfg, mesh, rank, TARGETS if rank else ())
+
+
+def check(found, arguments, footprint):
+    """Arguments and everything together, within 20 %."""
+    assert arguments == pytest.approx(found[0], rel=0.03)
+    assert arguments + footprint.total == pytest.approx(sum(found), rel=0.2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fine_tuning_step(case):
+    one = on_device(case)
+    arguments = one.trainable + one.optimiser + one.frozen
+    check(compiled(case).finetune(), arguments, one.train(B, P, T, copies=2))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rollout(case):
+    one = on_device(case)
+    arguments = one.trainable + one.frozen
+    check(compiled(case).rollout(), arguments, one.rollout(B, P, T))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_phases_of_dareu(case):
+    one = on_device(case)
+    found = {k: bytes_of(v) for k, v in phases(case).items()}
+    own = one.trainable + one.frozen
+    state = own + one.optimiser
+    judge = one.judge(B, P, T, others=1)
+    update = one.train(B, P, T, copies=4, trunks=2)
+    distil = one.train(B, P, T, copies=5, trunks=2)
+    check(found["judge"], 2 * own, judge)  # the reference is an argument of its own
+    table = {"embed": {"embedding": abstract_params(one.cfg)["embed"]["embedding"]}}
+    anchor = device_bytes(table, one.mesh) + judge.results
+    written = {"results": one.trainable}
+    check(found["update"], state + anchor, dataclasses.replace(update, **written))
+    check(found["distil"], state + own, dataclasses.replace(distil, **written))
+
+
+def test_eight_devices_hold_an_eighth_of_parameters_and_optimiser_each():
+    at = compiled("fsdp")
+    moments = jax.eval_shape(make_optimiser(1e-3, 10).init, at.trainable)
+    held = sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves((at.trainable, moments))
+    )
+    batch = B * T * at.model.cfg.embed * 4  # the anchor's hidden states, and more
+    arguments, _ = bytes_of(phases("fsdp")["update"])
+    assert held / 8 <= arguments <= 1.15 / 8 * held + batch / 4
+
+
+def test_an_update_gathers_parameters_one_layer_at_a_time():
+    layers = [x.shape for x in jax.tree.leaves(compiled("fsdp").trainable["layers"])]
+    matrix = max(np.prod(shape[1:]) for shape in layers)
+    table = SMALL.vocab * 512
+    found = collectives(phases("fsdp")["update"])
+    gathered = {size for name, size in found if name == "all-gather"}
+    assert matrix in gathered and table in gathered
+    assert max(gathered - {table}) <= matrix
+    assert not gathered & {np.prod(shape) for shape in layers if len(shape) == 3}
+
+
+@pytest.mark.parametrize("case", ["remat", "fsdp", "full"])
+def test_a_classifier_step(case):
+    one, at = on_device(case), compiled(case)
+    optimiser = make_optimiser(1e-3, 10)
+    head = jax.eval_shape(lambda k: init_head(9, one.cfg.embed, key=k), at.key)
+    own = at.put({"decoder": at.trainable, "owner_head": head})
+    moments = at.put(jax.eval_shape(optimiser.init, own))
+    step = at.put(jax.ShapeDtypeStruct((), jnp.int32))
+    state = ClassifierState(own, moments, step, at.key)
+    batch = OwnerBatch(at.batch, at.batch.index)
+    how = (at.model, 9, optimiser, "prefixes", {}, batch, state)
+    size = one.trainable + one.optimiser
+    check(at.bytes_of(fit_classifier, *how), size, one.train(B, 0, T, copies=0))
+
+
+@pytest.mark.parametrize("case", ["remat", "lora", "fsdp", "full"])
+def test_a_step_on_losses(case):
+    one, at = on_device(case), compiled(case)
+    optimiser = make_optimiser(1e-3, 10)
+    moments = at.put(jax.eval_shape(optimiser.init, at.trainable))
+    step = at.put(jax.ShapeDtypeStruct((), jnp.int32))
+    state = TrainState(at.trainable, moments, step)
+    found = at.bytes_of(
+        loss_step,
+        model=at.model,
+        optimiser=optimiser,
+        forget_loss=functools.partial(npo_loss, beta=0.1),
+        retain_weight=1.0,
+        state=state,
+        frozen=at.frozen,
+        reference=at.start,
+        forget=at.batch,
+        retain=at.batch,
+    )
+    own = one.trainable + one.frozen
+    check(found, 2 * own + one.optimiser, one.losses(B, P, T))

@@ -1,0 +1,104 @@
+"""The stages of one seed: whose text each one reads, and in what order."""
+
+import jax
+import numpy as np
+import pytest
+
+from dareu_jax.config import OptimiserConfig, with_overrides
+from dareu_jax.data import NOBODY, GroupedStream, owner_labels
+from dareu_jax.errors import UserError
+from dareu_jax.runs.checks import check_forget_batch
+from dareu_jax.runs.reward_index import owner_stream
+from dareu_jax.runs.stages import FITTED, Session, method_inputs
+from dareu_jax.training.finetune import training_steps
+from dareu_jax.training.tracking import Tracker
+
+
+def owned(run):
+    return tuple(r for r in run.corpus.train if r.owner != NOBODY)
+
+
+def test_a_stage_has_a_key_of_its_own(tiny_run):
+    one, same, other = (
+        jax.random.key_data(tiny_run.key(name)) for name in ("prior", "prior", "judge")
+    )
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_classifiers_read_owned_text_with_its_owner(tiny_run):
+    stream, labels = owner_stream(tiny_run, FITTED["reward"], tiny_run.cfg.classifier)
+    records = owned(tiny_run)
+    assert len(stream.tokens.index) == len(records) == 24
+    np.testing.assert_array_equal(labels, owner_labels(records, tiny_run.corpus.owners))
+    judge, _ = owner_stream(tiny_run, FITTED["judge"], tiny_run.cfg.evaluation.judge)
+    assert any((judge.rows(s) != stream.rows(s)).any() for s in range(3))
+
+
+def test_with_a_class_for_nobody_the_classifier_reads_shared_text_too(tiny_run):
+    cfg = with_overrides(tiny_run.cfg, {"classifier.nobody": True}).classifier
+    stream, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
+    assert len(stream.tokens.index) == 32 and (labels == -1).sum() == 8
+
+
+def test_shuffled_labels_are_the_same_labels_on_other_records(tiny_run):
+    cfg = tiny_run.cfg.classifier
+    _, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
+    _, shuffled = owner_stream(
+        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+    )
+    np.testing.assert_array_equal(np.sort(shuffled), np.sort(labels))
+    assert (shuffled != labels).mean() > 0.3  # two thirds, if shuffled at random
+    _, again = owner_stream(
+        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+    )
+    np.testing.assert_array_equal(again, shuffled)
+
+
+def test_the_split_keeps_forget_text_from_retain(tiny_run):
+    split = tiny_run.split
+    assert {r.owner for r in split.forget} == {"owner_002"} and len(split.forget) == 8
+    assert "owner_002" not in {r.owner for r in (*split.retain, *split.test)}
+    assert len(split.retain) == 24
+
+
+def test_lengths_are_the_limits_or_the_longest(tiny_run):
+    prompt, response = tiny_run.lengths
+    assert response == 24 and prompt % 8 == 0
+    assert tiny_run.tokens(tiny_run.corpus.train).prompt.shape == (32, prompt)
+
+
+def test_streams_depend_on_the_stage_and_grouped_ones_on_request(tiny_run):
+    records = tiny_run.split.retain
+    one, same, other = (tiny_run.stream(s, records, 8) for s in ("a", "a", "b"))
+    rows = [np.concatenate([s.rows(i) for i in range(3)]) for s in (one, same, other)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert (rows[0] != rows[2]).any()
+    grouped = tiny_run.stream("a", records, 8, group_by_length=True)
+    assert isinstance(grouped, GroupedStream)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 6), (0.5, 2), (0.01, 1)])
+def test_epochs_are_passes_over_the_records(tiny_run, epochs, steps):
+    stream = tiny_run.stream("a", tiny_run.split.retain, 8)
+    assert training_steps(OptimiserConfig(epochs=epochs), stream) == steps
+
+
+def test_a_loss_method_trains_no_prior(tiny_run):
+    cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": "prior"})
+    session = Session(tiny_run, Tracker(tiny_run.folder))
+    results = {name: (name, name) for name in ("reward", "prior")} | {"original": {}}
+    stages = method_inputs(session, "dareu", cfg, results).stages
+    assert stages["prior"].params == "prior" and set(stages) == {"reward", "prior"}
+    assert not method_inputs(session, "npo", cfg, {"original": {}}).stages
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("dareu", "dareu"), ("dareu_paper", "dareu"), ("npo", "npo")],
+)
+def test_a_batch_larger_than_the_forget_set_is_refused(tiny_run, method, key):
+    check_forget_batch(tiny_run, method, tiny_run.cfg)
+    big = with_overrides(tiny_run.cfg, {f"{key}.batch_size": 9})
+    with pytest.raises(UserError, match=rf"8 records.*{key}\.batch_size = 9"):
+        check_forget_batch(tiny_run, method, big)
