@@ -1,6 +1,9 @@
 """Build an attributor from records."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,24 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
+from dareu_jax.attribution.attributor import Attributor
+from dareu_jax.attribution.attributor import Options
+from dareu_jax.attribution.attributor import Snapshots
+from dareu_jax.attribution.index import BatchesOf
+from dareu_jax.attribution.index import build_index
 from dareu_jax.attribution.index import init_on
+from dareu_jax.attribution.kernel import OwnerBatch
 from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.config import ClassifierConfig
 from dareu_jax.data import Record
-from dareu_jax.data.ownership import SharedRecord, digests, owners_of, shares_of
+from dareu_jax.data.ownership import SharedRecord
+from dareu_jax.data.ownership import digests
+from dareu_jax.data.ownership import owners_of
+from dareu_jax.data.ownership import shares_of
 from dareu_jax.errors import UserError
-from dareu_jax.models.loaded import LoadedModel, load_model
+from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.models.loaded import load_model
+from dareu_jax.training.progress import Advance
 from dareu_jax.training.progress import Progress
 
 
@@ -80,19 +93,38 @@ def unbuilt(
     return dataclasses.replace(made, options=options, held=digests(kept), records=kept)
 
 
+class Counted:
+    """Owner batches on the devices, gone over once for each pass and counted.
+
+    Args:
+      batches: of one pass; place: puts one on the devices.
+      advance: is told how many are done.
+    """
+
+    def __init__(
+        self, batches: BatchesOf, place: Callable[[Any], Any], advance: Advance
+    ):
+        self.batches, self.place, self.advance, self.done = batches, place, advance, 0
+
+    def __iter__(self) -> Iterator[OwnerBatch]:
+        for step in range(len(self.batches)):
+            yield self.place(self.batches(step))
+            self.done += 1
+            self.advance(self.done, "")
+
+
 def build(made: Attributor, progress: Progress) -> Attributor:
     """Return the attributor with the index of its records."""
-    params, mesh = made.model.params, made.model.mesh
-    batches = made.batches(made.records)
+    model, batches = made.model, made.batches(made.records)
     kernel = made.kernel_of(len(made.owners), len(batches))
     title, steps = f"index of {kernel.name}", kernel.passes * len(batches)
-    with jax.set_mesh(mesh), progress.stage(title, steps) as advance:
-        acc = init_on(kernel, mesh, params, key=jax.random.key(made.options.seed))
-        for done in range(steps):
-            number, step = divmod(done, len(batches))
-            if number and not step:
-                acc = kernel.advance(params, acc, number)
-            acc, _ = kernel.update(params, made.model.place(batches(step)), acc)
-            advance(done + 1, "")
-        index = placed_index(kernel, kernel.finalize(params, acc), mesh)
+    with jax.set_mesh(model.mesh), progress.stage(title, steps) as advance:
+        index = build_index(
+            kernel,
+            model.params,
+            Counted(batches, model.place, advance),
+            key=jax.random.key(made.options.seed),
+            init=functools.partial(init_on, kernel, model.mesh),
+        )
+        index = placed_index(kernel, index, model.mesh)
     return dataclasses.replace(made, index=index)

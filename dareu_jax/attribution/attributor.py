@@ -2,31 +2,42 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dareu_jax import data
 from dareu_jax.attribution.index import BatchesOf
-from dareu_jax.attribution.kernel import Kernel, Setup
-from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
+from dareu_jax.attribution.kernel import Kernel
+from dareu_jax.attribution.kernel import Setup
+from dareu_jax.attribution.owners import both
+from dareu_jax.attribution.owners import columns_of
+from dareu_jax.attribution.owners import filled
+from dareu_jax.attribution.owners import owner_axes
 from dareu_jax.attribution.single import single_scores
-from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
+from dareu_jax.config import AttributionConfig
+from dareu_jax.config import ClassifierConfig
+from dareu_jax.config import attribution_config
 from dareu_jax.data.batches import CHAT
-from dareu_jax.data.ownership import (
-    digests,
-    joined,
-    owners_of,
-    ownership,
-    shares_of,
-    without,
-)
-from dareu_jax.errors import UserError, did_you_mean
-from dareu_jax.models import Decoder, decoder_config
-from dareu_jax.models.loaded import LoadedModel, as_tokens, greedy_answers
+from dareu_jax.data.ownership import digests
+from dareu_jax.data.ownership import joined
+from dareu_jax.data.ownership import owners_of
+from dareu_jax.data.ownership import ownership
+from dareu_jax.data.ownership import shares_of
+from dareu_jax.data.ownership import without
+from dareu_jax.errors import UserError
+from dareu_jax.errors import did_you_mean
+from dareu_jax.models import Decoder
+from dareu_jax.models import decoder_config
+from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.models.loaded import as_tokens
+from dareu_jax.models.loaded import greedy_answers
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.training.finetune import training_steps
@@ -139,11 +150,17 @@ class Attributor:
 
     def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
         """Return records as tokens, see `as_tokens`."""
-        return as_tokens(self.model, self.options, records)
+        return as_tokens(self.model, records, self.options.template)
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Return the model's own greedy answers."""
-        return greedy_answers(self.model, self.options, prompts, max_new_tokens)
+        return greedy_answers(
+            self.model,
+            prompts,
+            template=self.options.template,
+            batch_size=self.options.batch_size,
+            max_new_tokens=max_new_tokens,
+        )
 
     def score(self, queries: Queries) -> np.ndarray:
         """Return scores ``[Q, O]`` float32 of ``(prompt, response)``, in its unit.
@@ -185,7 +202,16 @@ class Attributor:
             self.check_owner(owner)
             mine = [owner in dict(shares_of(record)) for record in self.records]
             rows = np.flatnonzero(mine)
-        scores = single_scores(self, self._asked(queries), rows)
+        scores = single_scores(
+            self.model,
+            self.kernel,
+            self.index,
+            kernel_of=self.kernel_of,
+            tokens=self.tokens(self.records),
+            asked=self._asked(queries),
+            rows=rows,
+            batch_size=self.options.batch_size,
+        )
         best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return [
             [Named(self.records[rows[at]], float(row[at])) for at in places]

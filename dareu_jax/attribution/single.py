@@ -1,67 +1,83 @@
 """Score single records, each as if it were an owner."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.attribution.kernel import Kernel, OwnerBatch
-from dareu_jax.attribution.owners import columns_of, filled
+from dareu_jax.attribution.kernel import Index
+from dareu_jax.attribution.kernel import Kernel
+from dareu_jax.attribution.kernel import OwnerBatch
+from dareu_jax.attribution.owners import columns_of
+from dareu_jax.attribution.owners import filled
+from dareu_jax.models.loaded import LoadedModel
 from dareu_jax.parallel import named_leaves
-
-if TYPE_CHECKING:
-    from dareu_jax.attribution.attributor import Attributor
-
 
 BLOCK_BYTES = 2**28
 """Memory that the records of one block may take while they are scored."""
 
 
 def single_scores(
-    made: "Attributor", asked: data.TokenBatch, rows: np.ndarray
+    model: LoadedModel,
+    kernel: Kernel,
+    index: Index,
+    *,
+    kernel_of: Callable[[int], Kernel],
+    tokens: data.TokenBatch,
+    asked: data.TokenBatch,
+    rows: np.ndarray,
+    batch_size: int,
 ) -> np.ndarray:
-    """Return scores ``[Q, R]`` of the records in ``rows [R]``, some at a time.
+    """Return scores ``[Q, R]`` of the records in ``rows [R]``, in blocks that fit.
 
     A kernel on text or hidden states sees all records at once, for its scores of one
     owner may depend on the others'; gradients are compared one by one.
+
+    Args:
+      model: whose answers these are; kernel, index: of the owners.
+      kernel_of: the same kernel for so many owners.
+      tokens: N records, those of the index; asked: Q answers.
+      rows: which of the records; batch_size: texts at a time.
     """
-    together = made.kernel.prefix_score is not None
-    places = np.arange(len(made.records)) if together else rows
-    size = len(places) if together else min(block_of(made), len(places))
-    kernel = made.kernel_of(size)
-    empty = columns_of(made.kernel, made.index, (-1,) * size, made.model.mesh)
-    tokens, score = made.tokens(made.records), jax.jit(kernel.score)
-    parts = []
+    together = kernel.prefix_score is not None
+    places = np.arange(len(tokens.index)) if together else rows
+    size = len(places) if together else min(block_of(kernel, index), len(places))
+    single = kernel_of(size)
+    empty = columns_of(kernel, index, (-1,) * size, model.mesh)
+    score, parts = jax.jit(single.score), []
     for begin in range(0, len(places), size):
         block = data.take(tokens, places[begin : begin + size])
-        index = index_of(made, kernel, empty, block)
-        own = functools.partial(score, made.model.params, index)
-        part = made.model.over(asked, made.options.batch_size, own)
-        parts.append(part[:, : len(block.index)])
+        held = index_of(model, single, empty, block, batch_size)
+        own = functools.partial(score, model.params, held)
+        parts.append(model.over(asked, batch_size, own)[:, : len(block.index)])
     scores = np.concatenate(parts, axis=1)
     return scores[:, rows] if together else scores
 
 
-def block_of(made: "Attributor") -> int:
+def block_of(kernel: Kernel, index: Index) -> int:
     """Return how many records' parts of an index fit in `BLOCK_BYTES`, at least 1."""
-    held = sum(x.nbytes for _, x in named_leaves(made.index))
-    return max(1, BLOCK_BYTES * len(made.owners) // max(held, 1))
+    held = sum(x.nbytes for _, x in named_leaves(index))
+    return max(1, BLOCK_BYTES * kernel.owners // max(held, 1))
 
 
 def index_of(
-    made: "Attributor", kernel: Kernel, empty: Any, block: data.TokenBatch
-) -> Any:
+    model: LoadedModel,
+    kernel: Kernel,
+    empty: Index,
+    block: data.TokenBatch,
+    batch_size: int,
+) -> Index:
     """Return an index in which every record of ``block`` is an owner."""
-    size = made.model.rows(made.options.batch_size)
+    size = model.rows(batch_size)
     batches = [
         OwnerBatch(batch, columns(number * size, size, valid))
         for number, (batch, valid) in enumerate(data.sequential(block, size))
     ]
-    with jax.set_mesh(made.model.mesh):
-        placed = [made.model.place(batch) for batch in batches]
-        return filled(kernel, made.model.params, empty, placed)
+    with jax.set_mesh(model.mesh):
+        placed = [model.place(batch) for batch in batches]
+        return filled(kernel, model.params, empty, placed)
 
 
 def columns(first: int, size: int, valid: int) -> np.ndarray:

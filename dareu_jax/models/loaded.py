@@ -1,22 +1,29 @@
 """A model on its devices, with its tokenizer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.attribution.attributor import Options
+from dareu_jax.data.batches import encode
 from dareu_jax.data.batches import over_records
+from dareu_jax.data.batches import pad
 from dareu_jax.data.tokenizer import Tokenizer
-from dareu_jax.models.decode import greedy, texts_of
+from dareu_jax.models.decode import greedy
+from dareu_jax.models.decode import texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
+from dareu_jax.parallel import BATCH_AXES
+from dareu_jax.parallel import Layouts
+from dareu_jax.parallel import make_mesh
+from dareu_jax.parallel import put_batch
 from dareu_jax.storage.fingerprint import params_fingerprint
 
 MULTIPLE = 32
@@ -82,31 +89,47 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
 
 
 def as_tokens(
-    model: LoadedModel, options: Options, records: Sequence[data.Record]
+    model: LoadedModel,
+    records: Sequence[data.Record],
+    template: str,
+    system: str | None = None,
 ) -> data.TokenBatch:
-    """Return records as tokens, as long as the longest and a multiple of `MULTIPLE`.
+    """Return records as tokens, every one whole, see `padded`.
 
     A prompt of no tokens, where there is neither bos nor text, becomes the end of
     text: that is what a response which begins a document follows.
     """
-    template, tokenizer = options.template, model.tokenizer
-    p, t = data.fit_lengths(records, tokenizer, template, MULTIPLE)
-    wide, rows = max(p, MULTIPLE), tuple(records)
-    tokens = data.tokenise(rows, tokenizer, template, max_prompt=wide, max_response=t)
+    tokenizer = model.tokenizer
+    tokens = padded(model, *encode(records, tokenizer, template, system))
     empty = np.flatnonzero(~tokens.prompt_mask.any(axis=1))
     tokens.prompt[empty, -1] = tokenizer.eos_id
     tokens.prompt_mask[empty, -1] = True
     return tokens
 
 
+def padded(
+    model: LoadedModel, prompts: list[list[int]], responses: list[list[int]]
+) -> data.TokenBatch:
+    """Return texts as long as the longest, rounded up to `MULTIPLE`."""
+    width = -(-max(1, *map(len, prompts)) // MULTIPLE) * MULTIPLE
+    size = -(-max(map(len, responses)) // MULTIPLE) * MULTIPLE
+    pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
+    left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
+    return data.TokenBatch(*left, *right, index)
+
+
 def greedy_answers(
-    model: LoadedModel, options: Options, prompts: Sequence[str], max_new_tokens: int
+    model: LoadedModel,
+    prompts: Sequence[str],
+    template: str,
+    batch_size: int,
+    max_new_tokens: int,
 ) -> list[str]:
     """Return the model's own answers, each token the likeliest."""
     blank = [data.Record("", "", prompt, ".") for prompt in prompts]
-    tokens, stop_ids = as_tokens(model, options, blank), model.tokenizer.stop_ids
+    tokens, stop_ids = as_tokens(model, blank, template), model.tokenizer.stop_ids
     decode = greedy(
         model.decoder, model.params, stop_ids, max_new_tokens, layouts=model.layouts
     )
-    said = model.over(tokens, options.batch_size, decode)
+    said = model.over(tokens, batch_size, decode)
     return texts_of(model.tokenizer, said)

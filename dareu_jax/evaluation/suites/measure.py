@@ -1,24 +1,30 @@
 """Losses of given answers, and a model's own answers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.data.batches import encode, pad, take, trim_prompts, trim_responses
+from dareu_jax.data.batches import encode
+from dareu_jax.data.batches import take
+from dareu_jax.data.batches import trim_prompts
+from dareu_jax.data.batches import trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.suites.packed import said_tokens
+from dareu_jax.models import loaded
 from dareu_jax.models.decode import greedy
+from dareu_jax.models.loaded import MULTIPLE
 from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.models.loaded import padded
 from dareu_jax.parallel import on_host
 
-MULTIPLE = 32
-"""Of the tokens of prompts and of responses: few lengths, few compilations."""
 NARROW = 16
-"""Of those in one batch of like lengths."""
+"""Tokens of prompts, and of responses, in a batch of like lengths: a multiple."""
 ROUND = 32
 """Tokens that answers get before those that have not ended are batched anew."""
 Pair = tuple[str, str]
@@ -40,31 +46,23 @@ class Reading:
     max_new_tokens: int = 200
 
 
+def records_of(pairs: Sequence[Pair]) -> list[data.Record]:
+    """Return questions and answers as records of nobody."""
+    return [data.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
+
+
 def encoded(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return tokens of questions, and of answers with their end of text."""
-    records = [data.Record(str(n), "", *pair) for n, pair in enumerate(pairs)]
-    return encode(records, model.tokenizer, reading.template, reading.system)
+    return encode(records_of(pairs), model.tokenizer, reading.template, reading.system)
 
 
 def as_tokens(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> data.TokenBatch:
     """Return questions and answers as tokens, every one whole."""
-    return padded(model, *encoded(model, reading, pairs))
-
-
-def padded(
-    model: LoadedModel, prompts: list[list[int]], responses: list[list[int]]
-) -> data.TokenBatch:
-    """Return texts as long as the longest, rounded up to `MULTIPLE`."""
-    width, size = (
-        -(-max(map(len, side)) // MULTIPLE) * MULTIPLE for side in (prompts, responses)
-    )
-    pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
-    left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
-    return data.TokenBatch(*left, *right, index)
+    return loaded.as_tokens(model, records_of(pairs), reading.template, reading.system)
 
 
 def by_length(
