@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk, prepare_jax
+from dareu_jax.cli.startup import check_disk
+from dareu_jax.cli.startup import prepare_jax
 
 
 def attribute(
@@ -39,8 +40,12 @@ def attribute(
 ) -> None:
     """Say whose text answers come from: a score for every owner, the top records."""
     prepare_jax()
-    from dareu_jax.attribution.asked import Asked, attributed
-    from dareu_jax.reporting.attribution import check_out, print_attributed, write
+    from dareu_jax.attribution.asked import Asked
+    from dareu_jax.attribution.asked import attributed
+    from dareu_jax.reporting.attribution import as_file
+    from dareu_jax.reporting.attribution import check_out
+    from dareu_jax.reporting.attribution import print_attributed
+    from dareu_jax.storage.files import write_whole
     from dareu_jax.training.progress import Progress
 
     if out is not None:
@@ -64,5 +69,5 @@ def attribute(
     console = Console()
     print_attributed(console, found)
     if out is not None:
-        write(found, out)
+        write_whole(out, as_file(found, out))
         console.print(f"scores: {out}", soft_wrap=True, markup=False)

@@ -1,5 +1,6 @@
 """`dareu estimate`."""
 
+from typing import TYPE_CHECKING
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ from rich.table import Table
 from dareu_jax.cli import options
 from dareu_jax.cli.startup import prepare_jax
 from dareu_jax.config import load_config
-from dareu_jax.runs.estimate import GIB, Estimate
+
+if TYPE_CHECKING:
+    from dareu_jax.runs.estimate import Estimate
 
 COLUMNS = {
     "held": lambda row: row.held,
@@ -45,8 +48,10 @@ def estimate(
         raise typer.Exit(1)
 
 
-def print_estimate(console: Console, found: Estimate) -> None:
+def print_estimate(console: Console, found: "Estimate") -> None:
     """Prints what is held, what every step needs, and whether it fits."""
+    from dareu_jax.runs.estimate import GIB
+
     chips, peak = found.chips, found.peak
     unit, name = (GIB, "GiB") if peak.total >= GIB else (2**20, "MiB")
     devices = f"{chips.devices} device" + "s" * (chips.devices > 1)
@@ -65,7 +70,7 @@ def print_estimate(console: Console, found: Estimate) -> None:
     )
 
 
-def _steps(found: Estimate, unit: int, name: str) -> Table:
+def _steps(found: "Estimate", unit: int, name: str) -> Table:
     """One line per step; methods are named where a step differs between them."""
     steps = _table(f"{name} per device", list(COLUMNS))
     names = [row.name for row in found.rows]

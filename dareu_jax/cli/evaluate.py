@@ -8,10 +8,8 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk, prepare_jax
-from dareu_jax.evaluation.logs.files import score_files
-from dareu_jax.reporting.log_plots import plot_files
-from dareu_jax.reporting.scores import print_scores
+from dareu_jax.cli.startup import check_disk
+from dareu_jax.cli.startup import prepare_jax
 
 
 def evaluate(
@@ -53,8 +51,10 @@ def evaluate(
     """Judge a model by a benchmark: a log with every row, as open-unlearning has it."""
     check_disk(out)
     prepare_jax(distributed)
-    from dareu_jax.parallel import is_first, together
-    from dareu_jax.runs.benchmark import Asked, evaluated
+    from dareu_jax.parallel import is_first
+    from dareu_jax.parallel import together
+    from dareu_jax.runs.benchmark import Asked
+    from dareu_jax.runs.benchmark import evaluated
     from dareu_jax.training.progress import Progress
 
     reading = (template, system, batch_size, max_new_tokens)
@@ -74,6 +74,11 @@ def print_log(console: Console, path: Path, reference: Path | None) -> None:
     Raises:
       UserError: a reference that cannot be read, or of other rows.
     """
+    from dareu_jax.evaluation.logs.files import score_files
+    from dareu_jax.reporting.log_plots import plot_files
+    from dareu_jax.reporting.scores import print_scores
+    from dareu_jax.storage.files import write_whole
+
     log = json.loads(path.read_text(encoding="utf-8"))
     attacks = [metric for metric in log if metric.startswith("mia_")]
     is_scored = "forget_Q_A_Prob" in log
@@ -83,5 +88,7 @@ def print_log(console: Console, path: Path, reference: Path | None) -> None:
     if is_scored or attacks:
         print_scores(console, score_files(path, reference, partial=True))
         plots = path.with_suffix(".png")
-        if plot_files(plots, path, reference, partial=True):
+        drawn = plot_files(path, reference, partial=True)
+        if drawn is not None:
+            write_whole(plots, drawn)
             console.print(f"plots: {plots}", markup=False, soft_wrap=True)

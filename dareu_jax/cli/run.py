@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk, prepare_jax, read_steps
+from dareu_jax.cli.startup import check_disk
+from dareu_jax.cli.startup import prepare_jax
+from dareu_jax.cli.startup import read_steps
 from dareu_jax.config import load_config
 
 
@@ -33,10 +35,14 @@ def run(
     traced = read_steps(profile) if profile else None
     prepare_jax(distributed)
     from dareu_jax.config import dump_config
-    from dareu_jax.parallel import Preemption, is_first, together
-    from dareu_jax.reporting import print_answers, print_results
-    from dareu_jax.reporting.report import write_report
+    from dareu_jax.parallel import Preemption
+    from dareu_jax.parallel import is_first
+    from dareu_jax.parallel import together
+    from dareu_jax.reporting import print_answers
+    from dareu_jax.reporting import print_results
+    from dareu_jax.reporting.report import render
     from dareu_jax.runs import pipeline
+    from dareu_jax.storage.files import write_whole
     from dareu_jax.training.progress import Progress
     from dareu_jax.training.tracking import read
 
@@ -47,8 +53,8 @@ def run(
         )
     if not is_first():
         return
-    page = folder / "report.html"
-    write_report(page, results, read(folder), answers, dump_config(cfg))
+    page = render(results, read(folder), answers, dump_config(cfg))
+    write_whole(folder / "report.html", page)
     console.print()
     print_answers(console, answers, cfg.evaluation.answers)
     print_results(console, results)

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 from dareu_jax.errors import UserError
-from dareu_jax.storage.files import user_cache
 
 SMALLEST_DISK = 50 * 2**20  # bytes below which no run is begun
 
@@ -38,6 +37,8 @@ def prepare_jax(distributed: bool = False) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
+
+    from dareu_jax.storage.files import user_cache
 
     if (devices := jax.config.values["jax_num_cpu_devices"]) > 1:
         # devices that wait for each other hold a thread each, and programs in flight

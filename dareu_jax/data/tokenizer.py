@@ -3,9 +3,8 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import jinja2
 
 from dareu_jax.errors import UserError
+from dareu_jax.storage.files import whole_folder
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 """Special tokens of a trained tokenizer; the place is the id."""
@@ -220,7 +220,10 @@ def _train(texts: Iterable[str], vocab_size: int) -> Any:
             f"{len(SPECIAL)} special tokens need at least {SMALLEST_VOCAB}"
         )
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders
+    from tokenizers import models
+    from tokenizers import pre_tokenizers
+    from tokenizers import trainers
 
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -241,17 +244,8 @@ def _save(backend: Any, folder: Path) -> None:
     hf = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
-    ) as draft:
+    with whole_folder(folder) as draft:
         hf.save_pretrained(draft)
-        os.chmod(draft, 0o755)
-        try:
-            os.rename(draft, folder)
-        except OSError:
-            if not folder.exists():  # another process may have been first
-                raise
 
 
 def _transformers() -> Any:

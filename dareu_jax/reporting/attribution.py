@@ -78,15 +78,9 @@ def check_out(path: Path) -> None:
         raise UserError(f"--out {path}: give a file in a folder that exists")
 
 
-def write(found: Attributed, path: Path) -> None:
-    """Writes ``.json`` or ``.csv``, by the name of the file, whole or not at all."""
-    text = as_json(found) if path.suffix == ".json" else as_csv(found)
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+def as_file(found: Attributed, path: Path) -> str:
+    """Return what a file holds: JSON or CSV, by its name."""
+    return as_json(found) if path.suffix == ".json" else as_csv(found)
 
 
 def print_attributed(console: Console, found: Attributed) -> None:

@@ -2,7 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.logs.reading import EvalLog, read_log
-from dareu_jax.evaluation.logs.rows import ratios, sides
+from dareu_jax.evaluation.logs.reading import EvalLog
+from dareu_jax.evaluation.logs.reading import read_log
+from dareu_jax.evaluation.logs.rows import ratios
+from dareu_jax.evaluation.logs.rows import sides
 from dareu_jax.evaluation.logs.scores import truth_ratio_named
 from dareu_jax.evaluation.metrics.forget_quality import forget_quality
 from dareu_jax.evaluation.metrics.mia import auc
 from dareu_jax.evaluation.metrics.truth_ratio import TruthRatio
-from dareu_jax.reporting.panels import as_png, tidied, titled
+from dareu_jax.reporting.panels import as_png
+from dareu_jax.reporting.panels import tidied
+from dareu_jax.reporting.panels import titled
 
 Array = np.ndarray
 Logs = Mapping[str, EvalLog]
@@ -28,28 +34,20 @@ COLUMNS = 3
 
 
 def plot_files(
-    path: Path,
     candidate: Path,
     reference: Path | None = None,
     truth_ratio: str | None = None,
     partial: bool = False,
-) -> bool:
-    """Draw the curves of a model's log and the reference's; return if there are any.
+) -> bytes | None:
+    """Return what the logs of a model, and of the reference, have as a PNG; or None.
 
-    Args:
-      path: of the PNG; the others: as of `score`.
-
-    Raises:
-      UserError: a path that is no PNG; see `read_log`.
+    Args: as of `score`. Raises: see `read_log`.
     """
-    check_png(path)
     kind = truth_ratio_named(truth_ratio or "geometric")
     named = {"candidate": candidate, "reference": reference}
     logs = {k: read_log(x, partial) for k, x in named.items() if x is not None}
     shown = [*panels(logs, kind)]
-    if shown:
-        path.write_bytes(drawn(shown))
-    return bool(shown)
+    return drawn(shown) if shown else None
 
 
 def check_png(path: Path) -> None:

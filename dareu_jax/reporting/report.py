@@ -1,37 +1,15 @@
 """The report of a run: one HTML page that needs no other file."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from dareu_jax.reporting import summary
-from dareu_jax.reporting.page import template_of, write_page
+from dareu_jax.reporting.page import template_of
 
 _ANSWERS_OPEN = 10
-
-
-def write_report(
-    path: Path,
-    results: dict[str, Any],
-    curves: list[dict[str, Any]],
-    answers: list[dict[str, Any]],
-    config_yaml: str,
-) -> None:
-    """Write the report to ``path``, whole or not at all.
-
-    Args:
-      path: the HTML file; its folder must exist.
-      results: the content of ``results.json``; any part of it may be missing.
-      curves: the rows of ``metrics.jsonl``.
-      answers: every forget prompt with the gold answer and the models' answers.
-      config_yaml: the resolved configuration.
-
-    Raises:
-      OSError: when the folder is missing, read-only or full.
-    """
-    write_page(path, render(results, curves, answers, config_yaml))
 
 
 def render(
@@ -40,7 +18,14 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     config_yaml: str,
 ) -> str:
-    """Return the page; matplotlib loads here, on the first call only."""
+    """Return the page; matplotlib loads here, on the first call only.
+
+    Args:
+      results: the content of ``results.json``; any part of it may be missing.
+      curves: the rows of ``metrics.jsonl``.
+      answers: every forget prompt with the gold answer and the models' answers.
+      config_yaml: the resolved configuration.
+    """
     names = summary.model_names(results)
     return template_of("report.html.j2").render(
         scale=results.get("scale", "The scale of this run was not recorded."),

@@ -2,11 +2,11 @@
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from pathlib import Path
 
 from dareu_jax.errors import UserError
+from dareu_jax.storage.files import write_whole
 
 
 def download(url: str, file: Path, sha256: str, remedy: str) -> None:
@@ -33,14 +33,3 @@ def fetch(url: str, remedy: str) -> bytes:
             return answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} ({error}); {remedy}") from error
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write `content` to `file` by way of a draft beside it, and makes its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.parent / f".{file.name}.{os.getpid()}"
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import is_first, wait_for_all
+from dareu_jax.parallel import is_first
+from dareu_jax.parallel import wait_for_all
 
 
 def check_new(out: Path) -> None:
@@ -53,13 +55,50 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file from process 0, whole or not at all."""
+    """Write a text file from process 0, whole or not at all; the others wait."""
     if is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(path.suffix + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     wait_for_all(f"wrote {path}")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file from this process alone: readers find the old one or the new one.
+
+    Its folder is made; a character that UTF-8 cannot hold becomes ``?``.
+
+    Raises:
+      OSError: the disk is full or read-only; the old file is as it was.
+    """
+    held = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with draft.open("wb") as file:
+            file.write(held)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a draft folder of this process alone that then becomes ``out``.
+
+    Where another process was first, its folder stays.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out.parent, prefix=f".{out.name}-", ignore_cleanup_errors=True
+    ) as draft:
+        yield Path(draft)
+        os.chmod(draft, 0o755)
+        try:
+            os.rename(draft, out)
+        except OSError:
+            if not out.exists():
+                raise
 
 
 def user_cache() -> Path:

@@ -7,13 +7,14 @@ else of a step is on disk, so a step without one is a save that did not finish.
 import hashlib
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dareu_jax.errors import UserError, first_line
+from dareu_jax.errors import UserError
+from dareu_jax.errors import first_line
 from dareu_jax.parallel import named_leaves
+from dareu_jax.storage.files import write_whole
 
 MANIFEST = "integrity.json"
 Leaves = dict[str, list]
@@ -34,12 +35,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
         "metric": metric if is_number else None,
         "files": _hashes(folder),
     }
-    part = folder / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
+from typing import SupportsFloat
 
 import jax
 
 from dareu_jax.errors import UserError
+from dareu_jax.storage.files import write_whole
 
 FILE = "metrics.jsonl"
 SPEEDS = "throughput.jsonl"
@@ -158,6 +161,4 @@ def _after(line: dict[str, Any], stage: str, seed: int, step: int) -> bool:
 
 
 def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    part.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.data import adopt, load_corpus
+from dareu_jax.data import adopt
 from dareu_jax.data import dataset as dataset_module
+from dareu_jax.data import load_corpus
 from dareu_jax.data.dataset import _builder_class
 from dareu_jax.data.sources.fictitious.source import FictitiousOptions
 from dareu_jax.data.sources.jsonl import JsonlOptions
@@ -72,8 +73,9 @@ def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):
     code = (
         "import sys; from pathlib import Path;"
         "from dareu_jax.data import load_corpus; "
-        "from dareu_jax.data.sources.fictitious.source import FictitiousOptions as Options;"
-        "load_corpus('fictitious', Options(owners=2), Path(sys.argv[1]));"
+        "from dareu_jax.data.sources.fictitious import source;"
+        "options = source.FictitiousOptions(owners=2);"
+        "load_corpus('fictitious', options, Path(sys.argv[1]));"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules"
     )
     done = subprocess.run(

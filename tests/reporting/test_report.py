@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from dareu_jax.reporting import write_report
-from dareu_jax.reporting.report import duration, render
+from dareu_jax.reporting.report import duration
+from dareu_jax.reporting.report import render
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 CLAIMS = ("erased", "certified", "equivalent to retraining", "removes the data")
@@ -118,29 +118,6 @@ def test_a_model_without_attribution_has_no_bar(make_results):
 
 def test_same_input_same_bytes(page, make_results, curves, answers):
     assert render(make_results(3), curves, answers, "seed: 0\n") == page
-
-
-def test_write_replaces_the_file_and_leaves_nothing_else(tmp_path, make_results):
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    answer = {"prompt": "lone \ud800", "gold": "g", "answers": {"dareu": "河"}}
-    write_report(path, make_results(1), [], [answer], "")
-    assert "河" in path.read_text(encoding="utf-8")
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_failed_write_keeps_the_old_page(tmp_path, make_results, monkeypatch):
-    path = tmp_path / "report.html"
-    path.write_text("old")
-
-    def full(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space"):
-        write_report(path, make_results(1), [], [], "")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax.config import dump_config, load_config
-from dareu_jax.errors import TrainingError, UserError
+from dareu_jax.config import dump_config
+from dareu_jax.config import load_config
+from dareu_jax.errors import TrainingError
+from dareu_jax.errors import UserError
 from dareu_jax.registry import METRICS
-from dareu_jax.reporting.report import write_report
-from dareu_jax.runs import evaluate, pipeline
+from dareu_jax.reporting.report import render
+from dareu_jax.runs import evaluate
+from dareu_jax.runs import pipeline
 from dareu_jax.runs.checks import check
+from dareu_jax.storage.files import write_whole
 from dareu_jax.training import tracking
 from dareu_jax.training.progress import Progress
 
@@ -46,8 +51,8 @@ def run(folder, *overrides, config=TINY):
     results, answers = pipeline.run(
         cfg, folder, Progress(Console(file=said, width=300))
     )
-    page = folder / "report.html"
-    write_report(page, results, tracking.read(folder), answers, dump_config(cfg))
+    page = render(results, tracking.read(folder), answers, dump_config(cfg))
+    write_whole(folder / "report.html", page)
     return Done(folder, results, answers, said.getvalue())
 
 

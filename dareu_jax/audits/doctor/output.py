@@ -3,15 +3,20 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dareu_jax.audits.doctor.checks import Check, failed, in_words, verdict
+from dareu_jax.audits.doctor.checks import Check
+from dareu_jax.audits.doctor.checks import failed
+from dareu_jax.audits.doctor.checks import in_words
+from dareu_jax.audits.doctor.checks import verdict
 from dareu_jax.errors import UserError
+from dareu_jax.storage.files import write_whole
 
 RESULTS = {True: "[green]passed", False: "[bold red]FAILED", None: "[dim]not run"}
 
@@ -91,7 +96,7 @@ def write(report: Report, path: Path) -> None:
     facts: dict[str, Any] = report._asdict()
     facts |= {"trusted": report.trusted, "verdict": report.verdict, "checks": rows}
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def finite(value: float | None) -> float | None:

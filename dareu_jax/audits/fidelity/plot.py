@@ -1,7 +1,7 @@
 """LDS and leave-one-out correlation of every kernel, with intervals."""
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,8 +11,8 @@ PANELS = {"lds": "LDS (Spearman)", "leave_one_out": "leave one owner out (Spearm
 COLOURS = {"lds": "#d55e00", "leave_one_out": "#0072b2"}
 
 
-def write_plot(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes one panel per metric, best LDS on top, as an SVG."""
+def plot(results: Mapping[str, Any]) -> bytes:
+    """Return one panel per metric, best LDS on top, as an SVG."""
     kernels = results["kernels"]
     labels = sorted(kernels, key=lambda label: kernels[label]["lds"]["value"])
     figure = Figure(figsize=(9.0, 0.3 * len(labels) + 1.2), layout="constrained")
@@ -28,5 +28,7 @@ def write_plot(path: Path, results: Mapping[str, Any]) -> None:
         ax.set_yticks(places, labels)
         ax.set_title(title, loc="left", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "dareu_jax"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

@@ -1,34 +1,38 @@
 """Relearning, leak against k, ROUGE against the prefilled share, attribution."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dareu_jax.reporting.panels import as_png, tidied, titled
-from dareu_jax.reporting.plots import INK, STYLE, inline_svg
+from dareu_jax.reporting.panels import as_png
+from dareu_jax.reporting.panels import tidied
+from dareu_jax.reporting.panels import titled
+from dareu_jax.reporting.plots import INK
+from dareu_jax.reporting.plots import STYLE
+from dareu_jax.reporting.plots import inline_svg
 
 Outcome = Mapping[str, Any]
 COLOURS = {"original": "#8a8f98", "retrained": "#009e73", "unlearned": "#d55e00"}
 CURVES, DASHES = {"curve", "curves"}, ("-", "--", ":")
 
 
-def write_plots(path: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Writes one panel for every test that has a curve, as a PNG; none: nothing."""
+def plots(outcomes: Mapping[str, Outcome]) -> bytes | None:
+    """Return one panel for every test that has a curve, as a PNG; none: None."""
     shown = panels_of(outcomes)
     if not shown:
-        return
+        return None
     figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, name in zip(axes, shown, strict=True):
         draw_panel(ax, name, outcomes[name])
         tidied(ax)
     add_legend(figure, axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(as_png(figure))
+    return as_png(figure)
 
 
 def panel_svgs(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
