@@ -1,14 +1,11 @@
 import pytest
 
-from dareu_jax.data import (
-    NOBODY,
-    Corpus,
-    Record,
-    merge_others,
-    shared_records,
-    split_by_owner,
-)
-from dareu_jax.data.records import check_batch
+from dareu_jax.data import NOBODY
+from dareu_jax.data import Corpus
+from dareu_jax.data import Record
+from dareu_jax.data import merge_others
+from dareu_jax.data import shared_records
+from dareu_jax.data import split_by_owner
 from dareu_jax.errors import UserError
 
 
@@ -92,14 +89,6 @@ def test_same_prompt_with_another_response_is_not_shared(corpus):
     first = Record("a", "adam", "the same prompt", "one")
     other = Record("b", "beth", "the same prompt", "two")
     assert shared_records(Corpus((first, other), ())) == []
-
-
-def test_check_batch_names_the_owner_the_counts_and_the_key(corpus):
-    check_batch(corpus, 1)
-    with pytest.raises(UserError) as error:
-        check_batch(corpus, 2, setting="train.per_owner")
-    for word in ("'adam'", "1 records", "2 of one owner", "train.per_owner"):
-        assert word in str(error.value)
 
 
 def test_merging_keeps_the_forget_owners_and_nobody_apart():

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.rl import gae, group_advantage, masked_mean, whiten
-from dareu_jax.rl.advantage import discounted_returns
+from dareu_jax.rl import gae
+from dareu_jax.rl import group_advantage
+from dareu_jax.rl import masked_mean
+from dareu_jax.rl import whiten
 
 LENGTHS = np.array([9, 1, 5, 8])
 MASK = np.arange(9)[None] < LENGTHS[:, None]
@@ -37,14 +39,6 @@ def loop_gae(rewards, values, gamma, lam):
     return out
 
 
-def test_discounted_returns_of_a_hand_worked_sequence():
-    rewards = f32([[0.5, -0.25, 1.5], [0.75, 9.0, 9.0]])
-    mask = jnp.array([[True, True, True], [True, False, False]])
-    # 1.5; -.25 + .5 * 1.5 = .5; .5 + .5 * .5 = .75
-    expected = [[0.75, 0.5, 1.5], [0.75, 0.0, 0.0]]
-    np.testing.assert_allclose(discounted_returns(rewards, mask, 0.5), expected)
-
-
 def test_gae_of_a_hand_worked_sequence():
     rewards, values = f32([[0.5, 0.25, 1.0]]), f32([[0.2, 0.4, 0.6]])
     advantages, returns = gae(rewards, values, jnp.ones((1, 3), bool), 0.5, 0.5)
@@ -52,13 +46,6 @@ def test_gae_of_a_hand_worked_sequence():
     expected = [[0.5 + 0.25 * 0.25, 0.15 + 0.25 * 0.4, 0.4]]
     np.testing.assert_allclose(advantages, expected, rtol=1e-6)
     np.testing.assert_allclose(returns, np.add(expected, values), rtol=1e-6)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.3])
-def test_discounted_returns_match_a_plain_loop(gamma):
-    out = discounted_returns(f32(REWARDS), jnp.asarray(MASK), gamma)
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, loop_returns(REWARDS, gamma), atol=1e-5)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (0.97, 0.0)])
@@ -76,7 +63,7 @@ def test_gae_matches_a_plain_loop(gamma, lam):
 def test_gae_with_lambda_one_gives_the_discounted_returns(gamma):
     mask = jnp.asarray(MASK)
     advantages, returns = gae(f32(REWARDS), f32(VALUES), mask, gamma, 1.0)
-    plain = discounted_returns(f32(REWARDS), mask, gamma)
+    plain = loop_returns(REWARDS, gamma)
     np.testing.assert_allclose(returns, plain, atol=1e-5)
     np.testing.assert_allclose(
         jnp.where(mask, advantages + VALUES, 0.0), plain, atol=1e-5
@@ -87,10 +74,6 @@ def test_gae_with_lambda_one_gives_the_discounted_returns(gamma):
 def test_content_of_the_padding_does_not_matter(junk):
     mask = jnp.asarray(MASK)
     rewards, values = (f32(np.where(MASK, x, junk)) for x in (REWARDS, VALUES))
-    np.testing.assert_array_equal(
-        discounted_returns(rewards, mask, 0.9),
-        discounted_returns(f32(REWARDS), mask, 0.9),
-    )
     for spoiled, clean in zip(
         gae(rewards, values, mask, 0.9, 0.95),
         gae(f32(REWARDS), f32(VALUES), mask, 0.9, 0.95),
@@ -102,8 +85,6 @@ def test_content_of_the_padding_does_not_matter(junk):
 
 def test_integer_rewards_are_refused():
     ones, mask = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
-    with pytest.raises(AssertionError):
-        discounted_returns(ones, mask, 1.0)
     with pytest.raises(AssertionError):
         gae(ones, f32([[0.1, 0.2, 0.3]]), mask, 1.0, 0.95)
     with pytest.raises(AssertionError):
