@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "parallel": {"errors"},
     "config": COMMON,
     "storage": {"errors", "parallel"},
-    "data": SHARED,
+    "data": SHARED | {"config"},
     "models": BELOW_MODELS,
     "training": BELOW_TRAINING,
     "attribution": BELOW_ATTRIBUTION,
