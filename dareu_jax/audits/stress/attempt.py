@@ -102,9 +102,6 @@ def stress(
     found = Stressed(done, name, results["scale"], place)
     if is_first():
         every = {test: kept[test] for test in STRESS.names() if test in kept}
-        drawn = plots(every)
-        if drawn is not None:
-            write_whole(place / PLOTS, drawn)
         page = Page(
             scale=found.scale,
             model=name,
@@ -113,8 +110,16 @@ def stress(
             outcomes=every,
             shown=shown,
         )
-        write_whole(found.report, render(page))
+        write_results(found, page)
     return found
+
+
+def write_results(found: Stressed, page: Page) -> None:
+    """Write the curves of all tests, where there are any, and the report."""
+    drawn = plots(page.outcomes)
+    if drawn is not None:
+        write_whole(found.folder / PLOTS, drawn)
+    write_whole(found.report, render(page))
 
 
 def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
