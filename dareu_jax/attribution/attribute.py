@@ -2,34 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from dareu_jax.attribution.attributor import Attributor
-from dareu_jax.attribution.attributor import Options
-from dareu_jax.attribution.attributor import Snapshots
-from dareu_jax.attribution.index import BatchesOf
-from dareu_jax.attribution.index import build_index
-from dareu_jax.attribution.index import init_on
-from dareu_jax.attribution.kernel import OwnerBatch
-from dareu_jax.attribution.kernel import placed_index
+from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
+from dareu_jax.attribution.index import BatchesOf, build_index, init_on
+from dareu_jax.attribution.kernel import OwnerBatch, placed_index
 from dareu_jax.config import ClassifierConfig
 from dareu_jax.data import Record
-from dareu_jax.data.ownership import SharedRecord
-from dareu_jax.data.ownership import digests
-from dareu_jax.data.ownership import owners_of
-from dareu_jax.data.ownership import shares_of
+from dareu_jax.data.ownership import SharedRecord, digests, owners_of, shares_of
 from dareu_jax.errors import UserError
-from dareu_jax.models.loaded import LoadedModel
-from dareu_jax.models.loaded import load_model
-from dareu_jax.training.progress import Advance
-from dareu_jax.training.progress import Progress
+from dareu_jax.models.loaded import LoadedModel, load_model
+from dareu_jax.training.progress import Advance, Progress
 
 
 def attribute(

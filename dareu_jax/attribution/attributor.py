@@ -2,42 +2,31 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dareu_jax import data
 from dareu_jax.attribution.index import BatchesOf
-from dareu_jax.attribution.kernel import Kernel
-from dareu_jax.attribution.kernel import Setup
-from dareu_jax.attribution.owners import both
-from dareu_jax.attribution.owners import columns_of
-from dareu_jax.attribution.owners import filled
-from dareu_jax.attribution.owners import owner_axes
+from dareu_jax.attribution.kernel import Kernel, Setup
+from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
 from dareu_jax.attribution.single import single_scores
-from dareu_jax.config import AttributionConfig
-from dareu_jax.config import ClassifierConfig
-from dareu_jax.config import attribution_config
+from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
 from dareu_jax.data.batches import CHAT
-from dareu_jax.data.ownership import digests
-from dareu_jax.data.ownership import joined
-from dareu_jax.data.ownership import owners_of
-from dareu_jax.data.ownership import ownership
-from dareu_jax.data.ownership import shares_of
-from dareu_jax.data.ownership import without
-from dareu_jax.errors import UserError
-from dareu_jax.errors import did_you_mean
-from dareu_jax.models import Decoder
-from dareu_jax.models import decoder_config
-from dareu_jax.models.loaded import LoadedModel
-from dareu_jax.models.loaded import as_tokens
-from dareu_jax.models.loaded import greedy_answers
+from dareu_jax.data.ownership import (
+    digests,
+    joined,
+    owners_of,
+    ownership,
+    shares_of,
+    without,
+)
+from dareu_jax.errors import UserError, did_you_mean
+from dareu_jax.models import Decoder, decoder_config
+from dareu_jax.models.loaded import LoadedModel, as_tokens, greedy_answers
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.training.finetune import training_steps

@@ -7,11 +7,8 @@ import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.attribution.kernel import Index
-from dareu_jax.attribution.kernel import Kernel
-from dareu_jax.attribution.kernel import OwnerBatch
-from dareu_jax.attribution.owners import columns_of
-from dareu_jax.attribution.owners import filled
+from dareu_jax.attribution.kernel import Index, Kernel, OwnerBatch
+from dareu_jax.attribution.owners import columns_of, filled
 from dareu_jax.models.loaded import LoadedModel
 from dareu_jax.parallel import named_leaves
 

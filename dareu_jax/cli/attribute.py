@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk
-from dareu_jax.cli.startup import prepare_jax
+from dareu_jax.cli.startup import check_disk, prepare_jax
 
 
 def attribute(
@@ -40,11 +39,8 @@ def attribute(
 ) -> None:
     """Say whose text answers come from: a score for every owner, the top records."""
     prepare_jax()
-    from dareu_jax.attribution.asked import Asked
-    from dareu_jax.attribution.asked import attributed
-    from dareu_jax.reporting.attribution import as_file
-    from dareu_jax.reporting.attribution import check_out
-    from dareu_jax.reporting.attribution import print_attributed
+    from dareu_jax.attribution.asked import Asked, attributed
+    from dareu_jax.reporting.attribution import as_file, check_out, print_attributed
     from dareu_jax.storage.files import write_whole
     from dareu_jax.training.progress import Progress
 

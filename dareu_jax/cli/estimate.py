@@ -1,7 +1,6 @@
 """`dareu estimate`."""
 
-from typing import TYPE_CHECKING
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box

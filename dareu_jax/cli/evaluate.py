@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk
-from dareu_jax.cli.startup import prepare_jax
+from dareu_jax.cli.startup import check_disk, prepare_jax
 
 
 def evaluate(
@@ -51,10 +50,8 @@ def evaluate(
     """Judge a model by a benchmark: a log with every row, as open-unlearning has it."""
     check_disk(out)
     prepare_jax(distributed)
-    from dareu_jax.parallel import is_first
-    from dareu_jax.parallel import together
-    from dareu_jax.runs.benchmark import Asked
-    from dareu_jax.runs.benchmark import evaluated
+    from dareu_jax.parallel import is_first, together
+    from dareu_jax.runs.benchmark import Asked, evaluated
     from dareu_jax.training.progress import Progress
 
     reading = (template, system, batch_size, max_new_tokens)

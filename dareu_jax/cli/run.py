@@ -7,9 +7,7 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk
-from dareu_jax.cli.startup import prepare_jax
-from dareu_jax.cli.startup import read_steps
+from dareu_jax.cli.startup import check_disk, prepare_jax, read_steps
 from dareu_jax.config import load_config
 
 
@@ -35,11 +33,8 @@ def run(
     traced = read_steps(profile) if profile else None
     prepare_jax(distributed)
     from dareu_jax.config import dump_config
-    from dareu_jax.parallel import Preemption
-    from dareu_jax.parallel import is_first
-    from dareu_jax.parallel import together
-    from dareu_jax.reporting import print_answers
-    from dareu_jax.reporting import print_results
+    from dareu_jax.parallel import Preemption, is_first, together
+    from dareu_jax.reporting import print_answers, print_results
     from dareu_jax.reporting.report import render
     from dareu_jax.runs import pipeline
     from dareu_jax.storage.files import write_whole

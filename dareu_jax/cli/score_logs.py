@@ -34,14 +34,12 @@ def score_logs(
     eval_log_aggregated.json), and owners.json of a run.
     """
     from dareu_jax.evaluation.logs.files import score_files
-    from dareu_jax.reporting.scores import print_json
-    from dareu_jax.reporting.scores import print_scores
+    from dareu_jax.reporting.scores import print_json, print_scores
 
     how = (truth_ratio, partial, check_rouge, retrained_again, as_json)
     found = score_files(candidate, reference, *how)
     if plots is not None:
-        from dareu_jax.reporting.log_plots import check_png
-        from dareu_jax.reporting.log_plots import plot_files
+        from dareu_jax.reporting.log_plots import check_png, plot_files
         from dareu_jax.storage.files import write_whole
 
         check_png(plots)

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -220,10 +219,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> Any:
             f"{len(SPECIAL)} special tokens need at least {SMALLEST_VOCAB}"
         )
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders
-    from tokenizers import models
-    from tokenizers import pre_tokenizers
-    from tokenizers import trainers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

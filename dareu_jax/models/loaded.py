@@ -1,29 +1,21 @@
 """A model on its devices, with its tokenizer."""
 
 import math
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import encode
-from dareu_jax.data.batches import over_records
-from dareu_jax.data.batches import pad
+from dareu_jax.data.batches import encode, over_records, pad
 from dareu_jax.data.tokenizer import Tokenizer
-from dareu_jax.models.decode import greedy
-from dareu_jax.models.decode import texts_of
+from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import BATCH_AXES
-from dareu_jax.parallel import Layouts
-from dareu_jax.parallel import make_mesh
-from dareu_jax.parallel import put_batch
+from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
 from dareu_jax.storage.fingerprint import params_fingerprint
 
 MULTIPLE = 32

@@ -1,9 +1,7 @@
 """Results for people: tables, printed answers and the HTML report."""
 
 from dareu_jax.reporting.report import render
-from dareu_jax.reporting.table import print_answers
-from dareu_jax.reporting.table import print_results
-from dareu_jax.reporting.table import results_table
+from dareu_jax.reporting.table import print_answers, print_results, results_table
 
 __all__ = [
     "print_answers",

@@ -2,9 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.logs.reading import EvalLog
-from dareu_jax.evaluation.logs.reading import read_log
-from dareu_jax.evaluation.logs.rows import ratios
-from dareu_jax.evaluation.logs.rows import sides
+from dareu_jax.evaluation.logs.reading import EvalLog, read_log
+from dareu_jax.evaluation.logs.rows import ratios, sides
 from dareu_jax.evaluation.logs.scores import truth_ratio_named
 from dareu_jax.evaluation.metrics.forget_quality import forget_quality
 from dareu_jax.evaluation.metrics.mia import auc
 from dareu_jax.evaluation.metrics.truth_ratio import TruthRatio
-from dareu_jax.reporting.panels import as_png
-from dareu_jax.reporting.panels import tidied
-from dareu_jax.reporting.panels import titled
+from dareu_jax.reporting.panels import as_png, tidied, titled
 
 Array = np.ndarray
 Logs = Mapping[str, EvalLog]

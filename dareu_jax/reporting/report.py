@@ -1,7 +1,6 @@
 """The report of a run: one HTML page that needs no other file."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup

@@ -1,33 +1,26 @@
 """Write a run's model as a Hugging Face folder, for transformers or vLLM."""
 
 import json
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dareu_jax.errors import UserError
-from dareu_jax.models import merge
-from dareu_jax.models import split
+from dareu_jax.models import merge, split
 from dareu_jax.models.hf.families import config_json
-from dareu_jax.models.hf.folder import read_json
-from dareu_jax.models.hf.folder import save_tensors
-from dareu_jax.models.hf.folder import write_tensors
+from dareu_jax.models.hf.folder import read_json, save_tensors, write_tensors
 from dareu_jax.models.hf.imported import copy_small_files
-from dareu_jax.models.hf.weights import hf_arrays
-from dareu_jax.models.hf.weights import peft_arrays
-from dareu_jax.models.hf.weights import peft_modules
-from dareu_jax.models.hf.weights import tensor_sizes
+from dareu_jax.models.hf.weights import (
+    hf_arrays,
+    peft_arrays,
+    peft_modules,
+    tensor_sizes,
+)
 from dareu_jax.parallel import is_first
-from dareu_jax.runs.folder import finished
-from dareu_jax.runs.folder import row_of
-from dareu_jax.runs.folder import seed_of
+from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.load import opened
-from dareu_jax.runs.load import params_of
-from dareu_jax.storage.files import check_new
-from dareu_jax.storage.files import new_folder
-from dareu_jax.storage.files import write_whole
+from dareu_jax.runs.load import opened, params_of
+from dareu_jax.storage.files import check_new, new_folder, write_whole
 
 Card = Callable[[Mapping[str, Any], str, int, int | None], str]
 """``(results, row, seed, step) -> text`` of the folder's README.md."""

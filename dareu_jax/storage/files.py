@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import is_first
-from dareu_jax.parallel import wait_for_all
+from dareu_jax.parallel import is_first, wait_for_all
 
 
 def check_new(out: Path) -> None:

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dareu_jax.errors import UserError
-from dareu_jax.errors import first_line
+from dareu_jax.errors import UserError, first_line
 from dareu_jax.parallel import named_leaves
 from dareu_jax.storage.files import write_whole
 

@@ -3,11 +3,9 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import jax
 

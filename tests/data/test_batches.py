@@ -1,17 +1,19 @@
 import numpy as np
 import pytest
 
-from dareu_jax.data import NOBODY
-from dareu_jax.data import BatchStream
-from dareu_jax.data import Record
-from dareu_jax.data import TokenBatch
-from dareu_jax.data import fit_lengths
-from dareu_jax.data import load_tokenizer
-from dareu_jax.data import owner_labels
-from dareu_jax.data import sequential
-from dareu_jax.data import take
-from dareu_jax.data import tokenise
-from dareu_jax.data import trim_prompts
+from dareu_jax.data import (
+    NOBODY,
+    BatchStream,
+    Record,
+    TokenBatch,
+    fit_lengths,
+    load_tokenizer,
+    owner_labels,
+    sequential,
+    take,
+    tokenise,
+    trim_prompts,
+)
 from dareu_jax.errors import UserError
 
 RECORDS = [

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.data import adopt
+from dareu_jax.data import adopt, load_corpus
 from dareu_jax.data import dataset as dataset_module
-from dareu_jax.data import load_corpus
 from dareu_jax.data.dataset import _builder_class
 from dareu_jax.data.sources.fictitious.source import FictitiousOptions
 from dareu_jax.data.sources.jsonl import JsonlOptions

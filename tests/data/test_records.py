@@ -1,11 +1,13 @@
 import pytest
 
-from dareu_jax.data import NOBODY
-from dareu_jax.data import Corpus
-from dareu_jax.data import Record
-from dareu_jax.data import merge_others
-from dareu_jax.data import shared_records
-from dareu_jax.data import split_by_owner
+from dareu_jax.data import (
+    NOBODY,
+    Corpus,
+    Record,
+    merge_others,
+    shared_records,
+    split_by_owner,
+)
 from dareu_jax.errors import UserError
 
 

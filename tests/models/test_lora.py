@@ -11,20 +11,21 @@ import pytest
 
 from dareu_jax.config import LoraConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import Decoder
-from dareu_jax.models import DecoderConfig
-from dareu_jax.models import generate
-from dareu_jax.models import hidden_states
-from dareu_jax.models import init_adapters
-from dareu_jax.models import init_decoder
-from dareu_jax.models import join
-from dareu_jax.models import logits_of
-from dareu_jax.models import merge
-from dareu_jax.models import split
+from dareu_jax.models import (
+    Decoder,
+    DecoderConfig,
+    generate,
+    hidden_states,
+    init_adapters,
+    init_decoder,
+    join,
+    logits_of,
+    merge,
+    split,
+)
 from dareu_jax.models.layers import Dense
 from dareu_jax.models.lora import TARGETS
-from dareu_jax.parallel import make_mesh
-from dareu_jax.parallel import shardings_for
+from dareu_jax.parallel import make_mesh, shardings_for
 
 CFG = DecoderConfig(
     vocab=40,

@@ -7,10 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dareu_jax.evaluation.metrics.mia import auc
-from dareu_jax.reporting.log_plots import by_prefix
-from dareu_jax.reporting.log_plots import plot_files
-from dareu_jax.reporting.log_plots import roc
-from dareu_jax.reporting.log_plots import truth_ratios
+from dareu_jax.reporting.log_plots import by_prefix, plot_files, roc, truth_ratios
 
 N = 6
 

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from dareu_jax.reporting.report import duration
-from dareu_jax.reporting.report import render
+from dareu_jax.reporting.report import duration, render
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 CLAIMS = ("erased", "certified", "equivalent to retraining", "removes the data")

@@ -4,10 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.rl import gae
-from dareu_jax.rl import group_advantage
-from dareu_jax.rl import masked_mean
-from dareu_jax.rl import whiten
+from dareu_jax.rl import gae, group_advantage, masked_mean, whiten
 
 LENGTHS = np.array([9, 1, 5, 8])
 MASK = np.arange(9)[None] < LENGTHS[:, None]

@@ -16,29 +16,23 @@ from safetensors.numpy import load_file
 from dareu_jax.cli import main
 from dareu_jax.cli.app import app
 from dareu_jax.config import load_config
-from dareu_jax.data import load_tokenizer
-from dareu_jax.data import tokenise
+from dareu_jax.data import load_tokenizer, tokenise
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.run_suite import mean_logp
-from dareu_jax.models import abstract_params
-from dareu_jax.models import split
+from dareu_jax.models import abstract_params, split
 from dareu_jax.models.hf.folder import HfFolder
-from dareu_jax.models.hf.imported import import_folder
-from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.models.hf.imported import import_folder, open_imported
 from dareu_jax.models.loaded import load_model
 from dareu_jax.parallel import make_mesh
 from dareu_jax.reporting import print_results
 from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.report import render
 from dareu_jax.runs import pipeline
-from dareu_jax.runs.estimate import estimate
-from dareu_jax.runs.estimate import read_chips
+from dareu_jax.runs.estimate import estimate, read_chips
 from dareu_jax.runs.export import export_run
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.load import reference_of
-from dareu_jax.runs.load import subject_of
-from dareu_jax.runs.stages import Session
-from dareu_jax.runs.stages import result_of
+from dareu_jax.runs.load import reference_of, subject_of
+from dareu_jax.runs.stages import Session, result_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 

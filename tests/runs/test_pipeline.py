@@ -10,21 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from rich.console import Console
 
-from dareu_jax.config import dump_config
-from dareu_jax.config import load_config
-from dareu_jax.errors import TrainingError
-from dareu_jax.errors import UserError
+from dareu_jax.config import dump_config, load_config
+from dareu_jax.errors import TrainingError, UserError
 from dareu_jax.registry import METRICS
 from dareu_jax.reporting.report import render
-from dareu_jax.runs import evaluate
-from dareu_jax.runs import pipeline
+from dareu_jax.runs import evaluate, pipeline
 from dareu_jax.runs.checks import check
 from dareu_jax.storage.files import write_whole
 from dareu_jax.training import tracking

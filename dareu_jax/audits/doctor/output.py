@@ -3,18 +3,14 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dareu_jax.audits.doctor.checks import Check
-from dareu_jax.audits.doctor.checks import failed
-from dareu_jax.audits.doctor.checks import in_words
-from dareu_jax.audits.doctor.checks import verdict
+from dareu_jax.audits.doctor.checks import Check, failed, in_words, verdict
 from dareu_jax.errors import UserError
 from dareu_jax.storage.files import write_whole
 

@@ -5,39 +5,25 @@ import functools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import data
-from dareu_jax.attribution import Kernel
-from dareu_jax.attribution import OwnerBatch
-from dareu_jax.attribution import Setup
-from dareu_jax.attribution import build_index
-from dareu_jax.attribution import init_on
+from dareu_jax.attribution import Kernel, OwnerBatch, Setup, build_index, init_on
 from dareu_jax.attribution.gradients.measures import token_weight
-from dareu_jax.attribution.gradients.probe import attributed
-from dareu_jax.attribution.gradients.probe import gradients
+from dareu_jax.attribution.gradients.probe import attributed, gradients
 from dareu_jax.attribution.kernel import owner_weights
-from dareu_jax.config import AttributionConfig
-from dareu_jax.config import ClassifierConfig
-from dareu_jax.data import TokenBatch
-from dareu_jax.data import Tokenizer
+from dareu_jax.config import AttributionConfig, ClassifierConfig
+from dareu_jax.data import TokenBatch, Tokenizer
 from dareu_jax.data.sources.jsonl import read_rows
 from dareu_jax.errors import UserError
-from dareu_jax.models import Decoder
-from dareu_jax.models import decoder_config
-from dareu_jax.models import generate
+from dareu_jax.models import Decoder, decoder_config, generate
 from dareu_jax.models.loaded import load_model
-from dareu_jax.parallel import batch_sharding
-from dareu_jax.parallel import make_mesh
-from dareu_jax.parallel import shard
+from dareu_jax.parallel import batch_sharding, make_mesh, shard
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array

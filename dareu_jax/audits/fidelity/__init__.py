@@ -6,28 +6,18 @@ from typing import Any
 
 import jax
 
-from dareu_jax.audits.fidelity.plan import check_plan
-from dareu_jax.audits.fidelity.plan import contenders
+from dareu_jax.audits.fidelity.plan import check_plan, contenders
 from dareu_jax.audits.fidelity.plot import plot
-from dareu_jax.audits.fidelity.summary import ceiling
-from dareu_jax.audits.fidelity.summary import print_fidelity
-from dareu_jax.audits.fidelity.summary import summarise
+from dareu_jax.audits.fidelity.summary import ceiling, print_fidelity, summarise
 from dareu_jax.audits.fidelity.trial import Trial
-from dareu_jax.config import RunConfig
-from dareu_jax.config import dump_config
+from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.data import adopt
 from dareu_jax.errors import UserError
-from dareu_jax.runs.folder import CONFIG
-from dareu_jax.runs.folder import CORPUS
-from dareu_jax.runs.folder import check_corpus
-from dareu_jax.runs.folder import claimed
+from dareu_jax.runs.folder import CONFIG, CORPUS, check_corpus, claimed
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.pipeline import environment
-from dareu_jax.runs.pipeline import parameter_count
+from dareu_jax.runs.pipeline import environment, parameter_count
 from dareu_jax.runs.stages import Session
-from dareu_jax.storage.files import write_json
-from dareu_jax.storage.files import write_text
-from dareu_jax.storage.files import write_whole
+from dareu_jax.storage.files import write_json, write_text, write_whole
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 

@@ -2,47 +2,34 @@
 
 import json
 import time
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dareu_jax.audits.stress.broken import broken
-from dareu_jax.audits.stress.broken import caveat_of
-from dareu_jax.audits.stress.context import ROLES
-from dareu_jax.audits.stress.context import UNLEARNED
-from dareu_jax.audits.stress.context import Context
-from dareu_jax.audits.stress.context import Stressed
-from dareu_jax.audits.stress.context import StressTest
-from dareu_jax.audits.stress.context import check_finite
+from dareu_jax.audits.stress.broken import broken, caveat_of
+from dareu_jax.audits.stress.context import (
+    ROLES,
+    UNLEARNED,
+    Context,
+    Stressed,
+    StressTest,
+    check_finite,
+)
 from dareu_jax.audits.stress.plot import plots
-from dareu_jax.audits.stress.report import Page
-from dareu_jax.audits.stress.report import render
-from dareu_jax.config import RunConfig
-from dareu_jax.config import with_overrides
+from dareu_jax.audits.stress.report import Page, render
+from dareu_jax.config import RunConfig, with_overrides
 from dareu_jax.config.load import parse_value
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import Preemption
-from dareu_jax.parallel import agreed
-from dareu_jax.parallel import is_first
+from dareu_jax.parallel import Preemption, agreed, is_first
 from dareu_jax.registry import STRESS
 from dareu_jax.runs.evaluate import suite_of
 from dareu_jax.runs.folder import UNLEARNED as FIRST_METHOD
-from dareu_jax.runs.folder import check_corpus
-from dareu_jax.runs.folder import finished
-from dareu_jax.runs.folder import oracles_of
-from dareu_jax.runs.folder import row_of
-from dareu_jax.runs.folder import seed_of
-from dareu_jax.runs.load import check_indices
-from dareu_jax.runs.load import opened
-from dareu_jax.runs.load import params_of
-from dareu_jax.runs.stages import Session
-from dareu_jax.runs.stages import indexer
-from dareu_jax.storage.files import write_json
-from dareu_jax.storage.files import write_whole
+from dareu_jax.runs.folder import check_corpus, finished, oracles_of, row_of, seed_of
+from dareu_jax.runs.load import check_indices, opened, params_of
+from dareu_jax.runs.stages import Session, indexer
+from dareu_jax.storage.files import write_json, write_whole
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 

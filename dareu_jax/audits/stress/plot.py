@@ -1,20 +1,14 @@
 """Relearning, leak against k, ROUGE against the prefilled share, attribution."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dareu_jax.reporting.panels import as_png
-from dareu_jax.reporting.panels import tidied
-from dareu_jax.reporting.panels import titled
-from dareu_jax.reporting.plots import INK
-from dareu_jax.reporting.plots import STYLE
-from dareu_jax.reporting.plots import inline_svg
+from dareu_jax.reporting.panels import as_png, tidied, titled
+from dareu_jax.reporting.plots import INK, STYLE, inline_svg
 
 Outcome = Mapping[str, Any]
 COLOURS = {"original": "#8a8f98", "retrained": "#009e73", "unlearned": "#d55e00"}

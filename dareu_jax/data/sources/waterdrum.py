@@ -14,12 +14,8 @@ from urllib.parse import urlencode
 from pydantic import Field
 
 from dareu_jax.config import Section
-from dareu_jax.data.records import NOBODY
-from dareu_jax.data.records import Record
-from dareu_jax.data.sources.base import Row
-from dareu_jax.data.sources.base import completion
-from dareu_jax.data.sources.base import json_lines
-from dareu_jax.data.sources.base import text_field
+from dareu_jax.data.records import NOBODY, Record
+from dareu_jax.data.sources.base import Row, completion, json_lines, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 from dareu_jax.storage.download import fetch

@@ -1,26 +1,19 @@
 """Losses of given answers, and a model's own answers."""
 
 import dataclasses
-from collections.abc import Callable
-from collections.abc import Sequence
-from typing import Any
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.data.batches import encode
-from dareu_jax.data.batches import take
-from dareu_jax.data.batches import trim_prompts
-from dareu_jax.data.batches import trim_responses
+from dareu_jax.data.batches import encode, take, trim_prompts, trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.suites.packed import said_tokens
 from dareu_jax.models import loaded
 from dareu_jax.models.decode import greedy
-from dareu_jax.models.loaded import MULTIPLE
-from dareu_jax.models.loaded import LoadedModel
-from dareu_jax.models.loaded import padded
+from dareu_jax.models.loaded import MULTIPLE, LoadedModel, padded
 from dareu_jax.parallel import on_host
 
 NARROW = 16

@@ -1,20 +1,14 @@
 """MUSE (Shi et al. 2024, arXiv 2407.06460): memorisation, and membership of texts."""
 
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dareu_jax.data import tokenise_whole
-from dareu_jax.data.sources.base import json_array
-from dareu_jax.data.sources.base import json_texts
-from dareu_jax.data.sources.base import text_field
-from dareu_jax.evaluation.logs.tables import Table
-from dareu_jax.evaluation.logs.tables import attack_table
-from dareu_jax.evaluation.logs.tables import by_index
+from dareu_jax.data.sources.base import json_array, json_texts, text_field
+from dareu_jax.evaluation.logs.tables import Table, attack_table, by_index
 from dareu_jax.evaluation.metrics.rouge import rouge_scores
 from dareu_jax.evaluation.suites.attacks import Given
-from dareu_jax.evaluation.suites.judge import Judge
-from dareu_jax.evaluation.suites.judge import quality_table
+from dareu_jax.evaluation.suites.judge import Judge, quality_table
 from dareu_jax.models.loaded import MULTIPLE
 from dareu_jax.training.progress import Progress
 

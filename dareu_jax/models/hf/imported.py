@@ -8,22 +8,16 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dareu_jax.data import Tokenizer
-from dareu_jax.data import read_tokenizer
+from dareu_jax.data import Tokenizer, read_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.families.family import read_config
-from dareu_jax.models.hf.folder import HfFolder
-from dareu_jax.models.hf.folder import read_json
-from dareu_jax.models.hf.weights import load_params
-from dareu_jax.models.hf.weights import stored_dtype
+from dareu_jax.models.hf.folder import HfFolder, read_json
+from dareu_jax.models.hf.weights import load_params, stored_dtype
 from dareu_jax.models.scoring import abstract_params
-from dareu_jax.parallel import abstract_on
-from dareu_jax.parallel import is_first
-from dareu_jax.parallel import make_mesh
+from dareu_jax.parallel import abstract_on, is_first, make_mesh
 from dareu_jax.storage.checkpoints import Checkpoints
-from dareu_jax.storage.files import check_new
-from dareu_jax.storage.files import new_folder
+from dareu_jax.storage.files import check_new, new_folder
 
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",

@@ -9,38 +9,39 @@ import numpy as np
 import pytest
 
 from dareu_jax.attribution import OwnerBatch
-from dareu_jax.attribution.gradients.bilinear import GradientIndex
-from dareu_jax.attribution.gradients.bilinear import How
-from dareu_jax.attribution.gradients.bilinear import add_records
-from dareu_jax.attribution.gradients.bilinear import comparing
-from dareu_jax.attribution.gradients.bilinear import exact
-from dareu_jax.attribution.gradients.bilinear import folded_scores
-from dareu_jax.attribution.gradients.bilinear import owner_cosines
-from dareu_jax.attribution.gradients.bilinear import owner_scores
-from dareu_jax.attribution.gradients.bilinear import projected
-from dareu_jax.attribution.gradients.bilinear import scoring
-from dareu_jax.attribution.gradients.bilinear import slots_of
-from dareu_jax.attribution.gradients.bilinear import summing
-from dareu_jax.attribution.gradients.bilinear import trigonometric_projections
-from dareu_jax.attribution.gradients.ghost import formed_norms
-from dareu_jax.attribution.gradients.ghost import ghost_is_cheaper
-from dareu_jax.attribution.gradients.ghost import ghost_norms
-from dareu_jax.attribution.gradients.ghost import square_norms
-from dareu_jax.attribution.gradients.measures import log_likelihoods
-from dareu_jax.attribution.gradients.measures import token_weight
-from dareu_jax.attribution.gradients.probe import Slot
-from dareu_jax.attribution.gradients.probe import Whole
-from dareu_jax.attribution.gradients.probe import attributed
-from dareu_jax.attribution.gradients.probe import gradients
-from dareu_jax.attribution.gradients.probe import own_layer
-from dareu_jax.attribution.gradients.probe import probe
-from dareu_jax.attribution.gradients.probe import rows_at_once
+from dareu_jax.attribution.gradients.bilinear import (
+    GradientIndex,
+    How,
+    add_records,
+    comparing,
+    exact,
+    folded_scores,
+    owner_cosines,
+    owner_scores,
+    projected,
+    scoring,
+    slots_of,
+    summing,
+    trigonometric_projections,
+)
+from dareu_jax.attribution.gradients.ghost import (
+    formed_norms,
+    ghost_is_cheaper,
+    ghost_norms,
+    square_norms,
+)
+from dareu_jax.attribution.gradients.measures import log_likelihoods, token_weight
+from dareu_jax.attribution.gradients.probe import (
+    Slot,
+    Whole,
+    attributed,
+    gradients,
+    own_layer,
+    probe,
+    rows_at_once,
+)
 from dareu_jax.data import TokenBatch
-from dareu_jax.models import Decoder
-from dareu_jax.models import DecoderConfig
-from dareu_jax.models import init_adapters
-from dareu_jax.models import init_decoder
-from dareu_jax.models import join
+from dareu_jax.models import Decoder, DecoderConfig, init_adapters, init_decoder, join
 from dareu_jax.parallel import named_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
