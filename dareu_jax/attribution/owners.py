@@ -12,12 +12,6 @@ from dareu_jax.attribution.kernel import OWNERS, Index, Kernel, OwnerBatch, plac
 Array = jax.Array
 
 
-_select = jax.jit(select, static_argnames=("kernel", "columns"))
-
-
-_merge = jax.jit(merge, static_argnames="kernel")
-
-
 def owner_axes(kernel: Kernel, index: Index) -> Any:
     """Return the axis over owners of every leaf, -1 for what all owners share.
 
@@ -102,3 +96,7 @@ def filled(
     for batch in batches:
         empty, _ = kernel.update(params, batch, empty)
     return kernel.finalize(params, empty)
+
+
+_select = jax.jit(select, static_argnames=("kernel", "columns"))
+_merge = jax.jit(merge, static_argnames="kernel")
