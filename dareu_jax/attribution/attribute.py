@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
 from dareu_jax.attribution.index import BatchesOf, build_index, init_on
@@ -15,6 +14,7 @@ from dareu_jax.attribution.kernel import OwnerBatch, placed_index
 from dareu_jax.config import ClassifierConfig
 from dareu_jax.data import Record
 from dareu_jax.data.ownership import SharedRecord, digests, owners_of, shares_of
+from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.models.loaded import LoadedModel, load_model
 from dareu_jax.training.progress import Advance, Progress
@@ -22,7 +22,7 @@ from dareu_jax.training.progress import Advance, Progress
 
 def attribute(
     model: Path | str | LoadedModel,
-    records: Sequence[Record],
+    records: Path | str | Sequence[Record],
     snapshots: Snapshots = (),
     progress: Progress | None = None,
     **options: Any,
@@ -31,7 +31,7 @@ def attribute(
 
     Args:
       model: a folder that ``dareu import`` wrote, or a loaded one.
-      records: of `read_owned`, or made.
+      records: a JSONL file of them, those of `read_owned`, or made.
       snapshots: ``(parameters, weight)`` of checkpoints, for ``tracin``.
       progress: shows how far it is; options: fields of `Options`.
 
@@ -40,8 +40,9 @@ def attribute(
     """
     chosen = Options(**options)
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    made = unbuilt(loaded, chosen, records, snapshots)
-    return build(made, progress or Progress(Console(quiet=True)))
+    known = read_owned(records) if isinstance(records, Path | str) else records
+    made = unbuilt(loaded, chosen, known, snapshots)
+    return build(made, progress or Progress())
 
 
 def unbuilt(

@@ -26,7 +26,7 @@ from dareu_jax.data.ownership import (
 )
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models import Decoder, decoder_config
-from dareu_jax.models.loaded import LoadedModel, as_tokens, greedy_answers
+from dareu_jax.models.loaded import LoadedModel, as_tokens
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.training.finetune import training_steps
@@ -143,13 +143,8 @@ class Attributor:
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Return the model's own greedy answers."""
-        return greedy_answers(
-            self.model,
-            prompts,
-            template=self.options.template,
-            batch_size=self.options.batch_size,
-            max_new_tokens=max_new_tokens,
-        )
+        model = self.model._replace(template=self.options.template, system=None)
+        return model.generate(prompts, max_new_tokens, self.options.batch_size)
 
     def score(self, queries: Queries) -> np.ndarray:
         """Return scores ``[Q, O]`` float32 of ``(prompt, response)``, in its unit.

@@ -1,5 +1,6 @@
 """A model on its devices, with its tokenizer."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import encode, over_records, pad
+from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.models.scoring import response_logps
 from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
 from dareu_jax.storage.fingerprint import params_fingerprint
 
@@ -25,7 +27,12 @@ MULTIPLE = 32
 class LoadedModel(NamedTuple):
     """A model on its devices, its tokenizer, and what identifies its weights.
 
-    ``context`` is how many tokens it was made for; None: it does not say.
+    Attributes:
+      decoder, params, tokenizer: the model; mesh: of its devices.
+      fingerprint: of its weights.
+      context: how many tokens it was made for; None: it does not say.
+      template: what a prompt is written into, with ``{prompt}``; ``chat``: the
+        tokenizer's own template. system: the system prompt before it.
     """
 
     decoder: Decoder
@@ -34,6 +41,35 @@ class LoadedModel(NamedTuple):
     mesh: Mesh
     fingerprint: str
     context: int | None = None
+    template: str = TEMPLATE
+    system: str | None = None
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8
+    ) -> list[str]:
+        """Return the model's own answers, each token the likeliest."""
+        blank = [data.Record("", "", prompt, ".") for prompt in prompts]
+        tokens = as_tokens(self, blank, self.template, self.system)
+        stop_ids, layouts = self.tokenizer.stop_ids, self.layouts
+        decode = greedy(
+            self.decoder, self.params, stop_ids, max_new_tokens, layouts=layouts
+        )
+        return texts_of(self.tokenizer, self.over(tokens, batch_size, decode))
+
+    def logps(
+        self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 8
+    ) -> list[np.ndarray]:
+        """Return log p of every token of each answer, the end of text included.
+
+        Returns:
+          For each pair float32 ``[tokens of the answer]``, in nats.
+        """
+        pairs = zip(prompts, answers, strict=True)
+        records = [data.Record("", "", *pair) for pair in pairs]
+        tokens = as_tokens(self, records, self.template, self.system)
+        score = functools.partial(response_logps, self.decoder, self.params)
+        rows = self.over(tokens, batch_size, jax.jit(score))
+        return [row[keep] for row, keep in zip(rows, tokens.response_mask, strict=True)]
 
     def rows(self, batch_size: int) -> int:
         """Return the batch size, rounded up to a multiple of the devices."""
@@ -77,6 +113,7 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
         mesh=mesh,
         fingerprint=params_fingerprint(params),
         context=imported.context,
+        template=CHAT if tokenizer.has_chat else TEMPLATE,
     )
 
 
@@ -108,20 +145,3 @@ def padded(
     pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
     left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
     return data.TokenBatch(*left, *right, index)
-
-
-def greedy_answers(
-    model: LoadedModel,
-    prompts: Sequence[str],
-    template: str,
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[str]:
-    """Return the model's own answers, each token the likeliest."""
-    blank = [data.Record("", "", prompt, ".") for prompt in prompts]
-    tokens, stop_ids = as_tokens(model, blank, template), model.tokenizer.stop_ids
-    decode = greedy(
-        model.decoder, model.params, stop_ids, max_new_tokens, layouts=model.layouts
-    )
-    said = model.over(tokens, batch_size, decode)
-    return texts_of(model.tokenizer, said)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.data.batches import CHAT, TEMPLATE
+from dareu_jax.data.batches import CHAT
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.data.tofu_questions import TofuQuestions, tofu_questions
 from dareu_jax.errors import UserError, did_you_mean
@@ -136,7 +136,7 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     other = asked.reference_model
     compared = None if other is None else reference_of(other, asked.seed)
     model = subject.load()
-    reading = reading_of(asked, subject, model)
+    reading = reading_of(asked, model)
     settings = {
         "model": model.fingerprint,
         "template": reading.template,
@@ -180,17 +180,14 @@ def alike(asked: Asked, model: LoadedModel, reference: LoadedModel) -> LoadedMod
     return reference
 
 
-def reading_of(asked: Asked, subject: Subject, model: LoadedModel) -> Reading:
+def reading_of(asked: Asked, model: LoadedModel) -> Reading:
     """Return how a model reads: as in its run, or as its tokenizer says.
 
     Raises:
       UserError: a template without a place for the question.
     """
-    own, system = CHAT if model.tokenizer.has_chat else TEMPLATE, asked.system
-    if subject.run is not None:
-        corpus = subject.run.cfg.corpus
-        own, system = corpus.template, corpus.system if system is None else system
-    own = BARE if SUITES[asked.suite].is_bare else own
+    system = model.system if asked.system is None else asked.system
+    own = BARE if SUITES[asked.suite].is_bare else model.template
     template = own if asked.template is None else asked.template
     if "{prompt}" not in template and template != CHAT:
         raise UserError(

@@ -145,7 +145,14 @@ def whole_model(inputs: Inputs, row: str) -> LoadedModel:
     whole = dataclasses.replace(shape, lora_alpha=0.0, lora_dropout=0.0)
     imported = inputs.imported
     context = sum(inputs.lengths) if imported is None else imported.context
-    made = params_fingerprint(params)
+    corpus = inputs.cfg.corpus
     return LoadedModel(
-        Decoder(whole), params, inputs.tokenizer, inputs.mesh, made, context
+        decoder=Decoder(whole),
+        params=params,
+        tokenizer=inputs.tokenizer,
+        mesh=inputs.mesh,
+        fingerprint=params_fingerprint(params),
+        context=context,
+        template=corpus.template,
+        system=corpus.system,
     )
