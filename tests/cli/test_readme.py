@@ -192,11 +192,12 @@ class Home:
 def home(tmp_path_factory) -> Home:
     """The folder after the README's quickstart, import and run of that model."""
     folder = tmp_path_factory.mktemp("home")
-    tree = yaml.safe_dump(tiny_config())
-    names = ("quickstart/config.yaml", "kernel_fidelity/quickstart.yaml")
-    for path in (folder / "my.yaml", *(folder / "experiments" / x for x in names)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(tree)
+    tree = tiny_config()
+    for name in ("quickstart/config.yaml", "kernel_fidelity/quickstart.yaml"):
+        path = folder / "experiments" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(yaml.safe_dump(tree))
+    (folder / "my.yaml").write_text(yaml.safe_dump({**tree, "methods": ["npo"]}))
     write_texts(folder)
     write_tofu(folder / "tofu")
     write_models(folder)
