@@ -23,7 +23,7 @@ from dareu_jax.attribution import (
     init_on,
     sliced,
 )
-from dareu_jax.attribution.kernel import axes_of
+from dareu_jax.attribution.kernel import shapes_on
 from dareu_jax.attribution.linear import margin, spread
 from dareu_jax.checkpoints import Checkpoints
 from dareu_jax.config import AttributionConfig, ClassifierConfig, OptimiserConfig
@@ -95,8 +95,7 @@ class Build:
         for number in reversed(range(kernel.passes - 1)):
             where = self.where(number)
             with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                axes = axes_of(kernel, shapes[number])
-                found = saved.latest(abstract_on(shapes[number], self.mesh, axes))
+                found = saved.latest(shapes_on(kernel, shapes[number], self.mesh))
             if found and found[2]["done"]:
                 return found[1], number + 1
         return self._init(params, key=self.key), 0

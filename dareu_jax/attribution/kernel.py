@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.corpus.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import path_name, shard, shardings_for, table_axes
+from dareu_jax.parallel import (
+    abstract_on,
+    path_name,
+    shard,
+    shardings_for,
+    table_axes,
+)
 from dareu_jax.registry import KERNELS
 
 T = TypeVar("T")
@@ -207,6 +213,11 @@ def build_index(
 def placed_index(kernel: Kernel, index: Index, mesh: Mesh) -> Index:
     """Return an index, or an accumulator, where its axes put it on ``mesh``."""
     return shard(index, mesh, axes_of(kernel, index))
+
+
+def shapes_on(kernel: Kernel, shapes: Any, mesh: Mesh) -> Any:
+    """Return shapes of an index, or an accumulator, with their places on ``mesh``."""
+    return abstract_on(shapes, mesh, axes_of(kernel, shapes))
 
 
 def init_on(kernel: Kernel, mesh: Mesh, params: Any, *, key: Array) -> Accumulator:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import dareu_jax
 from dareu_jax.attribution import Kernel
 from dareu_jax.attribution.identity import params_fingerprint
-from dareu_jax.attribution.kernel import axes_of
+from dareu_jax.attribution.kernel import shapes_on
 from dareu_jax.attribution.probe import attributed
 from dareu_jax.attributor.attributor import Attributor
 from dareu_jax.attributor.model import Model, Options, Snapshots, load_model
@@ -23,7 +23,7 @@ from dareu_jax.corpus.shared import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.folders import new_folder
 from dareu_jax.indexing import shapes_of
-from dareu_jax.parallel import abstract_on, is_first, named_leaves
+from dareu_jax.parallel import is_first, named_leaves
 from dareu_jax.registry import KERNELS
 
 SPEC, ARRAYS = "spec.json", "index"
@@ -155,7 +155,7 @@ def load(
     )
     check_fits(folder, spec, spec_of(made))
     shapes = abstract_index(made.kernel, loaded.params)
-    there = abstract_on(shapes, loaded.mesh, axes_of(made.kernel, shapes))
+    there = shapes_on(made.kernel, shapes, loaded.mesh)
     with Checkpoints(folder / ARRAYS, warn=_ignore) as saved:
         found = saved.latest(there)
     if found is None or Spec.model_validate(found[2]) != spec:
