@@ -25,7 +25,7 @@ class FictitiousOptions(Section):
     """How many owners are made up, and what is asked about each."""
 
     seed: int = 0  # decides every name and fact
-    owners: int = Field(10, ge=1)
+    owners: int = Field(10, ge=2)
     records_per_owner: int = Field(20, ge=1, le=len(QUESTIONS))  # to train on
     general_facts: int = Field(40, ge=0, le=len(FACTS))  # text nobody owns
 
