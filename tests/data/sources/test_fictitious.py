@@ -8,14 +8,12 @@ import pytest
 
 from dareu_jax.config import build_config
 from dareu_jax.data import NOBODY, Record
-from dareu_jax.data.sources.fictitious.facts import FACTS
-from dareu_jax.data.sources.fictitious.questions import QUESTIONS
 from dareu_jax.data.sources.fictitious.source import (
     PRONOUNS,
     FictitiousOptions,
     fictitious_rows,
 )
-from dareu_jax.data.sources.fictitious.words import Unique
+from dareu_jax.data.sources.fictitious.words import FACTS, QUESTIONS, Unique
 from dareu_jax.errors import UserError
 
 ALL = len(QUESTIONS)

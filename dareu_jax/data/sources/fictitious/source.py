@@ -9,9 +9,13 @@ from pydantic import Field
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.sources.base import Row
-from dareu_jax.data.sources.fictitious.facts import FACTS
-from dareu_jax.data.sources.fictitious.questions import QUESTIONS, Question
-from dareu_jax.data.sources.fictitious.words import Unique, person
+from dareu_jax.data.sources.fictitious.words import (
+    FACTS,
+    QUESTIONS,
+    Question,
+    Unique,
+    person,
+)
 from dareu_jax.registry import SOURCES
 
 PRONOUNS = (
