@@ -12,6 +12,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import join, layer_states, whole_text
 from dareu_jax.models.optimiser import make_optimiser
 from dareu_jax.registry import METHODS
+from dareu_jax.reinforcement import masked_mean
 from dareu_jax.unlearning import (
     Method,
     MethodInputs,
@@ -40,8 +41,7 @@ class RmuState(NamedTuple):
 
 def mean_square(gap, mask):
     """Mean of gap ** 2 over the true tokens and all of D; gap [B, T, D]."""
-    each = jnp.mean(gap**2, axis=-1)
-    return jnp.sum(jnp.where(mask, each, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+    return masked_mean(jnp.mean(gap**2, axis=-1), mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimiser", "hp", "layer"))
