@@ -45,6 +45,7 @@ OWN_TESTS = {
 }
 """Pages whose programs another test runs, and computes their numbers by hand."""
 SMALL = {
+    "corpus": {"owners": 4},
     "methods": ["dareu", "npo"],
     "finetune": {"epochs": 1, "snapshots": 1},
     "classifier": {"epochs": 1},
@@ -54,9 +55,9 @@ SMALL = {
     "evaluation": {"max_new_tokens": 8},
     "fidelity": {
         "kernels": ["grad_dot", "bm25"],
-        "subsets": 2,
+        "subsets": 4,
         "queries_per_owner": 1,
-        "draws": 20,
+        "draws": 100,
     },
 }
 OWNERS = ("alice", "bob", "carol")

@@ -14,7 +14,7 @@ from dareu_jax.training.progress import Progress
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiling")]
 
 REPO = Path(__file__).resolve().parents[2]
-FIDELITY = {"subsets": 2, "queries_per_owner": 1, "draws": 20}
+FIDELITY = {"subsets": 4, "queries_per_owner": 1, "draws": 100}
 FIDELITY |= {"kernels": ["grad_dot", "bm25"]}
 
 
@@ -34,7 +34,7 @@ def config(tmp_path):
     for part in (tree["finetune"], tree["classifier"], tree["prior"]):
         part["epochs"] = 1
     tree["evaluation"]["judge"]["epochs"] = 1
-    tree["fidelity"] = FIDELITY
+    tree["corpus"]["owners"], tree["fidelity"] = 4, FIDELITY
     path = tmp_path / "config" / "tiny.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(tree))
