@@ -76,11 +76,7 @@ class Scores(NamedTuple):
 
 
 class Trial:
-    """One seed of `dareu fidelity`; every part is kept on disk when it is done.
-
-    Args:
-      session: of the seed, in the folder of the whole.
-    """
+    """One seed of `dareu fidelity`; every part is kept on disk when it is done."""
 
     def __init__(self, session: Session):
         self.session, self.inputs = session, session.inputs
@@ -166,15 +162,13 @@ class Trial:
         alone = ~np.eye(len(names), dtype=bool)
         without = np.stack([self.retrained(mask)[0] for mask in alone], axis=-1)
         whole = self._kept("original", lambda: self.likelihoods(self.original))[0]
-        owner = data.owner_labels(self.records, names)
-        gains = self._kept("tail_patch", self.gains)
         return Outcomes(
-            owner=owner,
+            owner=data.owner_labels(self.records, names),
             masks=masks,
             subsets=subsets,
             whole=whole,
             without=without,
-            gains=gains,
+            gains=self._kept("tail_patch", self.gains),
         )
 
     def gains(self) -> np.ndarray:

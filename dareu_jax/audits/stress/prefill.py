@@ -70,9 +70,8 @@ def memorised(context: Context, params: Any) -> tuple[list[float], list[float]]:
     hits = in_batches(suite, tokens, score).hits
     ends = np.isin(tokens.response, suite.tokenizer.stop_ids)
     mask = tokens.response_mask & ~ends
-    measures = (extraction_strength, exact_memorisation)
-    strength, exact = (measure(hits, mask).tolist() for measure in measures)
-    return strength, exact
+    strength, exact = extraction_strength(hits, mask), exact_memorisation(hits, mask)
+    return strength.tolist(), exact.tolist()
 
 
 @stress_test("prefill", "greedy decoding behind the first gold tokens")
@@ -87,8 +86,7 @@ def prefill(context: Context) -> dict[str, Any]:
     total = len(SHARES) * len(context.models)
     with context.run.progress.stage("prefill", total) as advance:
         for number, share in enumerate(SHARES):
-            stop_ids = suite.tokenizer.stop_ids
-            tokens, rest = prefilled(context.forget, share, stop_ids)
+            tokens, rest = prefilled(context.forget, share, suite.tokenizer.stop_ids)
             gold = texts(suite.tokenizer, rest)
             for role, params in context.models.items():
                 said = answer(suite, params, tokens).text

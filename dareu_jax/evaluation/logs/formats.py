@@ -21,7 +21,6 @@ class Source(NamedTuple):
     """A column of a set: its metric in the log, and the place inside of a row.
 
     Attributes:
-      metric: name of the metric.
       field: key or position in every row; None: the row is the value.
       loss: the log has ``-ln`` of what the column is.
     """
@@ -32,11 +31,7 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A set of questions: metric -> row -> value, and where its columns are.
-
-    Attributes:
-      may_lack: columns that a whole log of the format can be without.
-    """
+    """A set of questions: metric -> row -> value, and where its columns are."""
 
     tables: Mapping[str, Any]
     columns: Mapping[str, Source]
@@ -99,12 +94,14 @@ def choice_set(short: str) -> dict[str, Source]:
 
 
 PARAPHRASED = "forget_Q_PARA_A_ROUGE"
-PARAPHRASED_SET = {
-    "rouge": Source(PARAPHRASED, "rougeL_recall"),
-    "generation": Source(PARAPHRASED, "generation"),
-    "gold": Source(PARAPHRASED, "ground_truth"),
+OWN_SETS = {
+    "forget_paraphrased": {
+        "rouge": Source(PARAPHRASED, "rougeL_recall"),
+        "generation": Source(PARAPHRASED, "generation"),
+        "gold": Source(PARAPHRASED, "ground_truth"),
+    },
+    "test": trained_set("test"),
 }
-OWN_SETS = {"forget_paraphrased": PARAPHRASED_SET, "test": trained_set("test")}
 """Those that open-unlearning has not, and a log can be without."""
 OPEN_UNLEARNING_SETS = {
     "forget": trained_set("forget")
@@ -119,8 +116,7 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
     """Read ``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
-    for name, columns in OWN_SETS.items():
-        sets[name] = Part(tables, columns, tuple(columns))
+    sets |= {k: Part(tables, own, tuple(own)) for k, own in OWN_SETS.items()}
     metrics = {x.metric for part in sets.values() for x in part.columns.values()}
     if not metrics & tree.keys():  # of MUSE, which has attacks
         sets = {}

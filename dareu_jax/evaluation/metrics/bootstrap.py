@@ -21,10 +21,6 @@ def interval(
 
     One row, or rows that are all alike, give the value twice.
 
-    Args:
-      values: ``[N]``; draws: resamplings of N rows with replacement.
-      level: share of the draws' means between the two, in (0, 1).
-
     Raises:
       UserError: there is no value, one is not finite (its index is named), or draws
         or level are out of range.
@@ -51,10 +47,6 @@ def interval_of(
     Rows of one sample are drawn together and samples apart from each other. So an AUC
     takes two samples, ``[N]`` and ``[M]``; a gap between two models on the same rows
     takes one ``[N, 2]``; a ToW takes three of these, one per split.
-
-    Args:
-      statistic: of arrays shaped as the samples; samples: ``[N, ...]`` each.
-      draws, level, seed: as in `interval`.
 
     Raises:
       UserError: a sample is empty or has a value that is not finite, the statistic of

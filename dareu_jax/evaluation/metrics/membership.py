@@ -38,14 +38,7 @@ def loss(logps: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Return `loss` over bytes of zlib-compressed text ``[B]`` (Carlini et al. 2021).
-
-    Args:
-      logps, mask: as in `loss`; texts: the B responses in words.
-
-    Raises:
-      UserError: as in `loss`; ValueError: there are not B texts.
-    """
+    """Return `loss` per byte of zlib-compressed text ``[B]`` (Carlini et al., 2021)."""
     if len(texts) != len(mask):
         raise ValueError(f"zlib attack: {len(texts)} texts for {len(mask)} rows")
     sizes = [len(compression.compress(text.encode())) for text in texts]
@@ -54,9 +47,6 @@ def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarra
 
 def min_k(logps: np.ndarray, mask: np.ndarray, share: float = SHARE) -> np.ndarray:
     """Return -mean of the lowest max(1, int(share T)) values ``[B]``, Min-K % Prob.
-
-    Args:
-      logps, mask: as in `loss`; share: of the tokens, in (0, 1].
 
     Raises:
       UserError: as in `loss`, or the share lies outside (0, 1].
@@ -82,12 +72,6 @@ def min_k_plus(
 ) -> np.ndarray:
     """Return `min_k` of (log p(y_t) - mu_t) / sigma_t ``[B]``, Min-K %++.
 
-    Args:
-      logps, mean, std: ``[B, T]`` of `TokenStats`; mask, share: as in `min_k`.
-
-    Raises:
-      UserError: as in `min_k`.
-
     Source: Zhang et al. (2025, arXiv 2404.02936).
     """
     above = np.asarray(logps, np.float64) - np.asarray(mean, np.float64)
@@ -97,14 +81,7 @@ def min_k_plus(
 def reference(
     logps: np.ndarray, reference_logps: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Return `loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021).
-
-    Args:
-      logps, reference_logps: ``[B, T]``; mask: ``[B, T]`` bool.
-
-    Raises:
-      UserError: as in `loss`, of either model.
-    """
+    """Return `loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021)."""
     return loss(logps, mask) - loss(reference_logps, mask)
 
 

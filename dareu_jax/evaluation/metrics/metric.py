@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -86,13 +86,20 @@ def declare(metric: Metric) -> Metric:
     return METRICS.register(metric.name, metric.about)(metric)
 
 
+def declare_each(
+    rows: Iterable[tuple[str, str, Direction, str]], **common: Any
+) -> None:
+    """Register a metric for each name, label, direction and about."""
+    for name, label, direction, about in rows:
+        declare(
+            Metric(name=name, label=label, direction=direction, about=about, **common)
+        )
+
+
 def aggregate(values: Values, name: str = "values") -> dict[str, Any]:
     """Return the mean and every value, in the JSON shape of open-unlearning.
 
     ``{"agg_value": mean, "value_by_index": {"0": ..., "1": ...}}``.
-
-    Args:
-      values: one per row; name: of the metric, for messages.
 
     Raises:
       UserError: there is no value, or one is not finite (its index is named).

@@ -4,12 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dareu_jax.evaluation.metrics.metric import (
-    SPLIT_DIRECTIONS,
-    Direction,
-    Metric,
-    declare,
-)
+from dareu_jax.evaluation.metrics.metric import SPLIT_DIRECTIONS, declare_each
 
 if TYPE_CHECKING:
     from dareu_jax.evaluation.run_suite import Judged
@@ -22,9 +17,6 @@ def rouge_l_recall(
 
     Lin 2004, with Porter stemming, as in TOFU (Maini et al. 2024). A reference
     without words scores 0.
-
-    Raises:
-      ValueError: when there are not as many predictions as references.
     """
     return [row["rougeL_recall"] for row in rouge_scores(predictions, references)]
 
@@ -71,40 +63,35 @@ def recalls(judged: "Judged", split: str) -> list[float] | None:
 
 
 _RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
-_IN_SHORT = {
-    "forget": "ROUGE-L recall on the forget prompts",
-    "retain": "ROUGE-L recall on the retain prompts",
-}
 for _name, _direction in SPLIT_DIRECTIONS.items():
-    declare(
-        Metric(
-            name=f"{_name}_rouge",
-            label=f"{_name} ROUGE",
-            direction=_direction,
-            about=f"{_RECALL} the {_name} prompts.",
-            of=("run", "log"),
-            compute=functools.partial(recalls, split=_name),
-            group="rouge",
-            in_short=_IN_SHORT.get(_name, ""),
-        )
+    _on = f"the {_name} prompts"
+    declare_each(
+        [(f"{_name}_rouge", f"{_name} ROUGE", _direction, f"{_RECALL} {_on}.")],
+        of=("run", "log"),
+        compute=functools.partial(recalls, split=_name),
+        group="rouge",
+        in_short="" if _name == "test" else f"ROUGE-L recall on {_on}",
     )
-_SETS: tuple[tuple[str, Direction, str, str], ...] = (
-    (
-        "forget_paraphrased",
-        "closer",
-        "forget ROUGE, paraphrased",
-        "the forget questions in other words",
-    ),
-    ("real_authors", "higher", "real authors ROUGE", "questions about real authors"),
-    ("world_facts", "higher", "world facts ROUGE", "questions about the world"),
+declare_each(
+    [
+        (
+            "forget_paraphrased_rouge",
+            "forget ROUGE, paraphrased",
+            "closer",
+            f"{_RECALL} the forget questions in other words.",
+        ),
+        (
+            "real_authors_rouge",
+            "real authors ROUGE",
+            "higher",
+            f"{_RECALL} questions about real authors.",
+        ),
+        (
+            "world_facts_rouge",
+            "world facts ROUGE",
+            "higher",
+            f"{_RECALL} questions about the world.",
+        ),
+    ],
+    of=("log",),
 )
-for _name, _direction, _label, _questions in _SETS:
-    declare(
-        Metric(
-            name=f"{_name}_rouge",
-            label=_label,
-            direction=_direction,
-            about=f"{_RECALL} {_questions}.",
-            of=("log",),
-        )
-    )

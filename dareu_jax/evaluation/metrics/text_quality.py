@@ -22,10 +22,6 @@ def text_quality(
 ) -> dict[str, list[float]]:
     """Return the values per answer of the four ``forget_*`` quality metrics.
 
-    Args:
-      texts: the answers.
-      finished: whether each answer ended with an end-of-text token.
-
     Returns:
       ``empty``, ``repeated``, ``unfinished`` (each 0 or 1) and ``length`` (words).
 
@@ -63,23 +59,16 @@ def is_repeated(text: str) -> bool:
     Meant for answers of up to some 60 words: long good prose can meet sign 1.
     """
     said = words(text)
-    return (
-        _most_frequent_triple(said) >= 3
-        or _ends_in_loop(said)
-        or (len(said) > 8 and len(set(said)) < 0.4 * len(said))
-        or _LETTERS_LOOP.search(text.lower()) is not None
-    )
-
-
-def _most_frequent_triple(said: list[str]) -> int:
     triples = Counter(zip(said, said[1:], said[2:], strict=False))
-    return max(triples.values(), default=0)
-
-
-def _ends_in_loop(said: list[str]) -> bool:
-    return any(
+    ends_in_loop = any(
         len(said) >= 3 * size and said[-3 * size :] == said[-size:] * 3
         for size in (1, 2)
+    )
+    return (
+        max(triples.values(), default=0) >= 3
+        or ends_in_loop
+        or (len(said) > 8 and len(set(said)) < 0.4 * len(said))
+        or _LETTERS_LOOP.search(text.lower()) is not None
     )
 
 
@@ -109,7 +98,6 @@ declare(
         name="forget_length",
         label="words per answer",
         direction="closer",
-        low=0.0,
         high=math.inf,
         about="Mean number of words in the answers on the forget prompts.",
         compute=functools.partial(signs, name="length"),

@@ -29,10 +29,7 @@ SIDES = ("forget", "retain", "holdout")
 
 
 class MuseData(NamedTuple):
-    """Pairs of prompt and gold text: continuations, and questions with examples.
-
-    ``private`` are whole texts by side of `SIDES`, or nothing.
-    """
+    """Pairs of prompt and gold text: continuations, and questions with examples."""
 
     verbatim: list[tuple[str, str]]
     forget: list[tuple[str, str]]
