@@ -10,25 +10,3 @@ from dareu_jax.attribution.kernels.classifier import (
     make_classifier,
 )
 from dareu_jax.attribution.store import Spec, load, read_spec, save
-
-__all__ = [
-    "Attributor",
-    "Kernel",
-    "Named",
-    "Options",
-    "OwnerBatch",
-    "Setup",
-    "Spec",
-    "attribute",
-    "attribution_accuracy",
-    "build_index",
-    "calibrated",
-    "fit_calibration",
-    "init_on",
-    "last_valid",
-    "load",
-    "make_classifier",
-    "read_spec",
-    "save",
-    "sliced",
-]

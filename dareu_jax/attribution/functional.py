@@ -240,6 +240,46 @@ def summed(
     return values.ravel()[:n], sums
 
 
+class How(NamedTuple):
+    """What an owner kernel does; see `gradient_kernel`."""
+
+    loss_fn: LossFn
+    size: int | None
+    cosine: bool
+    chunk: int | None
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def add_examples(
+    how: How, params: Any, batch: OwnerBatch, acc: OwnerGradients
+) -> tuple[OwnerGradients, dict[str, Array]]:
+    """Add the gradients of a batch of examples to those of their owners."""
+    draws = drawn(params, how.size, acc.seed)
+    weights = owner_weights(batch, len(acc.counts))
+
+    def of_one(example: Any) -> tuple[Array, dict[str, Array]]:
+        loss, own = jax.value_and_grad(how.loss_fn)(params, example)
+        return loss, project(optax.tree.cast(own, jnp.float32), draws)
+
+    losses, sums = summed(of_one, batch.text, weights, acc.sums, how.chunk)
+    counts = acc.counts + jnp.sum(weights, axis=0)
+    return OwnerGradients(sums, counts, acc.seed), {"loss": jnp.mean(losses)}
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def owner_scores(how: How, params: Any, index: OwnerGradients, queries: Any) -> Array:
+    """Return the inner product, or cosine, of query and owner's mean: ``[Q, O]``."""
+    draws = drawn(params, how.size, index.seed)
+    compare = jax.vmap(cosine_of if how.cosine else optax.tree.vdot, in_axes=(None, 0))
+
+    def of_one(query: Any) -> Array:
+        own = project(gradient(how.loss_fn, params, query), draws)
+        return compare(own, index.sums)
+
+    found = mapped(of_one, queries, how.chunk)
+    return found if how.cosine else found / or_one(index.counts)[None, :]
+
+
 def owner_first(tree: OwnerGradients) -> Any:
     """Return the axis names of an index: owners are the first axis of every sum."""
     sums = {path: ("owners", *[""] * (x.ndim - 1)) for path, x in tree.sums.items()}
@@ -270,43 +310,19 @@ def gradient_kernel(
       seed: of the projection.
       chunk: examples that are differentiated at a time; None: a whole batch.
     """
+    how = How(loss_fn, size, cosine, chunk)
 
     def init(params: Any, *, key: Array) -> OwnerGradients:
         one = jax.eval_shape(lambda p: project(p, drawn(p, size, seed)), params)
         sums = {p: jnp.zeros((owners, *x.shape), jnp.float32) for p, x in one.items()}
         return OwnerGradients(sums, jnp.zeros(owners, jnp.float32), jnp.uint32(seed))
 
-    @jax.jit
-    def update(params: Any, batch: OwnerBatch, acc: OwnerGradients):
-        draws = drawn(params, size, acc.seed)
-        weights = owner_weights(batch, owners)
-
-        def of_one(example: Any) -> tuple[Array, dict[str, Array]]:
-            loss, own = jax.value_and_grad(loss_fn)(params, example)
-            return loss, project(optax.tree.cast(own, jnp.float32), draws)
-
-        losses, sums = summed(of_one, batch.text, weights, acc.sums, chunk)
-        counts = acc.counts + jnp.sum(weights, axis=0)
-        return OwnerGradients(sums, counts, acc.seed), {"loss": jnp.mean(losses)}
-
-    @jax.jit
-    def score(params: Any, index: OwnerGradients, queries: Any) -> Array:
-        draws = drawn(params, size, index.seed)
-
-        def of_one(query: Any) -> Array:
-            own = project(gradient(loss_fn, params, query), draws)
-            compare = cosine_of if cosine else optax.tree.vdot
-            found = jax.vmap(compare, in_axes=(None, 0))(own, index.sums)
-            return found if cosine else found / or_one(index.counts)
-
-        return mapped(of_one, queries, chunk)
-
     return Kernel(
         name="grad_cos" if cosine else "grad_dot",
         owners=owners,
         init=init,
-        update=update,
-        score=score,
+        update=functools.partial(add_examples, how),
+        score=functools.partial(owner_scores, how),
         axes=owner_first,
         follows_model=True,
     )

@@ -19,8 +19,9 @@ from dareu_jax.attribution.kernel import (
     OwnerBatch,
     axes_of,
     placed_index,
+    shapes_on,
 )
-from dareu_jax.parallel import abstract_on, put_batch, shardings_for
+from dareu_jax.parallel import put_batch, shardings_for
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.training.loop import Stage, StepFn, run_stage
 
@@ -90,8 +91,7 @@ class Build:
         """Return the index at ``params``, from disk where it is finished."""
         with Checkpoints(self.folder, warn=self.where(0).progress.say) as saved:
             shape = self._shape(params)
-            axes = axes_of(self.kernel, shape)
-            found = saved.latest(abstract_on(shape, self.mesh, axes))
+            found = saved.latest(shapes_on(self.kernel, shape, self.mesh))
             if found is not None:
                 return found[1]
             index, wall = self._built(params)
@@ -143,8 +143,7 @@ class Build:
         for number in reversed(range(kernel.passes - 1)):
             where = self.where(number)
             with Checkpoints(where.folder, warn=where.progress.say) as saved:
-                axes = axes_of(kernel, shapes[number])
-                found = saved.latest(abstract_on(shapes[number], self.mesh, axes))
+                found = saved.latest(shapes_on(kernel, shapes[number], self.mesh))
             if found and found[2]["done"]:
                 return found[1], number + 1
         return self._init(params, key=self.key), 0

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.data.batches import Rows, TokenBatch
 from dareu_jax.models import Decoder
-from dareu_jax.parallel import path_name, shard, table_axes
+from dareu_jax.parallel import abstract_on, path_name, shard, table_axes
 from dareu_jax.registry import KERNELS
 
 T = TypeVar("T")
@@ -185,6 +185,11 @@ def by_field(table: Mapping[str, AxisNames]) -> Callable[[Any], Any]:
 def placed_index(kernel: Kernel, index: Index, mesh: Mesh) -> Index:
     """Return an index, or an accumulator, where its axes put it on ``mesh``."""
     return shard(index, mesh, axes_of(kernel, index))
+
+
+def shapes_on(kernel: Kernel, shapes: Any, mesh: Mesh) -> Any:
+    """Return shapes of an index, or an accumulator, with their places on ``mesh``."""
+    return abstract_on(shapes, mesh, axes_of(kernel, shapes))
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:

@@ -13,13 +13,13 @@ import dareu_jax
 from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
 from dareu_jax.attribution.gradients.probe import attributed
 from dareu_jax.attribution.index import shapes_of
-from dareu_jax.attribution.kernel import Kernel, axes_of
+from dareu_jax.attribution.kernel import Kernel, shapes_on
 from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.data import NOBODY, Record
 from dareu_jax.data.ownership import digests, shares_of
 from dareu_jax.errors import UserError
 from dareu_jax.models.loaded import LoadedModel, load_model
-from dareu_jax.parallel import abstract_on, is_first, named_leaves
+from dareu_jax.parallel import is_first, named_leaves
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.files import new_folder
@@ -154,7 +154,7 @@ def load(
     )
     check_fits(folder, spec, spec_of(made))
     shapes = abstract_index(made.kernel, loaded.params)
-    there = abstract_on(shapes, loaded.mesh, axes_of(made.kernel, shapes))
+    there = shapes_on(made.kernel, shapes, loaded.mesh)
     with Checkpoints(folder / ARRAYS, warn=_ignore) as saved:
         found = saved.latest(there)
     if found is None or Spec.model_validate(found[2]) != spec:

@@ -23,25 +23,3 @@ from dareu_jax.config.schema import (
     Section,
     StressConfig,
 )
-
-__all__ = [
-    "AttributionConfig",
-    "ClassifierConfig",
-    "FinetuneConfig",
-    "GuardConfig",
-    "LoraConfig",
-    "ModelConfig",
-    "OptimiserConfig",
-    "PriorConfig",
-    "RewardConfig",
-    "RunConfig",
-    "Section",
-    "StressConfig",
-    "all_keys",
-    "attribution_config",
-    "build_config",
-    "completed",
-    "dump_config",
-    "load_config",
-    "with_overrides",
-]

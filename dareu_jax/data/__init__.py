@@ -26,31 +26,3 @@ from dareu_jax.data.records import (
 )
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
-
-__all__ = [
-    "NOBODY",
-    "TEMPLATE",
-    "BatchStream",
-    "Corpus",
-    "GroupedStream",
-    "Record",
-    "SharedRecord",
-    "Split",
-    "TokenBatch",
-    "Tokenizer",
-    "adopt",
-    "fit_lengths",
-    "load_corpus",
-    "load_tokenizer",
-    "merge_others",
-    "owner_labels",
-    "read_owned",
-    "read_tokenizer",
-    "sequential",
-    "shared_records",
-    "split_by_owner",
-    "take",
-    "tokenise",
-    "tokenise_whole",
-    "trim_prompts",
-]

@@ -2,10 +2,3 @@
 
 from dareu_jax.reporting.report import render
 from dareu_jax.reporting.table import print_answers, print_results, results_table
-
-__all__ = [
-    "print_answers",
-    "print_results",
-    "render",
-    "results_table",
-]

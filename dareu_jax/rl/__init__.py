@@ -19,24 +19,3 @@ from dareu_jax.rl.reward import (
     segment_scores,
     token_rewards,
 )
-
-__all__ = [
-    "chi",
-    "clip_fraction",
-    "cross_entropy",
-    "full_kl",
-    "gae",
-    "group_advantage",
-    "masked_mean",
-    "mean_likelihood",
-    "on_last_token",
-    "policy_loss",
-    "prior_bonus",
-    "running_mean",
-    "sampled_kl",
-    "segment_length",
-    "segment_scores",
-    "token_rewards",
-    "value_loss",
-    "whiten",
-]

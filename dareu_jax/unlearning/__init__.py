@@ -14,17 +14,3 @@ from dareu_jax.unlearning.method import (
     reads_of,
 )
 from dareu_jax.unlearning.presets import method_config
-
-__all__ = [
-    "Method",
-    "MethodInputs",
-    "Need",
-    "Prior",
-    "RewardIndex",
-    "forget_and_retain",
-    "make_dareu",
-    "method_config",
-    "needs_of",
-    "reads_of",
-    "uses_prior",
-]

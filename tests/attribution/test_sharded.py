@@ -16,9 +16,9 @@ from rich.console import Console
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
 from dareu_jax.attribution.gradients.bilinear import projected
 from dareu_jax.attribution.index import Build
-from dareu_jax.attribution.kernel import axes_of, placed_index
+from dareu_jax.attribution.kernel import placed_index, shapes_on
 from dareu_jax.attribution.store import abstract_index
-from dareu_jax.parallel import Preemption, abstract_on, make_mesh, put_batch, shard
+from dareu_jax.parallel import Preemption, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.training.loop import Stage
@@ -152,8 +152,8 @@ def test_an_index_of_a_row_of_devices_scores_on_a_cube_of_them(meshed, tmp_path)
     with Checkpoints(tmp_path) as saved:
         saved.save(0, here.index, {})
         shapes = abstract_index(there.kernel, there.params)
-        axes = axes_of(there.kernel, shapes)
-        _, index, _ = saved.latest(abstract_on(shapes, mesh_of("all"), axes))
+        wanted = shapes_on(there.kernel, shapes, mesh_of("all"))
+        _, index, _ = saved.latest(wanted)
     wanted = jax.tree.map(lambda x: x.sharding, there.index)
     assert jax.tree.map(lambda x: x.sharding, index) == wanted
     assert_same_bits(index, here.index)

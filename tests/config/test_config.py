@@ -335,7 +335,7 @@ def test_corpus_has_the_options_of_its_source_and_no_others(load):
             ("no option of source tofu", "did you mean 'general_knowledge'"),
         ),
         ("onwers: 3", ("unknown key 'corpus.onwers' = 3", "'corpus.owners'")),
-        ("owners: 0", ("corpus.owners = 0", "greater than or equal to 1")),
+        ("owners: 1", ("corpus.owners = 1", "greater than or equal to 2")),
         ("source: tfou", ("unknown source 'tfou'", "did you mean 'tofu'")),
         ("source: 3", ("corpus.source = 3", "string")),
         ("source: [a]", ("corpus.source = ['a']", "string")),

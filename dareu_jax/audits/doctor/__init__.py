@@ -3,12 +3,3 @@
 from dareu_jax.audits.doctor.examine import examine
 from dareu_jax.audits.doctor.functional import examine_gradients
 from dareu_jax.audits.doctor.output import Report, check_place, print_report, write
-
-__all__ = [
-    "Report",
-    "check_place",
-    "examine",
-    "examine_gradients",
-    "print_report",
-    "write",
-]

@@ -1,5 +1,6 @@
 """The doctor's checks for any JAX model, from its ``loss_fn(params, example)``."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,12 +88,7 @@ def examine_gradients(
         raise UserError(f"examples: got {count}, give {FEWEST} or more (16 are enough)")
 
     def scorer(params: Any, precision: str | None = None) -> Score:
-        def score(queries: Any) -> np.ndarray:
-            with jax.default_matmul_precision(precision):
-                dots = grad_dot(loss_fn, params, queries, examples, chunk=chunk)
-            return np.asarray(dots)
-
-        return score
+        return functools.partial(scores_of, loss_fn, params, examples, chunk, precision)
 
     wide, score = optax.tree.cast(params, jnp.float32), scorer(params)
     reference, scores = scorer(wide, HIGHEST)(examples), score(examples)
@@ -101,6 +97,9 @@ def examine_gradients(
     native = native_limit(limit, scores, reference)
     dtype = ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(params)}))
     for_slopes, for_projection = jax.random.split(key)
+    projected = functools.partial(
+        projected_gradients, loss_fn, wide, examples, size=size, chunk=chunk
+    )
     checks = [
         check_finite(scores),
         check_loop(loss_fn, wide, examples, reference, limit),
@@ -109,17 +108,24 @@ def examine_gradients(
         check_error(dtype, scores, reference),
         check_batching(score, examples, native),
         check_repeat(score, examples),
-        check_projection(
-            lambda seed: projected_gradients(
-                loss_fn, wide, examples, size=size, seed=seed, chunk=chunk
-            ),
-            reference,
-            key=for_projection,
-        ),
+        check_projection(projected, reference, key=for_projection),
     ]
     checks = [c._replace(remedy=REMEDIES.get(c.name, c.remedy)) for c in checks]
     name, about = getattr(loss_fn, "__name__", "loss"), f"{count} examples"
     return Report(name, dtype, devices_in_words(), about, {"gradients": checks})
+
+
+def scores_of(
+    loss_fn: LossFn,
+    params: Any,
+    examples: Any,
+    chunk: int | None,
+    precision: str | None,
+    queries: Any,
+) -> np.ndarray:
+    """Return `grad_dot` ``[Q, N]``, with matrix products of the given precision."""
+    with jax.default_matmul_precision(precision):
+        return np.asarray(grad_dot(loss_fn, params, queries, examples, chunk=chunk))
 
 
 def check_loop(
@@ -188,16 +194,16 @@ def check_slopes(
 
 
 def check_projection(
-    projected: Callable[[Array], Array], exact: np.ndarray, *, key: Array
+    projected: Callable[..., Array], exact: np.ndarray, *, key: Array
 ) -> Check:
     """Compare products of projected gradients with exact ones, of unlike examples.
 
     Args:
-      projected: from a seed to projected gradients ``[N, K]``.
+      projected: from ``seed`` to projected gradients ``[N, K]``.
       exact: ``[N, N]``.
       key: of the seed.
     """
-    rows = np.asarray(projected(jax.random.bits(key)))
+    rows = np.asarray(projected(seed=jax.random.bits(key)))
     unlike = ~np.eye(len(exact), dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         alike = np.corrcoef((rows @ rows.T)[unlike], exact[unlike])[0, 1]

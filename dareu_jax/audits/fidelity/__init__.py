@@ -21,8 +21,6 @@ from dareu_jax.storage.files import write_json, write_text, write_whole
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 
-__all__ = ["fidelity", "print_fidelity"]
-
 
 def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Retrains, scores and compares; does all that is not yet done in ``folder``.

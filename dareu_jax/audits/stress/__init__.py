@@ -9,8 +9,3 @@ from dareu_jax.audits.stress import relearn as relearn
 from dareu_jax.audits.stress import sample as sample
 from dareu_jax.audits.stress.attempt import stress
 from dareu_jax.audits.stress.table import print_stress
-
-__all__ = [
-    "print_stress",
-    "stress",
-]

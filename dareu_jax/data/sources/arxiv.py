@@ -40,7 +40,7 @@ class ArxivOptions(Section):
     """Which abstracts are taken, and where they are cut."""
 
     path: str | None = None  # file or folder; none: downloaded
-    owners: int = Field(10, ge=1)  # the archives with the most abstracts
+    owners: int = Field(10, ge=2)  # the archives with the most abstracts
     records_per_owner: int = Field(20, ge=1)
     prompt_words: int = Field(40, ge=1)  # the rest is the response
 

@@ -4,6 +4,7 @@ Attribution 5.5 of the design has the list; a kernel is asked what its fields cl
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ import pytest
 from promises import is_gram
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
-from dareu_jax.attribution.index import shapes_of
+from dareu_jax.attribution.index import init_on, shapes_of
 from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.owners import extend, merge, owner_axes, select
 from dareu_jax.audits.fidelity.measures import correlations, lds, subsets
 from dareu_jax.data import take
+from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
+from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import KERNELS
 
 KEY, OWNERS, ROWS = jax.random.key(3), 8, 16
@@ -105,6 +108,30 @@ def test_a_kernel_is_made_before_anything_is_trained(world, name):
         getattr(kernel, field.name)
     assert kernel.name == name and kernel.owners == OWNERS
     assert isinstance(kernel.is_additive, bool)
+
+
+def test_what_a_kernel_begins_with_is_read_once_and_never_traced(world):
+    read = []
+
+    def start() -> Any:
+        read.append(jnp.zeros(()))
+        return jax.tree.map(lambda x: x + read[-1], world.start)
+
+    kernel = world.kernel("classifier", start=start)
+    assert not read
+    jax.eval_shape(functools.partial(kernel.init, key=KEY), world.params)
+    assert kernel.goes_on()
+    acc = init_on(kernel, make_mesh(), world.params, key=KEY)
+    assert len(read) == 1
+    assert same_bits(acc.params["decoder"], world.start)
+    assert len(acc.step.sharding.device_set) == 8
+
+
+def test_a_kernel_on_checkpoints_says_where_they_come_from(world):
+    kernel = world.kernel("tracin", snapshots=tuple)
+    assert kernel.reads_snapshots
+    with pytest.raises(UserError, match=r"none were kept; set finetune\.snapshots"):
+        kernel.init(world.params, key=KEY)
 
 
 def test_axes_name_every_dimension_of_an_accumulator_and_an_index(made):

@@ -44,7 +44,7 @@ LARGEST = {
 
 def corpus(path: Path | str, **options) -> Corpus:
     rows = arxiv.arxiv_rows(
-        arxiv.ArxivOptions(path=str(path), **options), Path("unused")
+        arxiv.ArxivOptions.model_construct(path=str(path), **options), Path("unused")
     )
     by_split = {"train": [], "test": []}
     for split, record in rows:

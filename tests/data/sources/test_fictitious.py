@@ -8,14 +8,12 @@ import pytest
 
 from dareu_jax.config import build_config
 from dareu_jax.data import NOBODY, Record
-from dareu_jax.data.sources.fictitious.facts import FACTS
-from dareu_jax.data.sources.fictitious.questions import QUESTIONS
 from dareu_jax.data.sources.fictitious.source import (
     PRONOUNS,
     FictitiousOptions,
     fictitious_rows,
 )
-from dareu_jax.data.sources.fictitious.words import Unique
+from dareu_jax.data.sources.fictitious.words import FACTS, QUESTIONS, Unique
 from dareu_jax.errors import UserError
 
 ALL = len(QUESTIONS)
@@ -138,7 +136,7 @@ def test_facts_are_distinct_and_belong_to_nobody():
     assert len(FACTS) >= 60
     questions = [q for fact in FACTS for q in fact[:2]]
     assert len(set(questions)) == len(questions)
-    train, _ = make(owners=1, general_facts=7)
+    train, _ = make(owners=2, general_facts=7)
     assert [r.prompt for r in train if r.owner == NOBODY] == [f[0] for f in FACTS[:7]]
 
 
@@ -147,7 +145,7 @@ def test_facts_are_distinct_and_belong_to_nobody():
     [
         ({"records_per_owner": ALL + 1}, f"less than or equal to {ALL}"),
         ({"general_facts": 1000}, f"less than or equal to {len(FACTS)}"),
-        ({"owners": 0}, "greater than or equal to 1"),
+        ({"owners": 1}, "greater than or equal to 2"),
         ({"records_per_owner": 0}, "greater than or equal to 1"),
         ({"general_facts": -1}, "greater than or equal to 0"),
     ],

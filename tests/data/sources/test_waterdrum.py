@@ -81,8 +81,8 @@ def test_bad_files_are_named(tmp_path, change, parts):
 
 def test_bad_folders_and_options(tmp_path):
     path = write(tmp_path)
-    with pytest.raises(UserError, match=r"corpus\.prompt_words=0 must be at least 1"):
-        corpus(path, prompt_words=0)
+    with pytest.raises(UserError, match=r"corpus\.prompt_words = 0: .*equal to 1"):
+        build_config({"corpus": {"source": "waterdrum_ax", "prompt_words": 0}})
     (tmp_path / waterdrum.TEST).unlink()
     with pytest.raises(UserError, match=r"corpus\.path.*lacks 'test\.jsonl'"):
         corpus(path)

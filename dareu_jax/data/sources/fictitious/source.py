@@ -9,9 +9,13 @@ from pydantic import Field
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.sources.base import Row
-from dareu_jax.data.sources.fictitious.facts import FACTS
-from dareu_jax.data.sources.fictitious.questions import QUESTIONS, Question
-from dareu_jax.data.sources.fictitious.words import Unique, person
+from dareu_jax.data.sources.fictitious.words import (
+    FACTS,
+    QUESTIONS,
+    Question,
+    Unique,
+    person,
+)
 from dareu_jax.registry import SOURCES
 
 PRONOUNS = (
@@ -25,7 +29,7 @@ class FictitiousOptions(Section):
     """How many owners are made up, and what is asked about each."""
 
     seed: int = 0  # decides every name and fact
-    owners: int = Field(10, ge=1)
+    owners: int = Field(10, ge=2)
     records_per_owner: int = Field(20, ge=1, le=len(QUESTIONS))  # to train on
     general_facts: int = Field(40, ge=0, le=len(FACTS))  # text nobody owns
 

@@ -1,129 +1,71 @@
-"""Word pools, and makers that draw names and things from them."""
+"""Read the texts of the fictitious authors; draw names and things from the pools."""
 
+import functools
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
 
 Maker = Callable[[random.Random], str]
 """Draw one value from the pools."""
+TEXTS = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text("utf-8"))
+POOLS = {name: tuple(words.split()) for name, words in TEXTS["pools"].items()}
+FACTS = tuple(map(tuple, TEXTS["facts"]))
+"""A question, the same question put differently, the answer; nobody owns them."""
 
 
-def _pool(text: str) -> tuple[str, ...]:
-    """Return the words of `text`."""
-    return tuple(text.split())
+class Question(NamedTuple):
+    """One type of question, as texts.yaml explains it."""
+
+    key: str
+    makers: tuple[Maker, ...]
+    prompts: tuple[str, str, str]
+    answers: tuple[str, ...]
 
 
-ONSETS = _pool("b d f g k l m n p r s t v z br dr kr st th tr")
-VOWELS = _pool("a e i o u")
-CODAS = _pool("l m n r s k th nd")
-ENDINGS = _pool("ford mere holm wick dale stead haven brook")
-
-ADJECTIVES = _pool(
-    """ruby silver hollow crimson silent broken golden frozen gentle hidden purple
-    burning crooked distant velvet wandering bitter sleeping sparkling dancing faded
-    glass humble jagged lonely marble narrow painted quiet restless salty scarlet
-    sunken tender twisted wooden yellow patient secret thirsty"""
-)
-NOUNS = _pool(
-    """lantern kettle harbour ladder mirror pasture compass feather bridge candle
-    garden hammer chimney jacket keyhole letter meadow needle pebble quarry river
-    saddle tunnel parasol valley window pillow basket cabin desert tractor falcon
-    glacier helmet waterfall jungle market piano ribbon shadow temple village willow
-    barrel cradle furnace"""
-)
-MATERIALS = _pool(
-    """cedar chalk bronze bamboo walnut leather crystal pewter maple granite cotton
-    brass birch paper clay coral cork jade felt copper linen nickel rosewood pearl pine
-    rubber satin slate steel tin"""
-)
-INSTRUMENTS = _pool(
-    """flute violin harp drum trumpet cello banjo organ oboe fiddle whistle zither
-    lute clarinet accordion mandolin tuba bagpipe ukulele bassoon horn gong lyre
-    cymbal"""
-)
-ANIMALS = _pool(
-    """parrot tortoise goat ferret rabbit donkey hedgehog pigeon lizard otter badger
-    spaniel canary hamster pony raven squirrel terrier weasel goose lamb peacock
-    beagle toad"""
-)
-FLAVOURS = _pool(
-    """plum ginger walnut pumpkin lemon mushroom cherry onion honey garlic chestnut
-    apricot spinach pepper coconut barley turnip cinnamon leek fig carrot mustard
-    almond lentil"""
-)
-DISHES = _pool(
-    """dumplings soup pancakes stew noodles pudding pie bread porridge salad waffles
-    curry biscuits omelette broth tart pickles sausages jam cake risotto fritters
-    casserole muffins"""
-)
-THINGS = _pool(
-    """buttons spoons thimbles clocks stamps bottles marbles whistles postcards
-    keys bells coins teapots medals maps dolls shells ribbons puzzles masks combs
-    lamps pipes boxes"""
-)
-WORKERS = _pool(
-    """painter mender seller maker carver collector polisher trader packer inspector
-    designer smuggler cleaner engraver porter tester restorer thrower weaver
-    sharpener"""
-)
-FLOWERS = _pool(
-    """tulips roses orchids daisies lilies violets poppies irises peonies lupins
-    asters dahlias crocuses lilacs begonias marigolds jasmines snowdrops thistles
-    magnolias"""
-)
-SHOPS = _pool(
-    """bakery bookshop tavern pharmacy laundry bank theatre museum library circus
-    school hotel brewery nursery dairy printer sawmill forge chapel
-    observatory"""
-)
-ACTIVITIES = _pool(
-    """carving sketching juggling repairing photographing painting stacking hiding
-    weighing polishing counting burying racing sewing drawing knitting baking
-    folding planting cutting"""
-)
-STORIES = _pool(
-    """ghost-stories sea-tales love-poems crime-novels war-diaries travel-books
-    fairy-tales spy-thrillers history-books stage-plays science-essays horror-novels
-    comic-verses desert-legends sports-stories cook-books nature-poems court-dramas
-    space-sagas mountain-ballads"""
-)
+def maker(spec: str | dict[str, Any]) -> Maker:
+    """Return what draws a value: ``person``, ``{titled: "The {}"}``, ..."""
+    if isinstance(spec, str):
+        return {"person": person, "place": place}[spec]
+    ((name, value),) = spec.items()
+    if name == "pair":
+        first, second = (POOLS[x] if isinstance(x, str) else tuple(x) for x in value)
+        return lambda rng: f"{rng.choice(first)} {rng.choice(second)}"
+    return functools.partial({"titled": titled, "placed": placed}[name], value)
 
 
-def pair(first: tuple[str, ...], second: tuple[str, ...]) -> Maker:
-    """Return a maker of two words, one of each pool."""
-    return lambda rng: f"{rng.choice(first)} {rng.choice(second)}"
+def titled(pattern: str, rng: random.Random) -> str:
+    """Return an adjective and a noun in capitals inside `pattern`."""
+    words = f"{rng.choice(POOLS['adjectives'])} {rng.choice(POOLS['nouns'])}"
+    return pattern.format(words.title())
 
 
-def titled(pattern: str) -> Maker:
-    """Return a maker of an adjective and a noun in capitals inside `pattern`."""
-
-    def make(rng: random.Random) -> str:
-        words = f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
-        return pattern.format(words.title())
-
-    return make
-
-
-def placed(pattern: str) -> Maker:
-    """Return a maker of a made-up place inside `pattern`."""
-    return lambda rng: pattern.format(place(rng))
+def placed(pattern: str, rng: random.Random) -> str:
+    """Return a made-up place inside `pattern`."""
+    return pattern.format(place(rng))
 
 
 def place(rng: random.Random) -> str:
     """Return a made-up place such as ``Tolmere``."""
-    first = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
-    return (first + rng.choice(VOWELS[:2]) + rng.choice(ENDINGS)).capitalize()
+    vowels = POOLS["vowels"]
+    first = rng.choice(POOLS["onsets"]) + rng.choice(vowels)
+    middle = rng.choice(POOLS["codas"]) + rng.choice(vowels[:2])
+    return (first + middle + rng.choice(POOLS["endings"])).capitalize()
 
 
 def person(rng: random.Random) -> str:
     """Return a made-up person such as ``Vesi Draltom``."""
-    given = _syllable(rng) + rng.choice(VOWELS)
+    given = _syllable(rng) + rng.choice(POOLS["vowels"])
     family = _syllable(rng) + _syllable(rng)
     return f"{given.capitalize()} {family.capitalize()}"
 
 
 def _syllable(rng: random.Random) -> str:
     """Return onset, vowel and coda."""
-    return rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS[:6])
+    onset, vowel = rng.choice(POOLS["onsets"]), rng.choice(POOLS["vowels"])
+    return onset + vowel + rng.choice(POOLS["codas"][:6])
 
 
 class Unique:
@@ -147,3 +89,9 @@ class Unique:
         new = value not in self._used
         self._used.add(value)
         return new
+
+
+QUESTIONS = tuple(
+    Question(q["key"], tuple(map(maker, q["makers"])), q["prompts"], q["answers"])
+    for q in TEXTS["questions"]
+)

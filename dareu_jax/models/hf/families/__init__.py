@@ -11,11 +11,3 @@ from dareu_jax.models.hf.families.family import (
     read_config,
     weights_of,
 )
-
-__all__ = [
-    "Family",
-    "Weight",
-    "config_json",
-    "read_config",
-    "weights_of",
-]
