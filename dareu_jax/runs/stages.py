@@ -102,13 +102,13 @@ def is_done(inputs: Inputs, stage: Planned) -> bool:
     if stage.kind == "evaluation":
         path = log_path(inputs.folder, inputs.seed, stage.row)
         return agreed(path.exists())
-    if _is_imported(inputs.cfg, stage):
+    if is_imported(inputs.cfg, stage):
         return True
     folder = stage_folder(inputs.folder, inputs.seed, stage.label)
     return finished_step(folder) is not None
 
 
-def _is_imported(cfg: RunConfig, stage: Planned) -> bool:
+def is_imported(cfg: RunConfig, stage: Planned) -> bool:
     """Return whether a model is taken as it was imported, without training."""
     if stage.name == "original":
         return cfg.finetune.epochs == 0
@@ -132,7 +132,7 @@ def carry_out(session: Session, stage: Planned, results: Results) -> Any:
         return unlearn(session, stage.name, cfg, results)
     if stage.name == "prior":
         return inputs.decoder("prior"), train_prior(session)
-    if _is_imported(inputs.cfg, stage):
+    if is_imported(inputs.cfg, stage):
         return load(inputs, stage, results)
     records = {"original": inputs.corpus.train, "retrained": inputs.split.retain}
     return finetune(session, stage.label, records[stage.name])
