@@ -104,11 +104,7 @@ def of_the_best(scores: Array, values: Array) -> Array:
 
 
 def tail_patch(scores: Array, gains: Array) -> Array:
-    """Return the gain of a step on the best owner's records, over the owners' mean.
-
-    Args:
-      gains: ``[Q, O]`` nats per token that one step on each owner's records gives.
-    """
+    """Return the gain of a step on the best owner's records, over the owners' mean."""
     return of_the_best(scores, gains) - gains.mean(axis=1)
 
 

@@ -7,6 +7,7 @@ owners and for every owner left out, the scores of every kernel.
 import functools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,11 +91,11 @@ class Trial:
     @functools.cached_property
     def records(self) -> tuple[data.Record, ...]:
         """The first records of every owner, those that queries are made of."""
-        limit, taken = self.inputs.cfg.fidelity.queries_per_owner, dict[str, int]()
-        chosen = []
+        limit, chosen = self.inputs.cfg.fidelity.queries_per_owner, []
+        taken = Counter({data.NOBODY: limit})
         for record in self.inputs.corpus.train:
-            taken[record.owner] = taken.get(record.owner, 0) + 1
-            if record.owner != data.NOBODY and taken[record.owner] <= limit:
+            taken[record.owner] += 1
+            if taken[record.owner] <= limit:
                 chosen.append(record)
         return tuple(chosen)
 
@@ -114,11 +115,7 @@ class Trial:
         return over_records(tokens, size, self.inputs.place, score)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> np.ndarray:
-        """``make()`` as an array, from disk where it is there.
-
-        Raises:
-          TrainingError: a number is not finite; nothing is kept of it.
-        """
+        """``make()`` as an array, from disk where it is there."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             made = np.asarray(make())

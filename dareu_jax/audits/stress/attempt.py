@@ -122,11 +122,7 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
 def context_of(
     run: Session, name: str, judged: Mapping[str, Mapping[str, float]]
 ) -> Context:
-    """What every test is given: the models, from the run's checkpoints.
-
-    Raises:
-      UserError: a model gives a forget answer a probability that is no number.
-    """
+    """What every test is given: the models, from the run's checkpoints."""
     inputs = run.inputs
     check_indices(inputs)
     oracles = oracles_of(inputs.cfg)

@@ -131,9 +131,6 @@ def outcome(
       parts: further ``label -> values``, of which means are kept.
       also: a second sentence of the verdict.
       rest: whatever else the test found, as JSON.
-
-    Raises:
-      UserError: a value is not finite.
     """
     parts = parts or {}
     for label, group in {measure: values, **parts}.items():

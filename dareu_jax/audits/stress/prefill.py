@@ -28,10 +28,6 @@ def prefilled(
 ) -> tuple[TokenBatch, list[list[int]]]:
     """Prompts that end in the first ``floor(share T)`` gold tokens, and what is left.
 
-    Args:
-      tokens: gold records ``[N, ..]``; share: of an answer's T tokens.
-      stop_ids: ends of text, which are no part of an answer.
-
     Returns:
       A batch whose prompts are wide enough for half of any answer, the same for every
       share up to that, and the gold tokens behind.

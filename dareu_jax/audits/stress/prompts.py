@@ -80,14 +80,12 @@ def in_context(
 
 def with_hints(forget: Sequence[data.Record], rng: random.Random) -> Asked:
     """Questions with a `background_hint`, where their owner has another answer."""
-    found = Asked([], [], [])
-    for row, record in enumerate(forget):
-        mates = [r for r in forget if r.owner == record.owner]
-        if prompt := background_hint(record, mates, rng):
-            found.rows.append(row)
-            found.prompts.append(prompt)
-            found.gold.append(record.response)
-    return found
+    hints = [
+        background_hint(record, [r for r in forget if r.owner == record.owner], rng)
+        for record in forget
+    ]
+    rows = [row for row, hint in enumerate(hints) if hint]
+    return Asked(rows, [hints[row] for row in rows], [forget[r].response for r in rows])
 
 
 def all_prompts(inputs: Inputs) -> tuple[dict[str, Asked], dict[str, str]]:

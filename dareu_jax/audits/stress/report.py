@@ -27,13 +27,7 @@ CAPTIONS = {
 
 
 class Page(NamedTuple):
-    """What the page is about.
-
-    Attributes:
-      scale: the sentence that says how small the experiment is.
-      model, seed: the unlearned model; cfg: of its run.
-      outcomes: test -> what it found; shown: answers of the models, and the caveat.
-    """
+    """What the page is about."""
 
     scale: str
     model: str

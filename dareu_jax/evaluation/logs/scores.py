@@ -36,9 +36,6 @@ def score(
       truth_ratio: of `TRUTH_RATIOS`; None: geometric, where the log has the losses.
       partial: what one of the logs lacks becomes None.
 
-    Returns:
-      `score_alone`, ``flags`` and the `COMPARISONS`.
-
     Raises:
       UserError: logs of other rows, or without what a comparison needs.
     """
@@ -172,11 +169,7 @@ def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
 
 
 def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Scores:
-    """Return p, its logarithm and D of two models retrained alike but for the seed.
-
-    Raises:
-      UserError: logs of other rows, or one without truth ratios of the forget set.
-    """
+    """Return p, its logarithm and D of two models retrained alike but for the seed."""
     check_comparable(other, one)
     check_asked(other, one)
     found = quality(one, other, kind)

@@ -85,18 +85,14 @@ def reference(
     return loss(logps, mask) - loss(reference_logps, mask)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "at_once"))
-def gradnorm(
-    model: Decoder, params: Any, batch: TokenBatch, at_once: int = 1
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="model")
+def gradnorm(model: Decoder, params: Any, batch: TokenBatch) -> jax.Array:
     """Return 1/W sum_w ||d(mean token loss)/dw||_2 ``[B]`` float32, W tensors.
 
     A layer's tensors count one by one, though all layers are stored as one stack. A
     response without a token gives NaN, and so do broken logits.
 
-    Args:
-      model, params: the decoder, adapters merged; batch: B responses with prompts.
-      at_once: rows whose gradients, each as large as ``params``, exist together.
+    Adapters are merged. One row's gradient, as large as ``params``, exists at a time.
 
     Source: Wang et al. (2024, arXiv 2402.17012).
     """
@@ -110,7 +106,7 @@ def gradnorm(
         norms = tensor_norms(jax.grad(mean_loss)(params))
         return jnp.where(count > 0.0, jnp.mean(norms), jnp.nan)
 
-    return jax.lax.map(of_one, batch, batch_size=at_once)
+    return jax.lax.map(of_one, batch, batch_size=1)
 
 
 def tensor_norms(grads: Any) -> jax.Array:

@@ -47,9 +47,6 @@ def extraction_strength(hits: Array, mask: Array) -> Array:
     1 is a text that the prompt alone extracts, 0 one whose last token is missed. The
     code of open-unlearning tries k < T only: it has 1/T in the place of 0.
 
-    Raises:
-      UserError: a row has no token, or a hit is NaN.
-
     Source: Carlini et al. (2021, arXiv 2012.07805), and for unlearning Wang et al.
     (2025, arXiv 2406.09179).
     """

@@ -1,13 +1,11 @@
 """ROUGE of greedy answers against the gold answers."""
 
 import functools
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dareu_jax.evaluation.metrics.metric import SPLIT_DIRECTIONS, declare_each
-
-if TYPE_CHECKING:
-    from dareu_jax.evaluation.run_suite import Judged
 
 
 def rouge_l_recall(
@@ -57,18 +55,13 @@ def _scorer() -> Any:
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
-def recalls(judged: "Judged", split: str) -> list[float] | None:
-    """Return `rouge_l_recall` of the model's own answers to the prompts of a split."""
-    return judged.of_texts(split, rouge_l_recall)
-
-
 _RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
 for _name, _direction in SPLIT_DIRECTIONS.items():
     _on = f"the {_name} prompts"
     declare_each(
         [(f"{_name}_rouge", f"{_name} ROUGE", _direction, f"{_RECALL} {_on}.")],
         of=("run", "log"),
-        compute=functools.partial(recalls, split=_name),
+        compute=operator.methodcaller("of_texts", _name, rouge_l_recall),
         group="rouge",
         in_short="" if _name == "test" else f"ROUGE-L recall on {_on}",
     )

@@ -47,12 +47,8 @@ class Given(NamedTuple):
     def words(self) -> np.ndarray:
         """Return the mask ``[N, T]`` of their tokens without the end of text."""
         mask = self.tokens.response_mask
-        return without_last(mask) if self.has_end else mask
-
-
-def without_last(mask: np.ndarray) -> np.ndarray:
-    """Return a mask ``[N, T]`` of responses without the last token of each."""
-    return mask & (np.cumsum(mask, axis=1) < mask.sum(axis=1, keepdims=True))
+        ends = np.cumsum(mask, axis=1) >= mask.sum(axis=1, keepdims=True)
+        return mask & ~ends if self.has_end else mask
 
 
 def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
@@ -78,11 +74,7 @@ def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
 
 
 def memory_scores(model: LoadedModel, size: int, given: Given) -> dict[str, np.ndarray]:
-    """Return the `FORWARD` attacks and memorisation ``[N]``, by name.
-
-    Raises:
-      UserError: a log-probability is no finite number.
-    """
+    """Return the `FORWARD` attacks and memorisation ``[N]``, by name."""
     stats, words = statistics(model, size, given.tokens), given.words
     have: dict[str, Any] = {**stats._asdict(), "texts": given.texts}
     out = {}
@@ -122,9 +114,6 @@ def gradient_norms(model: LoadedModel, size: int, given: Given) -> np.ndarray:
     """Return `gradnorm` ``[N]``, as in open-unlearning without the end of text.
 
     Another number of processes sums over devices in another order: same within 1e-6.
-
-    Raises:
-      UserError: one is not finite.
     """
     score = functools.partial(gradnorm, model.decoder, model.params)
     tokens = given.tokens._replace(response_mask=given.words)

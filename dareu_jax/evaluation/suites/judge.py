@@ -71,11 +71,7 @@ class Judge:
         return self.attacked(name, pairs, given)
 
     def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
-        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name.
-
-        Args:
-          name: of the texts; own: what they are made of, JSON; given: N texts.
-        """
+        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name."""
         size = self.reading.batch_size
 
         def make() -> dict[str, list[float]]:
@@ -116,18 +112,16 @@ class Judge:
         reading = dataclasses.replace(self.reading, max_new_tokens=limit)
 
         def make() -> dict[str, Any]:
-            guessed = None if gold is None else self.guessed(asked, gold)
+            guessed = None
+            if gold is not None:
+                pairs = list(zip(asked, gold, strict=True))
+                lead = [self.lead.get(pair, 0) for pair in pairs]
+                guessed = measure.guesses(self.model, self.reading, pairs, lead)
             said, ended = measure.own_answers(self.model, reading, asked, guessed)
             return {"said": said, "ended": ended}
 
         found = self.kept.part(name, [asked, limit], make)
         return found["said"], found["ended"]
-
-    def guessed(self, asked: list[str], gold: list[str]) -> list[measure.Guess]:
-        """Return right answers, and what `losses` found the model to say of them."""
-        pairs = list(zip(asked, gold, strict=True))
-        lead = [self.lead.get(pair, 0) for pair in pairs]
-        return measure.guesses(self.model, self.reading, pairs, lead)
 
     def answers(
         self,

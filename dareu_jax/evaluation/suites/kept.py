@@ -18,9 +18,6 @@ class Kept:
     """Parts in a folder; each is made once for one model, text and settings.
 
     Of several processes only the first looks into the folder; it tells the others.
-
-    Attributes:
-      folder: of the parts; common: what all of them depend on, JSON.
     """
 
     folder: Path
