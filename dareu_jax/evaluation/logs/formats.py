@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 
 def layout(tree: Any, path: Path) -> Layout:
-    """Return the parts of a log by its keys; a single set by the name of its file too."""
+    """Return the parts of a log by its keys, a single set by its file's name too."""
     if isinstance(tree, dict) and tree:
         if isinstance(tree.get("metrics"), dict) and "answers" in tree:
             return ours(tree)
