@@ -37,7 +37,7 @@ declare(
         high=0.0,
         about="Mean log-likelihood per token of the answers on the forget prompts "
         "under the retrained model.",
-        compute=operator.methodcaller("retrained_logps"),
+        compute=lambda judged: judged.retrained_logps(),
         group="attribution",
     )
 )

@@ -32,15 +32,13 @@ class Metric:
     """One number about a model: its name, its good direction and its range.
 
     Attributes:
-      name: the key in ``results.json``.
+      name: the key in ``results.json``; about: one sentence on what the number is.
       label: a short column heading; its first word may stand on a line of its own.
       direction: what is better; ``closer`` means closer to the retrained model.
-      low: the smallest possible value, ``-math.inf`` when there is none.
-      high: the largest possible value, ``math.inf`` when there is none.
-      about: one sentence that says what the number is.
-      of: what has the metric: ``run``, a model of a run; ``beside``, a model of a run
-        that is compared with the retrained one; ``log``, one log of an evaluation;
-        ``pair``, a log that is compared with the log of the retrained model.
+      low, high: the range; infinite on a side without a bound.
+      of: what has the metric: ``run``, a model of a run; ``beside``, such a model
+        compared with the retrained one; ``log``, one log of an evaluation; ``pair``, a
+        log compared with the retrained model's.
       compute: returns one value per row, or None where the run lacks what it needs.
         Metrics of a ``run`` have it, others do not.
       group: the table of a report in which the metric is a column.
