@@ -121,10 +121,8 @@ class MethodRegistry(Registry[MethodEntry]):
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that stores a function ``make`` as method ``name``.
 
-        Args:
-          name, about, options: see `Registry.register`.
-          needs, reads: see `MethodEntry`.
-          sets: sections that a row of this method may set, beside its own.
+        ``sets`` are sections that a row of this method may set, beside its own; for the
+        rest see `Registry.register` and `MethodEntry`.
 
         Raises:
           ValueError: the name is taken.
@@ -153,8 +151,7 @@ class MethodRegistry(Registry[MethodEntry]):
 def load_plugin(plugin: str) -> None:
     """Import a plug-in, so that it registers its entries; a second call does nothing.
 
-    Args:
-      plugin: the path of a Python file (``my/rmu.py``), or the name of a module.
+    ``plugin`` is the path of a Python file (``my/rmu.py``) or the name of a module.
 
     Raises:
       UserError: there is no such file or module, or its import fails.

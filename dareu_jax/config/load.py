@@ -37,10 +37,6 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
 def attribution_config(**options: Any) -> AttributionConfig:
     """Return the options of kernels, with a section for each that has its own.
 
-    Args:
-      options: those that are no defaults, such as ``damping=0.01`` or
-        ``trak={"size": 4}``.
-
     Raises:
       UserError: an unknown option, or a value that cannot be used.
     """
@@ -96,9 +92,7 @@ def _extended(
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file and apply ``key=value`` overrides.
 
-    Args:
-      path: the YAML file.
-      overrides: such as ``"dareu.learning_rate=1e-4"``; values are YAML.
+    Values are YAML, such as ``dareu.learning_rate=1e-4``.
 
     Raises:
       UserError: missing file, bad YAML, unknown key, wrong type, out of range.

@@ -187,11 +187,7 @@ class BatchStream:
     divide N, a batch takes its last rows from the next epoch. Step s depends on
     the seed and s alone, so a run resumes by asking for its next step.
 
-    Args:
-      tokens: all N records, from `tokenise`.
-      batch_size: rows of one batch.
-      seed: decides every epoch's order.
-      owners: [N] int32 labels, from `owner_labels`, for `labels`.
+    ``owners``: [N] int32 labels, from `owner_labels`.
     """
 
     def __init__(

@@ -36,11 +36,7 @@ def load_corpus(
     rows are validated before anything is written; the folder appears whole or not at
     all.
 
-    Args:
-      source: a name of `SOURCES`.
-      options: an instance of the source's options class.
-      data_dir: the folder of datasets.
-      downloads: where the source keeps downloads; none: in ``data_dir``.
+    Downloads are kept in ``downloads``; none: in ``data_dir``.
 
     Raises:
       UserError: an unknown source, bad input, or a damaged dataset.

@@ -77,9 +77,7 @@ def tofu_questions(
 def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
     """Return TOFU's questions, each with its ``paraphrased_question``.
 
-    Args:
-      folder: holds some of TOFU's perturbed files; None: `REWORDED` are downloaded to
-        ``downloads``.
+    From `REWORDED`, downloaded, where no ``folder`` has the perturbed files.
 
     Raises:
       UserError: a malformed file, or a failed download.

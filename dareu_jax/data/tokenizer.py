@@ -144,11 +144,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer in folder `spec`, or one trained on `texts`.
 
-    Args:
-      spec: a local Hugging Face tokenizer folder; None trains one.
-      texts: what to train on; read only when `folder` holds no tokenizer yet.
-      vocab_size: most tokens a trained tokenizer may have.
-      folder: where a trained tokenizer is kept, as a Hugging Face folder.
+    One is trained on ``texts`` where ``spec`` is None, and kept in ``folder``; the
+    texts are not read where that is there already.
 
     Raises:
       UserError: no such folder, no tokenizer in it, no eos token, or a vocabulary

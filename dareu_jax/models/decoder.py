@@ -62,13 +62,8 @@ class DecoderConfig:
         check_rope_scaling(self.rope_scaling)
 
 
-ROPE_SCALING = {
-    "linear": {"factor"},
-    "llama3": {
-        *("factor", "low_freq_factor", "high_freq_factor"),
-        "original_max_position",
-    },
-}
+LLAMA3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position"}
+ROPE_SCALING = {"linear": {"factor"}, "llama3": LLAMA3}
 
 
 def check_rope_scaling(scaling: tuple | None) -> None:
@@ -76,10 +71,9 @@ def check_rope_scaling(scaling: tuple | None) -> None:
     if scaling is None:
         return
     rule = dict(scaling)
-    kind = rule.pop("type", None)
-    wanted = ROPE_SCALING.get(str(kind), set())
+    wanted = ROPE_SCALING.get(str(rule.pop("type", None)))
     numbers = all(isinstance(value, int | float) for value in rule.values())
-    if not wanted or set(rule) != wanted or not numbers:
+    if rule.keys() != wanted or not numbers:
         known = "; ".join(f"{k}: {sorted(v)}" for k, v in ROPE_SCALING.items())
         raise UserError(
             f"model.rope_scaling = {dict(scaling)} fits no known type with its "
@@ -106,15 +100,13 @@ class KVCache(NamedTuple):
     def put(self, k: Array, v: Array, layer: Array, slot: Array | int) -> "KVCache":
         """Writes ``k, v [B, K, T, H]`` of one layer from ``slot`` on."""
         at = (layer, 0, 0, slot, 0)
-        pairs = ((self.k, k), (self.v, v))
-        return KVCache(
-            *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in pairs)
-        )
+        put = jax.lax.dynamic_update_slice
+        return KVCache(put(self.k, k[None], at), put(self.v, v[None], at))
 
     def of_layer(self, layer: Array) -> tuple[Array, Array]:
         """Keys and values ``[B, K, S, H]`` of one layer."""
-        k, v = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in self)
-        return k, v
+        take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        return take(self.k, layer), take(self.v, layer)
 
 
 def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
@@ -139,12 +131,8 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest).reshape(b, kv, -1, s)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkrs,bksh->bkrh",
-        weights.astype(v.dtype),
-        v,
-        preferred_element_type=jnp.float32,
-    )
+    weights = weights.astype(v.dtype)
+    out = jnp.einsum("bkrs,bksh->bkrh", weights, v, preferred_element_type=jnp.float32)
     out = (out / total).astype(v.dtype).reshape(b, kv, -1, t, h)
     return jnp.moveaxis(out, 3, 1).reshape(b, t, n, h)
 
@@ -152,11 +140,8 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
 def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
     """``[1, T, S]`` bool: true where a key is at most ``window - 1`` tokens back.
 
-    Slots of one row are contiguous, so their distance is the tokens' distance.
-
-    Args:
-      window: as in Mistral (Jiang et al., 2023).
-      shape: ``(T, S)``; slot: the slot of the first of the T tokens.
+    As in Mistral (Jiang et al., 2023). Slots of one row are contiguous, so their
+    distance is the tokens' distance; ``slot`` is that of the first of the T tokens.
     """
     t, s = (jnp.arange(size, dtype=jnp.int32) for size in shape)
     return ((slot + t)[:, None] - s[None, :] < window)[None]

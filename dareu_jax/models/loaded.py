@@ -50,9 +50,9 @@ class LoadedModel(NamedTuple):
         """Return the model's own answers, each token the likeliest."""
         blank = [data.Record("", "", prompt, ".") for prompt in prompts]
         tokens = as_tokens(self, blank, self.template, self.system)
-        stop_ids, layouts = self.tokenizer.stop_ids, self.layouts
+        ends, layouts = self.tokenizer.stop_ids, self.layouts
         decode = greedy(
-            self.decoder, self.params, stop_ids, max_new_tokens, layouts=layouts
+            self.decoder, self.params, ends, max_new_tokens, layouts=layouts
         )
         return texts_of(self.tokenizer, self.over(tokens, batch_size, decode))
 
@@ -96,8 +96,7 @@ class LoadedModel(NamedTuple):
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
     """Load a folder that ``dareu import`` wrote.
 
-    Args:
-      folder: where; mesh: of the devices; None: all of them, parameters split.
+    No mesh: all devices, parameters split.
 
     Raises:
       UserError: no such folder, or nothing imported in it.

@@ -32,11 +32,8 @@ def join(frozen: Any, trainable: Any) -> Any:
     """Returns the parameters whose `split` they are; nothing is copied."""
     if not isinstance(frozen, dict) or not isinstance(trainable, dict):
         return trainable
-    return {
-        name: join(frozen.get(name, {}), trainable[name])
-        if name in trainable
-        else frozen[name]
-        for name in [*frozen, *(n for n in trainable if n not in frozen)]
+    return frozen | {
+        name: join(frozen.get(name, {}), below) for name, below in trainable.items()
     }
 
 
@@ -44,11 +41,6 @@ def init_adapters(
     params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
 ) -> Any:
     """Returns fresh adapters: A uniform within 1/sqrt(D), B zero, float32.
-
-    Args:
-      params: of a decoder, arrays or their shapes.
-      rank: r; targets: names of the dense layers to adapt.
-      key: decides every A, by its path.
 
     Raises:
       UserError: a target names no dense layer.
@@ -81,13 +73,9 @@ def delta(a: Array, b: Array, alpha: float) -> Array:
 
 def merge(params: Any, alpha: float) -> Any:
     """Returns parameters without adapters that compute the same, in their own dtype."""
-    return _add(params, alpha)
-
-
-def _add(params: Any, alpha: float) -> Any:
     if not isinstance(params, dict):
         return params
-    out = {name: _add(below, alpha) for name, below in params.items()}
+    out = {name: merge(below, alpha) for name, below in params.items()}
     if A in out:
         kernel, a, b = out["kernel"], out.pop(A), out.pop(B)
         wide = kernel.astype(jnp.float32) + delta(a, b, alpha)

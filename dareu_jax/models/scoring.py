@@ -78,10 +78,8 @@ def hidden_states(
 ) -> Array:
     """Hidden states ``[B, T, D]`` of ``tokens [B, T]``.
 
-    Args:
-      model, params: the decoder; tokens, mask: the text.
-      key: dropout is on with one.
-      slots: what the model's product op reads: `SLOTS` and `HELD` of `layers`.
+    Dropout is on with a ``key``; ``slots`` are what the model's product op reads:
+    `SLOTS` and `HELD` of `layers`.
     """
     rngs = {} if key is None else {"dropout": key}
     variables = {"params": params} | (slots or {})
@@ -96,10 +94,7 @@ def layer_states(
 ) -> Array:
     """Return what layer ``layer`` adds up to: ``[B, T, D]``, no final norm.
 
-    Args:
-      model, params: the decoder, of which the later layers do not run.
-      tokens, mask: ``[B, T]``, the text.
-      layer: counted from 1 to the decoder's number of layers.
+    Layers are counted from 1; those behind ``layer`` do not run.
     """
     chex.assert_scalar_in(layer, 1, model.cfg.layers)
     first = jax.tree.map(lambda x: x[:layer], params["layers"])
@@ -125,10 +120,8 @@ def response_hidden(
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
-    Args:
-      model, params: the decoder.
-      batch: prompt ``[B, P]``, left-padded, and response ``[B, T]``, right-padded.
-      key: dropout is on with one; slots: see `hidden_states`.
+    The prompts ``[B, P]`` are left-padded, the responses ``[B, T]`` right-padded;
+    ``key`` and ``slots`` as in `hidden_states`.
     """
     hidden = hidden_states(model, params, *whole_text(batch), key=key, slots=slots)
     start = batch.prompt.shape[1] - 1
@@ -181,11 +174,8 @@ def over_logits(
     Logits over ``temperature`` exist for at most `LOGITS_AT_ONCE` numbers' worth of
     positions at a time, in the backward pass too.
 
-    Args:
-      score: from float32 ``[B, t, V]`` per trunk and ``[B, t]`` to a tree of
-        ``[B, t]``.
-      trunks: of one batch and one vocabulary.
-      tokens: ``[B, T]``, what the responses say.
+    ``score`` is from float32 ``[B, t, V]`` per trunk and tokens ``[B, t]`` to a tree
+    of ``[B, t]``; the trunks are of one batch and one vocabulary.
     """
 
     def part(tokens: Array, *hidden: Array) -> Any:
@@ -206,12 +196,9 @@ def positions_at_once(rows: int, width: int) -> int:
 
 
 def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """``score`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
+    """``score [B, T]`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
 
     The backward pass computes each part again instead of keeping what it needed.
-
-    Returns:
-      The tree of ``[B, T]`` that ``score`` makes of the whole.
     """
     b, t = arrays[0].shape[:2]
     if size >= t:

@@ -19,11 +19,8 @@ def render(
 ) -> str:
     """Return the page; matplotlib loads here, on the first call only.
 
-    Args:
-      results: the content of ``results.json``; any part of it may be missing.
-      curves: the rows of ``metrics.jsonl``.
-      answers: every forget prompt with the gold answer and the models' answers.
-      config_yaml: the resolved configuration.
+    ``curves`` are the rows of ``metrics.jsonl``; any part of ``results`` may be
+    missing.
     """
     names = summary.model_names(results)
     return template_of("report.html.j2").render(

@@ -35,11 +35,7 @@ def order_models(names: Iterable[str]) -> list[str]:
 
 
 def columns(results: Mapping[str, Any], *groups: str) -> list[Metric]:
-    """Return the registered metrics that a model has, group by group.
-
-    Args:
-      results: of ``results.json``; groups: see `Metric.group`, none: all of them.
-    """
+    """Return the registered metrics that a model has, group by group."""
     names = model_names(results)
     known = [METRICS.get(name) for name in METRICS.names()]
     return [

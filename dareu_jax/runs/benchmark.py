@@ -200,9 +200,7 @@ def reading_of(asked: Asked, model: LoadedModel) -> Reading:
 def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
     """Return records by set: of ``data``, or those that a run judges its models on.
 
-    Args:
-      run: that trained the model, or None; data: a JSONL file of records.
-      forget: names of owners, ``a,b``; None: those that withdrew from the run.
+    No ``forget``: the owners that withdrew from the run.
 
     Raises:
       UserError: nothing says which records or owners; see `split`.

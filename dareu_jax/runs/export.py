@@ -38,14 +38,8 @@ def export_run(
 ) -> Path:
     """Write one model of a finished run as a Hugging Face folder.
 
-    Args:
-      folder: of the run; name: a row of its table, or ``unlearned`` for the first of
-        its methods.
-      out: a folder that does not exist yet; it appears whole or not at all.
-      card: writes the folder's README.md.
-      seed: one of the run's, the first by default.
-      adapter: a PEFT adapter instead of the merged model, where ``lora`` was set.
-      step: one of a method's saved steps, the last by default.
+    ``name`` is a row of its table or ``unlearned``, its first method; ``step`` one of a
+    method's saved steps, by default the last; ``card`` writes README.md.
 
     Raises:
       UserError: no finished run there, no such model, seed or step, what the model

@@ -100,10 +100,6 @@ def finished(folder: Path) -> tuple[RunConfig, Mapping[str, Any]]:
 def row_of(folder: Path, cfg: RunConfig, rows: Iterable[str], name: str) -> str:
     """Return the row of a run's table that ``name`` means.
 
-    Args:
-      folder, cfg: of the run; rows: of its table.
-      name: a row, or ``unlearned`` for its first method.
-
     Raises:
       UserError: there is no such row.
     """

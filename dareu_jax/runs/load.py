@@ -32,12 +32,7 @@ RETRAINED = "retrained"
 
 
 class Subject(NamedTuple):
-    """A model that is not loaded yet.
-
-    Attributes:
-      load: ``() -> Model``.
-      run: what the run that trained it read; None: it was imported.
-    """
+    """A model that is not loaded yet."""
 
     load: Callable[[], LoadedModel]
     run: Inputs | None = None
@@ -102,10 +97,6 @@ def opened(cfg: RunConfig, seed: int, folder: Path) -> Inputs:
 
 def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
     """Return the parameters of a row of a finished run's table.
-
-    Args:
-      inputs: of the seed; row: of its table.
-      step: one of a method's saved steps; none: its last.
 
     Raises:
       UserError: what is to be read is missing or damaged, or a step is asked of a model

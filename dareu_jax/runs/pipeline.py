@@ -60,11 +60,7 @@ def run(
 ) -> Outcome:
     """Do all that is not yet done in ``folder``.
 
-    Args:
-      cfg: the configuration; folder: the run folder.
-      progress: where news goes; none: nowhere.
-      preemption: whether the machine is being taken away; none: nobody says so.
-      traced: first and last step of every stage to keep a profile of.
+    ``traced``: first and last step of every stage to keep a profile of.
 
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.

@@ -93,9 +93,6 @@ def outstanding(
     A stage that nothing outstanding reads is left out, finished or not: a finished run
     has nothing to do.
 
-    Args:
-      stages: as `plan` lists them; is_done: whether a stage has left its result.
-
     Returns:
       Name -> True where the stage has to run, False where its result is to be loaded.
     """

@@ -14,12 +14,7 @@ from dareu_jax.training.progress import Progress
 
 
 class FinishedRun(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      folder: where it is; cfg: its configuration.
-      results: what ``results.json`` holds: ``models``, ``tow``, ``seeds``, ...
-    """
+    """A finished run."""
 
     folder: Path
     cfg: RunConfig
@@ -28,9 +23,8 @@ class FinishedRun(NamedTuple):
     def model(self, row: str = UNLEARNED, seed: int | None = None) -> LoadedModel:
         """Load a model of the run's table; nothing is trained.
 
-        Args:
-          row: of the table, such as ``retrained``; ``unlearned``: the first method.
-          seed: one of the run's, by default the first.
+        ``row`` is one of the table, such as ``retrained``; ``unlearned``: the first
+        method.
 
         Raises:
           UserError: no such row or seed, or its checkpoint is missing.
@@ -42,10 +36,6 @@ def run(
     cfg: RunConfig, out: Path | str, progress: Progress | None = None
 ) -> FinishedRun:
     """Do all that is not yet done of a run.
-
-    Args:
-      cfg: from `load_config`; out: the run folder.
-      progress: where news goes; none: nowhere.
 
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.

@@ -49,11 +49,8 @@ Found = tuple[int, Any, dict[str, Any]]
 class Checkpoints:
     """The newest and the best steps of one stage in `folder`; use it in a `with`.
 
-    Args:
-      folder: holds one sub-folder per step; made when first needed.
-      keep: how many of the newest stay on disk.
-      keep_best: how many with the lowest metric stay besides.
-      warn: called with one line for every step that cannot be used.
+    On disk stay the newest `keep` steps and the `keep_best` of the lowest metric;
+    `warn` is called with one line for every step that cannot be used.
     """
 
     def __init__(
@@ -129,7 +126,7 @@ class Checkpoints:
         passed_over: list[tuple[int, str]] = []
         found = None
         for step in reversed(agreed(self.steps())):
-            reason = self._problem(step)
+            reason = _problem(self._path(step))
             if reason:
                 self._remove([step])
             else:
@@ -151,11 +148,8 @@ class Checkpoints:
           UserError: it is not there or cannot be trusted; or as for `latest`.
         """
         self.settle()
-        steps = agreed(self.steps())
-        if step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{self.folder} has no step {step}; there are: {known}")
-        found, reason = None, self._problem(step)
+        _check_there(self.folder, step, agreed(self.steps()))
+        found, reason = None, _problem(self._path(step))
         if not reason:
             found, reason = self._restore(step, abstract_tree)
         if found is None:
@@ -252,9 +246,8 @@ class Checkpoints:
         if jax.tree.leaves(rest):
             items["state"] = ocp.args.StandardRestore(rest)
         if shared:
-            known = {
-                shared[path]: x for path, x in named_leaves(target) if path in shared
-            }
+            leaves = named_leaves(target)
+            known = {shared[path]: x for path, x in leaves if path in shared}
             model = _model_target(manifest["model"], known)
             items["model"] = ocp.args.StandardRestore(model)
         try:
@@ -297,15 +290,14 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             self._opened.enter_context(_quiet())
-            self._open = _deaf(ocp.CheckpointManager)(self.folder, options=options)
+            self._open = ocp.CheckpointManager(self.folder, options=options)
+            # JAX counts the steps at which it is asked for a preemption; the run asks,
+            # and a manager that asked too would reset that count.
+            self._open.reached_preemption = lambda step: False
         return self._open
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
-
-    def _problem(self, step: int) -> str:
-        """Asks process 0 alone, so that all processes pick the same step."""
-        return agreed(problem(self._path(step)) if is_first() else "")
 
     def _remove(self, steps: list[int]) -> None:
         if not steps:
@@ -341,25 +333,21 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 manager.close()
         if is_first():
-            for path in [
-                self._path(step),
-                *self.folder.glob("*.orbax-checkpoint-tmp*"),
-            ]:
+            drafts = self.folder.glob("*.orbax-checkpoint-tmp*")
+            for path in [self._path(step), *drafts]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _deaf(manager: type) -> type:
-    """An Orbax manager that does not listen for a preemption, for the run does.
+def _problem(folder: Path) -> str:
+    """Asks process 0 alone, so that all processes pick the same step."""
+    return agreed(problem(folder) if is_first() else "")
 
-    JAX counts the steps at which it is asked, and whoever else asks, with a step of
-    its own, resets that count: the run's question would never be answered yes.
-    """
 
-    class Deaf(manager):
-        def reached_preemption(self, step: int) -> bool:
-            return False
-
-    return Deaf
+def _check_there(folder: Path, step: int, steps: list[int]) -> None:
+    """Raises `UserError` where a step has no folder."""
+    if step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{folder} has no step {step}; there are: {known}")
 
 
 def read_model(
@@ -367,9 +355,7 @@ def read_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model and the meta that a finished stage left; nothing is written.
 
-    Args:
-      folder: of the stage; mesh: where the parameters are to be.
-      step: one that is on disk; none: the last, if the stage is finished.
+    Its step is one on disk; none: the last, if the stage is finished.
 
     Raises:
       UserError: there is no such step, it is damaged, or the stage is not finished.
@@ -383,17 +369,14 @@ def read_model(
             "and let the same dareu run make it again"
         )
     at = steps[-1] if step is None else step
-    if at not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        raise UserError(f"{folder} has no step {at}; there are: {known}")
-    reason = agreed(problem(folder / str(at)) if is_first() else "")
-    if reason:
+    _check_there(folder, at, steps)
+    place = folder / str(at)
+    if reason := _problem(place):
         raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
-    leaves = read_manifest(folder / str(at)).get("model", {})
+    leaves = read_manifest(place).get("model", {})
     target = abstract_on(_model_target(leaves, {}), mesh)
-    path = (folder / str(at) / "model").absolute()
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(path, target), read_meta(folder / str(at))
+        return reader.restore((place / "model").absolute(), target), read_meta(place)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -437,11 +420,8 @@ def _unfinished(folder: Path) -> str:
 def _shared(tree: Any, model: Any) -> dict[str, str]:
     """Return path in ``tree`` -> path in ``model`` of the leaves that are one array."""
     places = {id(leaf): path for path, leaf in named_leaves(model)}
-    return {
-        path: places[id(leaf)]
-        for path, leaf in named_leaves(tree)
-        if id(leaf) in places
-    }
+    leaves = named_leaves(tree)
+    return {path: places[id(x)] for path, x in leaves if id(x) in places}
 
 
 def _without(tree: Any, paths: Mapping[str, str]) -> Any:
@@ -452,11 +432,7 @@ def _without(tree: Any, paths: Mapping[str, str]) -> Any:
 
 
 def _model_target(leaves: Leaves, known: Mapping[str, Any]) -> Any:
-    """Return nested dictionaries of the shapes of a model's leaves.
-
-    Args:
-      leaves: of its manifest; known: path -> shape with a place, where it is known.
-    """
+    """Return nested dictionaries of the shapes of a model's leaves."""
     out: dict[str, Any] = {}
     for path, (shape, dtype) in leaves.items():
         *above, name = path.split("/")
@@ -471,10 +447,9 @@ def _targets(abstract_tree: Any) -> Any:
     """Gives each leaf a sharding; leaves without one go wherever the others live."""
     leaves = jax.tree.leaves(abstract_tree)
     meshes = [s.mesh for s in map(_sharding, leaves) if isinstance(s, NamedSharding)]
+    default: Any = SingleDeviceSharding(jax.local_devices()[0])
     if meshes:
-        default: Any = NamedSharding(meshes[0], PartitionSpec())
-    else:
-        default = SingleDeviceSharding(jax.local_devices()[0])
+        default = NamedSharding(meshes[0], PartitionSpec())
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = _sharding(leaf) or default
@@ -515,10 +490,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "no space left" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    if error is None:
+        return False
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    above = error.__cause__ or error.__context__
+    return is_full or "no space left" in str(error).lower() or _is_disk_full(above)

@@ -22,10 +22,7 @@ folder in which it may keep downloads.
 def read_text(path: Path, contents: str, key: str = "corpus.path") -> str:
     """Return the text of a file.
 
-    Args:
-      path: the file.
-      contents: what it should hold, for the message.
-      key: what names the file, for the message; "": nothing else than its path.
+    Messages say what it should hold and which ``key`` named it, if any did.
 
     Raises:
       UserError: no such file, or not UTF-8.

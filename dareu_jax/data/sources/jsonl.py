@@ -51,10 +51,6 @@ def read_rows(path: Path | str, key: str) -> Iterator[Row]:
     Fields: ``owner`` (one name; null or empty: nobody's), ``prompt``, ``response``
     and, optionally, ``id`` and ``split`` (``train`` or ``test``; train when absent).
 
-    Args:
-      path: the file.
-      key: what names it, for messages.
-
     Raises:
       UserError: the first bad line, by file and line number, or no train record.
     """
@@ -135,10 +131,6 @@ class Line(NamedTuple):
 
 def read_lines(path: Path | str, key: str = "") -> Iterator[Line]:
     """Yield every line that is not blank.
-
-    Args:
-      path: the file.
-      key: what names it, for messages; "": nothing else than its path.
 
     Raises:
       UserError: no such file, not UTF-8, no JSON object, a bad id or one used twice.

@@ -119,11 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def plan_shards(
     sizes: Mapping[str, int], limit: int = SHARD_BYTES
 ) -> dict[str, list[str]]:
-    """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor.
-
-    Args:
-      sizes: bytes of every tensor, in the order to write.
-    """
+    """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -160,10 +156,8 @@ def write_tensors(
 ) -> None:
     """Write tensors as safetensors, with an index when there is more than one file.
 
-    Args:
-      folder: where; sizes: bytes by name, in the order of ``tensors``.
-      tensors: ``(name, array)``, made one at a time: one file's worth is held.
-      limit: bytes of a file.
+    ``tensors`` come in the order of ``sizes``, their bytes; one file's worth is held at
+    a time.
     """
     plan = plan_shards(sizes, limit)
     ready = iter(tensors)

@@ -29,12 +29,7 @@ DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A folder that `import_folder` has made.
-
-    Attributes:
-      folder: where; cfg: shape and dtypes of its decoder.
-      source: the Hugging Face folder it was made from.
-    """
+    """A folder that `import_folder` has made."""
 
     folder: Path
     cfg: DecoderConfig
@@ -86,10 +81,6 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
 
 def import_folder(source: Path, out: Path) -> Imported:
     """Reads a Hugging Face folder and writes it as parameters that a run can load.
-
-    Args:
-      source: ``config.json``, safetensors and tokenizer files.
-      out: a folder that does not exist yet; it appears whole or not at all.
 
     Raises:
       UserError: ``out`` exists, or anything that `HfFolder`, `read_config`,

@@ -125,9 +125,7 @@ def family_of(fields: Fields, where: str) -> Family:
 def read_config(fields: Fields, where: str) -> DecoderConfig:
     """Return the decoder that a ``config.json`` describes.
 
-    Args:
-      fields: the parsed file, old (``rope_theta``) or new (``rope_parameters``).
-      where: what to call the file in messages.
+    Its spelling is old (``rope_theta``) or new (``rope_parameters``).
 
     Raises:
       UserError: an unsupported family, a missing field, a value with other maths, or
