@@ -14,11 +14,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name, with a one-line description each.
+    """Entries of one ``kind`` by name, each with a line about it.
 
-    Args:
-      kind: what an entry is called in messages, for example ``"kernel"``.
-      package: the package whose import registers every built-in entry.
+    Importing ``package`` registers every built-in entry.
     """
 
     def __init__(self, kind: str, package: str):
@@ -139,11 +137,7 @@ class MethodRegistry(Registry[MethodEntry]):
     def variant(
         self, name: str, about: str, *, of: str, preset: Mapping[str, Any]
     ) -> None:
-        """Store method ``of`` as ``name`` too, with keys that it sets.
-
-        Raises:
-          ValueError: the name is taken.
-        """
+        """Store method ``of`` as ``name`` too, with keys that it sets."""
         entry = dataclasses.replace(self._entries[of], preset=preset)
         self._add(name, about, entry, None)
 

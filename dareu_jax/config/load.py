@@ -24,10 +24,8 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
     """Return the class of a configuration with the sections of registered entries.
 
     A method with options has the section of its name, such as ``npo``; a kernel has
-    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``.
-
-    Raises:
-      UserError: there is no such source, or a name is taken.
+    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``. Raises
+    `UserError` where there is no such source, or a name is taken.
     """
     whole = _extended(RunConfig, METHODS, METHODS.options())
     corpus = _corpus_config(source, source_options(source))
@@ -35,11 +33,7 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
 
 
 def attribution_config(**options: Any) -> AttributionConfig:
-    """Return the options of kernels, with a section for each that has its own.
-
-    Raises:
-      UserError: an unknown option, or a value that cannot be used.
-    """
+    """Return the options of kernels; raise `UserError` for an unknown or bad one."""
     try:
         return _extended(AttributionConfig, KERNELS, KERNELS.options())(**options)
     except ValidationError as error:
@@ -74,11 +68,7 @@ def _with_sections(
 def _extended(
     base: type[Section], registry: Registry, sections: tuple[tuple[str, type], ...]
 ) -> Any:
-    """Return ``base`` with one more section for each of the registry's entries.
-
-    Raises:
-      UserError: an entry has the name of a section that ``base`` has already.
-    """
+    """Return ``base`` with more sections; raise `UserError` where a name is taken."""
     for name, _ in sections:
         if name in base.model_fields or hasattr(base, name):
             raise UserError(
@@ -90,9 +80,7 @@ def _extended(
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file and apply ``key=value`` overrides.
-
-    Values are YAML, such as ``dareu.learning_rate=1e-4``.
+    """Read a YAML file and apply overrides such as ``dareu.learning_rate=1e-4``.
 
     Raises:
       UserError: missing file, bad YAML, unknown key, wrong type, out of range.
@@ -158,11 +146,7 @@ def plugins_from(plugins: Any, folder: Path) -> Any:
 
 
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Return the configuration of a nested mapping, validated.
-
-    Raises:
-      UserError: it names key, value and remedy.
-    """
+    """Return the valid configuration of a nested mapping; raise `UserError` if not."""
     if "plugins" in tree:
         tree = {**tree, "plugins": plugins_from(tree["plugins"], Path())}
     load_plugins(tree)

@@ -259,10 +259,6 @@ class RunConfig(Section):
 
 
 def source_options(source: str) -> type[Section]:
-    """Return the class of a source's options.
-
-    Raises:
-      UserError: there is no such source.
-    """
+    """Return the class of a source's options; raise `UserError` for no source."""
     SOURCES.get(source)
     return dict(SOURCES.options()).get(source, Section)

@@ -115,10 +115,7 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
 def encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the token lists of every prompt and of every response, see `tokenise`.
-
-    Every process of a run tokenises its share of the records.
-    """
+    """Return the tokens of every prompt and response; every process does its share."""
     from dareu_jax.parallel import shared_out
 
     lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
@@ -235,11 +232,7 @@ def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch
 
 
 def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Return `batch` without the left columns no prompt uses.
-
-    The width becomes the smallest multiple that holds the longest prompt (at most P),
-    so that a model compiles for few widths.
-    """
+    """Return `batch` without left columns that no prompt uses; few widths are left."""
     width = batch.prompt.shape[1]
     longest = int(batch.prompt_mask.sum(axis=1).max(initial=1))
     keep = min(width, -(-longest // multiple) * multiple)
@@ -292,11 +285,7 @@ def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
 
 
 def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
-    """Return each record's place in `owners` as [N] int32; `NOBODY` is -1.
-
-    Raises:
-      ValueError: a record's owner is not in `owners`.
-    """
+    """Return [N] int32: each record's place in `owners`; -1 for `NOBODY`."""
     place = {owner: number for number, owner in enumerate(owners)} | {NOBODY: -1}
     unknown = {record.owner for record in records} - place.keys()
     if unknown:

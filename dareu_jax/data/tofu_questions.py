@@ -78,9 +78,6 @@ def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
     """Return TOFU's questions, each with its ``paraphrased_question``.
 
     From `REWORDED`, downloaded, where no ``folder`` has the perturbed files.
-
-    Raises:
-      UserError: a malformed file, or a failed download.
     """
     if folder is None:
         place = downloads / "tofu"

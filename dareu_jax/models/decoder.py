@@ -110,17 +110,11 @@ class KVCache(NamedTuple):
 
 
 def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """softmax(q k / sqrt(H)) v with grouped keys; float32 softmax.
+    """softmax(q k / sqrt(H)) v ``[B, T, N, H]`` with grouped keys; float32 softmax.
 
     The weights are divided by their sum behind the product with v, where it is smaller
-    (Dao et al., 2022), and queries that share keys are rows of one product.
-
-    Args:
-      q: ``[B, T, N, H]``; k, v: ``[B, K, S, H]`` with N = K G.
-      visible: ``[B, T, S]`` bool.
-
-    Returns:
-      ``[B, T, N, H]``.
+    (Dao et al., 2022), and queries that share keys are rows of one product. ``q [B, T,
+    N, H]``; ``k, v [B, K, S, H]`` with N = K G; ``visible [B, T, S]`` bool.
     """
     b, t, n, h = q.shape
     kv, s = k.shape[1:3]
@@ -247,16 +241,10 @@ class Decoder(nn.Module):
             self.lm_head = linear_of(cfg, self.op)(cfg.vocab)
 
     def __call__(self, tokens, positions, visible, cache=None, slot=0):
-        """Runs the trunk; dropout is on when a ``dropout`` rng is given.
+        """Return ``(hidden [B, T, D], cache)``; dropout is on with its rng.
 
-        Args:
-          tokens: ``[B, T]`` int32; positions: ``[B, T]`` int32.
-          visible: ``[B, T, S]`` bool, which slots each token may look at; S = T: the
-            tokens look at each other alone.
-          cache: `KVCache` or None; slot: where this call's keys are written.
-
-        Returns:
-          ``(hidden [B, T, D], cache)``.
+        ``visible [B, T, S]`` says which slots each token may look at; where S = T the
+        tokens look at each other alone. With a cache, this call's keys go to ``slot``.
         """
         x, cache = self.stream(tokens, positions, visible, cache, slot)
         return self.final_norm(x), cache

@@ -61,8 +61,7 @@ class LoadedModel(NamedTuple):
     ) -> list[np.ndarray]:
         """Return log p of every token of each answer, the end of text included.
 
-        Returns:
-          For each pair float32 ``[tokens of the answer]``, in nats.
+        For each pair it is float32 ``[tokens of the answer]``, in nats.
         """
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
@@ -94,9 +93,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
-    """Load a folder that ``dareu import`` wrote.
-
-    No mesh: all devices, parameters split.
+    """Load a folder that ``dareu import`` wrote, onto all devices if no mesh is given.
 
     Raises:
       UserError: no such folder, or nothing imported in it.

@@ -40,7 +40,7 @@ def join(frozen: Any, trainable: Any) -> Any:
 def init_adapters(
     params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
 ) -> Any:
-    """Returns fresh adapters: A uniform within 1/sqrt(D), B zero, float32.
+    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero.
 
     Raises:
       UserError: a target names no dense layer.

@@ -58,11 +58,7 @@ def decoder_config(cfg: ModelConfig, vocab: int) -> DecoderConfig:
 
 
 def over_imported(cfg: ModelConfig, shape: DecoderConfig, key: str) -> DecoderConfig:
-    """Returns an imported decoder's shape with dtypes and remat as ``key`` says.
-
-    Raises:
-      UserError: it asks for another shape.
-    """
+    """Return an imported decoder's shape with dtypes and remat as ``cfg`` says."""
     given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
     wrong = sorted(set(given) - {"remat", "param_dtype", "compute_dtype"})
     if wrong:

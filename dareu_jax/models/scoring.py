@@ -157,10 +157,7 @@ def trunk_of(model: Decoder, params: dict, batch, **how: Any) -> Trunk:
 def response_logps(
     model: Decoder, params: dict, batch, temperature=1.0, **how: Any
 ) -> Array:
-    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false.
-
-    ``how`` is a key or slots, as in `response_hidden`.
-    """
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
     trunk = trunk_of(model, params, batch, **how)
     logps = over_logits(token_logps, [trunk], batch.response, temperature)
     return jnp.where(batch.response_mask, logps, 0.0)

@@ -27,7 +27,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns a mesh of all `devices`; one size may be -1, the rest of them.
+    """Return a mesh of all `devices`; one size may be -1, the rest of them.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -40,11 +40,7 @@ def make_mesh(
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
-    """Returns `make_mesh` of devices that are not there.
-
-    Raises:
-      UserError: the sizes do not multiply to the number of devices.
-    """
+    """Return `make_mesh` of devices that are not there."""
     sizes = _fill((data, fsdp, tensor), devices)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -65,11 +61,7 @@ def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
 
 
 def check_divisible(batch: int, mesh: Mesh | AbstractMesh) -> None:
-    """Checks that a global batch can be split over the data and fsdp axes.
-
-    Raises:
-      UserError: it cannot; the message holds the arithmetic.
-    """
+    """Raise `UserError` when a global batch cannot be split over data and fsdp."""
     sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
     devices = math.prod(sizes.values())
     if batch % devices:
@@ -112,12 +104,9 @@ def _put(value: Any, to: Sharding) -> jax.Array:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays `[B, ...]` on the mesh, split along B.
+    """Put host arrays `[B, ...]` on the mesh, split along B; raise if B cannot be.
 
     Every process passes all rows and gives its devices those that are theirs.
-
-    Raises:
-      UserError: B does not divide by the devices it is split over.
     """
     sharding = batch_sharding(mesh)
 

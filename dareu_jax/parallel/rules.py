@@ -92,13 +92,7 @@ def logical_axes(path: str) -> tuple[str, ...]:
 
 
 def table_axes(tree: Any) -> Any:
-    """Return the axis names of every leaf by `LOGICAL_RULES`, in a tree like ``tree``.
-
-    Scalars, such as step counts and keys, have none.
-
-    Raises:
-      ValueError: a path matches no rule, or more than one.
-    """
+    """Return the axis names of every leaf by `LOGICAL_RULES`; scalars have none."""
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:
         return logical_axes(path_name(path)) if leaf.shape else ()
@@ -126,13 +120,9 @@ def shardings_for(
     """Return the tree of `NamedSharding` for arrays or their shapes.
 
     A dimension is replicated where its name is not in `MESH_AXES`, or where the size of
-    its mesh axis does not divide it.
-
-    Args:
-      abstract_tree: arrays or shapes, such as parameters or optimiser state.
-      mesh: of the devices.
-      axes: a tree like ``abstract_tree`` with a tuple of axis names for every leaf; an
-        empty tuple replicates the array. None: `table_axes`.
+    its mesh axis does not divide it. ``axes`` is a tree like ``abstract_tree`` with a
+    tuple of axis names for every leaf; an empty one replicates the array. None:
+    `table_axes`.
 
     Raises:
       ValueError: a path matches no rule, or the names are not as many as dimensions.
@@ -170,10 +160,8 @@ def init_sharded(
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    Args:
-      init_fn, args: what is made; mesh: of the devices.
-      donate: places of the arguments whose memory is given away.
-      axes: from the shapes of what is made to the names of their axes.
+    Memory of the arguments in the places ``donate`` is given away; ``axes`` names the
+    axes of what is made, from its shapes.
     """
     made = jax.eval_shape(init_fn, *args)
     to = shardings_for(made, mesh, axes(made))

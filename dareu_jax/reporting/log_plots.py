@@ -33,10 +33,7 @@ def plot_files(
     truth_ratio: str | None = None,
     partial: bool = False,
 ) -> bytes | None:
-    """Return what the logs of a model, and of the reference, have as a PNG; or None.
-
-    Args: as of `score`. Raises: see `read_log`.
-    """
+    """Return what the logs of a model, and of the reference, have as a PNG; or None."""
     kind = truth_ratio_named(truth_ratio or "geometric")
     named = {"candidate": candidate, "reference": reference}
     logs = {k: read_log(x, partial) for k, x in named.items() if x is not None}
@@ -112,8 +109,7 @@ def extraction(found: Mapping[str, Array], ax: Axes) -> None:
 def by_prefix(strength: Array) -> tuple[Array, Array]:
     """Return prefix lengths from 0 to 1, and the share of rows said from each.
 
-    Args:
-      strength: ``[N]`` extraction strengths, 1 less the shortest prefix that does.
+    ``strength [N]`` is 1 less the shortest prefix that does.
     """
     shortest = np.sort(1.0 - strength)
     x = np.unique([0.0, *shortest, 1.0])

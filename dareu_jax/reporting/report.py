@@ -17,11 +17,7 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     config_yaml: str,
 ) -> str:
-    """Return the page; matplotlib loads here, on the first call only.
-
-    ``curves`` are the rows of ``metrics.jsonl``; any part of ``results`` may be
-    missing.
-    """
+    """Return the page; any part of ``results``, of results.json, may be missing."""
     names = summary.model_names(results)
     return template_of("report.html.j2").render(
         scale=results.get("scale", "The scale of this run was not recorded."),

@@ -74,12 +74,7 @@ def check_reward(one: Inputs) -> None:
 
 
 def check_models(one: Inputs) -> None:
-    """Checks that original, retrained and adapters can be had.
-
-    Raises:
-      UserError: an imported model is missing or does not fit, or ``lora.targets`` has
-        a name that the model has not.
-    """
+    """Raise `UserError` unless original, retrained and adapters can be had."""
     cfg = one.cfg
     check_oracle(cfg)
     for name, part in parts_of(cfg).items():

@@ -42,8 +42,8 @@ def export_run(
     method's saved steps, by default the last; ``card`` writes README.md.
 
     Raises:
-      UserError: no finished run there, no such model, seed or step, what the model
-        was saved in is missing, no adapters to write, ``out`` exists.
+      UserError: no finished run, no such model, seed or step, what the model was saved
+        in is missing, no adapters to write, ``out`` exists.
     """
     check_new(out)
     cfg, results = finished(folder)
@@ -69,11 +69,7 @@ def write_merged(inputs: Inputs, params: Any, to: Path) -> None:
 
 
 def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for PEFT.
-
-    Raises:
-      UserError: the model has no adapters.
-    """
+    """Write the model's adapters for PEFT; raise `UserError` where it has none."""
     lora, (_, frozen) = inputs.cfg.lora, split(params)
     if lora is None or not frozen:
         raise UserError(

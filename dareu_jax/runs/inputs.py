@@ -69,12 +69,8 @@ def parts_of(cfg: RunConfig) -> dict[str, Part]:
 class Inputs:
     """What is known before anything is trained; each part is read when asked for.
 
-    Nothing here trains a model.
-
-    Args:
-      cfg: the configuration; seed: one of its seeds; folder: the run folder.
-      is_finished: the folder is only read: a tokenizer or a dataset that is missing
-        there is an error and is not made again.
+    Nothing here trains a model. Where the run ``is_finished`` its folder is only read:
+    a tokenizer or a dataset that is missing is an error and is not made again.
     """
 
     def __init__(
@@ -85,11 +81,7 @@ class Inputs:
         self._bases: dict[tuple[Path, str], Any] = {}
 
     def _needs(self, name: str) -> Path:
-        """Return a path in the run folder; of a finished run it must be there.
-
-        Raises:
-          UserError: the run is finished and the path is missing.
-        """
+        """Return a path of the run; raise `UserError` if a finished one lacks it."""
         path = self.folder / name
         if self.is_finished and not path.exists():
             raise UserError(f"{path} is missing; the same dareu run makes it again")
@@ -188,11 +180,7 @@ class Inputs:
         return self.decoder("model")
 
     def decoder(self, name: str) -> Decoder:
-        """The decoder of a part of the run, ``model`` or one of `parts_of`.
-
-        Raises:
-          UserError: its imported model is missing or of another vocabulary.
-        """
+        """The decoder of a part of the run, ``model`` or one of `parts_of`."""
         part = parts_of(self.cfg)[name]
         key = f"{part.prefix}model"
         if (path := part.model.path) is not None:
@@ -288,9 +276,6 @@ class Inputs:
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> data.Corpus:
-    """Return the corpus of the configuration; its dataset is kept in ``folder``.
-
-    What is downloaded is kept in the user's cache, for the next run too.
-    """
+    """Return the corpus; downloads are kept in the user's cache."""
     options, downloads = cfg.corpus.options(), user_cache() / "downloads"
     return data.load_corpus(cfg.corpus.source, options, folder / "data", downloads)

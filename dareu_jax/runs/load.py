@@ -44,8 +44,7 @@ def subject_of(
     """Return the model of a folder; of a run ``row``, by default what was unlearned.
 
     Raises:
-      UserError: neither an imported model nor a finished run; no such row or seed; a
-        row or a seed of an imported model.
+      UserError: no model there, or no such row or seed.
     """
     if (folder / RESULTS).exists():
         return of_run(folder, row or UNLEARNED, seed)
@@ -79,11 +78,7 @@ def missing(folder: Path) -> str:
 
 
 def of_run(folder: Path, row: str, seed: int | None) -> Subject:
-    """Return a row of a finished run's table.
-
-    Raises:
-      UserError: there is no such run, row or seed.
-    """
+    """Return a row of a finished run's table; raise `UserError` where there is none."""
     cfg, results = finished(folder)
     row = row_of(folder, cfg, results["models"], row)
     inputs = opened(cfg, seed_of(folder, cfg, seed), folder)
@@ -99,8 +94,7 @@ def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
     """Return the parameters of a row of a finished run's table.
 
     Raises:
-      UserError: what is to be read is missing or damaged, or a step is asked of a model
-        that is of no method.
+      UserError: what is to be read is missing, or a step of no method is asked for.
     """
     if row in oracles_of(inputs.cfg):
         if step is not None:
@@ -125,11 +119,7 @@ def check_indices(inputs: Inputs) -> None:
 
 
 def whole_model(inputs: Inputs, row: str) -> LoadedModel:
-    """Return a model of a run, adapters merged into it.
-
-    Raises:
-      UserError: what is to be read is missing or damaged.
-    """
+    """Return a model of a run, adapters merged into it."""
     shape = inputs.model.cfg
     with jax.set_mesh(inputs.mesh):
         params = merge(params_of(inputs, row), shape.lora_alpha)

@@ -88,11 +88,7 @@ def run(
 
 
 def begin(cfg: RunConfig, folder: Path, progress: Progress) -> Corpus:
-    """Check the whole input, then write what a run folder begins with.
-
-    Raises:
-      UserError: bad input; nothing is written.
-    """
+    """Check the whole input, then write what a run folder begins with."""
     with tempfile.TemporaryDirectory() as trial:
         corpus = check(cfg, Path(trial), progress)
         if is_first():

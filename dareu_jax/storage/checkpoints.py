@@ -98,11 +98,7 @@ class Checkpoints:
             self._saving = step, self._write(step, tree, meta, metric, model)
 
     def settle(self) -> None:
-        """Returns when the last save is whole on disk and what it replaces is gone.
-
-        Raises:
-          TrainingError: no disk space was left; steps saved before stay usable.
-        """
+        """Wait until the last save is whole; raise `TrainingError` on a full disk."""
         if self._saving is None:
             return
         step, written = self._saving
@@ -113,11 +109,10 @@ class Checkpoints:
         self._remove(agreed(self._replaced() if is_first() else []))
 
     def latest(self, abstract_tree: Any) -> Found | None:
-        """Returns `(step, tree, meta)` of the newest step that can be trusted, if any.
+        """Return `(step, tree, meta)` of the newest step that can be trusted, if any.
 
-        Args:
-          abstract_tree: `jax.ShapeDtypeStruct` or array leaves; the shardings found
-            there decide where the result lives, whatever mesh it was saved from.
+        The shardings of `abstract_tree`, arrays or their shapes, decide where the
+        result lives, whatever mesh it was saved from.
 
         Raises:
           UserError: a leaf on disk has another shape or dtype than the one wanted.
@@ -142,11 +137,7 @@ class Checkpoints:
         return found
 
     def at(self, step: int, abstract_tree: Any) -> Found:
-        """Returns `(step, tree, meta)` of one step, as `latest` does of the newest.
-
-        Raises:
-          UserError: it is not there or cannot be trusted; or as for `latest`.
-        """
+        """Return one step as `latest` does; raise `UserError` where it cannot be."""
         self.settle()
         _check_there(self.folder, step, agreed(self.steps()))
         found, reason = None, _problem(self._path(step))

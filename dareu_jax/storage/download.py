@@ -10,11 +10,7 @@ from dareu_jax.storage.files import write_whole
 
 
 def download(url: str, file: Path, sha256: str, remedy: str) -> None:
-    """Write what `url` holds to `file`; `remedy` says what to do when that fails.
-
-    Raises:
-      UserError: no connection, or contents other than the published ones.
-    """
+    """Write what `url` holds to `file`; raise `UserError` if it is not as published."""
     content = fetch(url, remedy)
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
@@ -23,11 +19,7 @@ def download(url: str, file: Path, sha256: str, remedy: str) -> None:
 
 
 def fetch(url: str, remedy: str) -> bytes:
-    """Return what `url` holds.
-
-    Raises:
-      UserError: no connection, or one that broke.
-    """
+    """Return what `url` holds; raise `UserError` with the `remedy` where it cannot."""
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()

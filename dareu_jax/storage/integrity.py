@@ -70,11 +70,7 @@ def describe(tree: Any) -> Leaves:
 
 
 def check_leaves(where: str, found: Leaves, target: Any) -> None:
-    """Compares leaves on disk with the leaves wanted.
-
-    Raises:
-      UserError: names the first leaf that differs and both shapes.
-    """
+    """Raise `UserError` for the first leaf on disk that differs from the one wanted."""
     wanted = describe(target)
     for path in [*wanted, *(path for path in found if path not in wanted)]:
         if found.get(path) != wanted.get(path):

@@ -34,11 +34,7 @@ class JsonlOptions(Section):
     "jsonl", "your own file: owner, prompt, response on each line", options=JsonlOptions
 )
 def jsonl_rows(options: JsonlOptions, downloads: Path) -> Iterator[Row]:
-    """Yield the rows of the file ``options.path``.
-
-    Raises:
-      UserError: no file is named, or what `read_rows` refuses.
-    """
+    """Yield the rows of the file ``options.path``, see `read_rows`."""
     del downloads
     if options.path is None:
         raise UserError("corpus.path is not set; source 'jsonl' needs a file")
@@ -98,11 +94,7 @@ class Query:
 
 
 def read_queries(path: Path | str) -> list[Query]:
-    """Read ``prompt`` and ``response`` of every line; without one the model answers.
-
-    Raises:
-      UserError: the first bad line, by file and line number, or no line.
-    """
+    """Read ``prompt`` and ``response`` of every line; without one the model answers."""
     queries = list(map(_query, read_lines(path)))
     if not queries:
         raise UserError(f"{path} holds no queries; write one JSON object per line")
@@ -130,11 +122,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path | str, key: str = "") -> Iterator[Line]:
-    """Yield every line that is not blank.
-
-    Raises:
-      UserError: no such file, not UTF-8, no JSON object, a bad id or one used twice.
-    """
+    """Yield every line that is not blank; raise `UserError` for a bad line or id."""
     seen: dict[str, str] = {}
     for where, fields in json_lines(Path(path), key):
         name = _id(fields, where)

@@ -20,10 +20,6 @@ SHARD_BYTES = 5 * 10**9
 class HfFolder:
     """Tensors of a folder by name: shapes, dtypes, slices.
 
-    Attributes:
-      folder: where; config: the parsed ``config.json``.
-      shapes: ``{tensor: shape}``; dtypes: ``{tensor: safetensors name}``.
-
     Raises:
       UserError: no folder, no or broken ``config.json``, no safetensors, a shard that
         is missing or broken, an index that names a tensor that is not there.
@@ -48,13 +44,10 @@ class HfFolder:
                 )
 
     def read(self, name: str, rows: tuple[slice, ...] = ()) -> np.ndarray:
-        """Return a tensor, or the part of it that ``rows`` slices out.
+        """Return a tensor, or what ``rows`` slice out; raise `UserError` for NaN.
 
         The file is opened for each call and unmapped after it: pages of one tensor at
         most stay in memory.
-
-        Raises:
-          UserError: a value is NaN or infinite.
         """
         with _opened(self._file[name]) as file:
             part = file.get_slice(name)
@@ -154,11 +147,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Write tensors as safetensors, with an index when there is more than one file.
-
-    ``tensors`` come in the order of ``sizes``, their bytes; one file's worth is held at
-    a time.
-    """
+    """Write tensors, in the order of ``sizes``, as safetensors, file by file."""
     plan = plan_shards(sizes, limit)
     ready = iter(tensors)
     for file, names in plan.items():

@@ -46,11 +46,7 @@ class Imported:
         return read_json(self.files / "config.json").get("max_position_embeddings")
 
     def load(self, mesh: Mesh) -> Any:
-        """Returns the parameters, each part where ``mesh`` wants it.
-
-        Raises:
-          UserError: they cannot be read.
-        """
+        """Return the parameters, each part where ``mesh`` wants it."""
         target = abstract_on(abstract_params(self.cfg), mesh)
         with Checkpoints(self.folder / PARAMETERS, warn=_ignore) as saved:
             found = saved.latest(target)
@@ -62,11 +58,7 @@ class Imported:
 
 
 def open_imported(folder: Path, key: str = "model.path") -> Imported:
-    """Returns what ``dareu import`` wrote to ``folder``, which ``key`` names.
-
-    Raises:
-      UserError: no such folder, or one that ``dareu import`` did not write.
-    """
+    """Return what ``dareu import`` wrote to ``folder``, or raise `UserError`."""
     if not (folder / DECODER).exists():
         remedy = "give a folder that dareu import wrote"
         if (folder / "config.json").exists():
@@ -80,11 +72,10 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
 
 
 def import_folder(source: Path, out: Path) -> Imported:
-    """Reads a Hugging Face folder and writes it as parameters that a run can load.
+    """Read a Hugging Face folder and write it as parameters that a run can load.
 
     Raises:
-      UserError: ``out`` exists, or anything that `HfFolder`, `read_config`,
-        `check_tensors` or `check_vocabulary` refuses.
+      UserError: ``out`` exists, or the folder's model or tokenizer is refused.
     """
     check_new(out)
     folder = HfFolder(source)

@@ -22,11 +22,7 @@ Index = tuple[slice, ...]
 
 
 def stored_dtype(source: HfFolder) -> str:
-    """Return the one dtype of a folder's tensors, float32 where they differ.
-
-    Raises:
-      UserError: a tensor is neither float32, bfloat16 nor float16.
-    """
+    """Return the one dtype of a folder's tensors, float32 where they differ."""
     for name, kind in source.dtypes.items():
         if kind not in DTYPES and not name.endswith(NOT_WEIGHTS):
             raise UserError(
@@ -38,11 +34,7 @@ def stored_dtype(source: HfFolder) -> str:
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
-    """Check names and shapes of every tensor before any is read.
-
-    Raises:
-      UserError: a tensor is missing, has another shape, or is not of this family.
-    """
+    """Raise `UserError` unless every tensor is there in its shape, and no other."""
     wanted = dict(hf_tensors(cfg))
     for name, shape in wanted.items():
         found = source.shapes.get(name)
@@ -74,12 +66,9 @@ def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """Read a decoder's parameters straight to where they live.
+    """Return a decoder's parameters, as `init_decoder` makes them, where they live.
 
     Every process reads the slices its own devices hold, one tensor after another.
-
-    Returns:
-      Parameters as `init_decoder` makes them.
     """
     check_tensors(source, cfg)
     abstract = abstract_params(cfg)

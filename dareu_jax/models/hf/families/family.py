@@ -108,11 +108,7 @@ ROPE_FIELDS = {
 
 
 def family_of(fields: Fields, where: str) -> Family:
-    """Return the family of a ``config.json``.
-
-    Raises:
-      UserError: no ``model_type``, or one that is not supported.
-    """
+    """Return the family of a ``config.json``; raise `UserError` where there is none."""
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES.names():
         known = ", ".join(FAMILIES.names())
@@ -123,9 +119,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Return the decoder that a ``config.json`` describes.
-
-    Its spelling is old (``rope_theta``) or new (``rope_parameters``).
+    """Return the decoder that a ``config.json`` describes, in either spelling.
 
     Raises:
       UserError: an unsupported family, a missing field, a value with other maths, or
@@ -153,11 +147,7 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
 
 
 def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
-    """Return the fields of a ``config.json`` that describes ``cfg``.
-
-    Raises:
-      UserError: no family has this decoder's maths.
-    """
+    """Return the ``config.json`` of ``cfg``; raise `UserError` if no family fits."""
     families = [FAMILIES.get(name) for name in FAMILIES.names()]
     family = next((family for family in families if family.fits(cfg)), None)
     if family is None:
