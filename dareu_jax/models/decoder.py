@@ -9,17 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.errors import UserError
-from dareu_jax.models.layers import (
-    HELD,
-    SLOTS,
-    Dense,
-    DenseOp,
-    GatedMLP,
-    RMSNorm,
-    dense,
-    rope_frequencies,
-    rotate,
-)
+from dareu_jax.models import layers
 from dareu_jax.parallel import along_batch
 
 Array = jax.Array
@@ -141,10 +131,10 @@ def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
     return ((slot + t)[:, None] - s[None, :] < window)[None]
 
 
-def linear_of(cfg: DecoderConfig, op: DenseOp) -> functools.partial:
+def linear_of(cfg: DecoderConfig, op: layers.DenseOp) -> functools.partial:
     """`Dense` as every layer of this decoder has it."""
     return functools.partial(
-        Dense,
+        layers.Dense,
         param_dtype=cfg.param_dtype,
         op=op,
         lora_alpha=cfg.lora_alpha,
@@ -156,7 +146,7 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an optional cache."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     @nn.compact
     def __call__(self, x, positions, visible, cache, layer, slot):
@@ -171,10 +161,10 @@ class Attention(nn.Module):
         q = heads("q", cfg.heads)
         k, v = heads("k", cfg.kv_heads), heads("v", cfg.kv_heads)
         if cfg.qk_norm:
-            q = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="q_norm")(q)
-            k = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
-        freq = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        q, k = rotate(q, positions, freq), rotate(k, positions, freq)
+            q = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name="q_norm")(q)
+            k = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
+        freq = layers.rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        q, k = layers.rotate(q, positions, freq), layers.rotate(k, positions, freq)
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             cache = cache.put(k, v, layer, slot)
@@ -189,15 +179,15 @@ class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     @nn.compact
     def __call__(self, carry, layer, positions, visible, slot):
         """Returns ``((x [B, T, D], cache), None)`` for a scan over layers."""
         cfg, (x, cache) = self.cfg, carry
 
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
+        def norm(name: str) -> layers.RMSNorm:
+            return layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
 
         still = cfg.dropout == 0.0 or not self.has_rng("dropout")
         drop = nn.Dropout(cfg.dropout, deterministic=still, name="drop")
@@ -207,7 +197,7 @@ class Layer(nn.Module):
         )
         x = along_batch(x + drop(mixed))
         linear = linear_of(cfg, self.op)
-        mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
+        mlp = layers.GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
         return (along_batch(x + drop(mlp(norm("mlp_norm")(x)))), cache), None
 
 
@@ -215,7 +205,7 @@ class Decoder(nn.Module):
     """Token embedding, scanned layers, final norm, (tied) unembedding."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     def setup(self):
         """Declares the embedding, the layer stack, the norm and the head."""
@@ -229,14 +219,14 @@ class Decoder(nn.Module):
         body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
         stack = nn.scan(
             body,
-            variable_axes={"params": 0, SLOTS: 0},
-            variable_broadcast=HELD,
+            variable_axes={"params": 0, layers.SLOTS: 0},
+            variable_broadcast=layers.HELD,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
         )
         self.layers = stack(cfg, self.op)
-        self.final_norm = RMSNorm(cfg.norm_eps, cfg.param_dtype)
+        self.final_norm = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype)
         if not cfg.tied:
             self.lm_head = linear_of(cfg, self.op)(cfg.vocab)
 

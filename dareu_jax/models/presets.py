@@ -1,6 +1,7 @@
 """Named decoder shapes, and how the configuration changes them."""
 
 import dataclasses
+from typing import Any
 
 from dareu_jax.config import ModelConfig
 from dareu_jax.errors import UserError
@@ -33,7 +34,7 @@ OURS = {
     "decoder-5m": ("6 layers of 240: TOFU from scratch", (6, 240, 6, 6, 40, 640)),
 }
 """Name -> description and `FIELDS`."""
-KNOWN = {
+KNOWN: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "llama2-7b": ("Llama-2-7b", (32, 4096, 32, 32, 128, 11_008), LLAMA),
     "tinyllama-1.1b": ("TinyLlama-1.1B", (22, 2048, 32, 4, 64, 5632), LLAMA),
     "llama32-1b": ("Llama-3.2-1B", (16, 2048, 32, 8, 64, 8192), LLAMA3),

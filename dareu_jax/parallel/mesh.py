@@ -6,14 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import (
-    AbstractMesh,
-    AxisType,
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-)
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.errors import UserError
 
@@ -94,7 +87,7 @@ def key_of(key: jax.Array, number: int) -> jax.Array:
     return jax.random.fold_in(key, _put(np.uint32(number), key.sharding))
 
 
-def _put(value: Any, to: Sharding) -> jax.Array:
+def _put(value: Any, to: jax.sharding.Sharding) -> jax.Array:
     """Puts what every process has on the devices; each process on its own."""
     if jax.process_count() == 1:
         return jax.device_put(value, to)

@@ -7,15 +7,10 @@ from typing import Any
 
 from dareu_jax.errors import UserError
 from dareu_jax.models import merge, split
+from dareu_jax.models.hf import weights
 from dareu_jax.models.hf.families import config_json
 from dareu_jax.models.hf.folder import read_json, save_tensors, write_tensors
 from dareu_jax.models.hf.imported import copy_small_files
-from dareu_jax.models.hf.weights import (
-    hf_arrays,
-    peft_arrays,
-    peft_modules,
-    tensor_sizes,
-)
 from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
@@ -65,7 +60,7 @@ def write_merged(inputs: Inputs, params: Any, to: Path) -> None:
     cfg = inputs.model.cfg
     write_small_files(inputs, to)
     merged = merge(params, cfg.lora_alpha)
-    write_tensors(to, tensor_sizes(cfg), hf_arrays(cfg, merged))
+    write_tensors(to, weights.tensor_sizes(cfg), weights.hf_arrays(cfg, merged))
 
 
 def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
@@ -75,7 +70,7 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
         raise UserError(
             f"model {name!r} of {inputs.folder} has no adapters; leave --adapter out"
         )
-    tensors = dict(peft_arrays(inputs.model.cfg, params))
+    tensors = dict(weights.peft_arrays(inputs.model.cfg, params))
     save_tensors(to / "adapter_model.safetensors", tensors)
     fields = {
         "peft_type": "LORA",
@@ -84,7 +79,7 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": peft_modules(inputs.model.cfg, lora.targets),
+        "target_modules": weights.peft_modules(inputs.model.cfg, lora.targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

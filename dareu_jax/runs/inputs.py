@@ -11,27 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dareu_jax import data
+from dareu_jax import data, models, parallel
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import (
-    Decoder,
-    DecoderConfig,
-    decoder_config,
-    init_adapters,
-    join,
-    over_imported,
-    split,
-)
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
-from dareu_jax.parallel import (
-    Layouts,
-    first_then_others,
-    init_sharded,
-    key_of,
-    make_mesh,
-    put_batch,
-)
 from dareu_jax.storage.files import user_cache
 
 Array = jax.Array
@@ -45,7 +28,7 @@ class Part(NamedTuple):
     lora: LoraConfig | None
     dropout: float = 0.0
 
-    def trained(self, shape: DecoderConfig) -> DecoderConfig:
+    def trained(self, shape: models.DecoderConfig) -> models.DecoderConfig:
         """The shape with what the part's training adds: adapters, or dropout."""
         lora = self.lora
         if lora is None:
@@ -90,23 +73,25 @@ class Inputs:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, as the configuration divides them."""
-        return make_mesh(self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor)
+        return parallel.make_mesh(
+            self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor
+        )
 
     @functools.cached_property
-    def layouts(self) -> Layouts:
+    def layouts(self) -> parallel.Layouts:
         """The mesh, and the same devices as they are divided to sample text."""
         kv_heads, tensor = self.model.cfg.kv_heads, self.cfg.mesh.rollout_tensor
-        return Layouts.of(self.mesh, kv_heads, tensor)
+        return parallel.Layouts.of(self.mesh, kv_heads, tensor)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the mesh."""
-        return put_batch(batch, self.mesh)
+        return parallel.put_batch(batch, self.mesh)
 
     @functools.cached_property
     def corpus(self) -> data.Corpus:
         """Every record, from the configured source."""
         self._needs("data")
-        corpus = first_then_others(lambda: read_corpus(self.cfg, self.folder))
+        corpus = parallel.first_then_others(lambda: read_corpus(self.cfg, self.folder))
         cfg = self.cfg.corpus
         if not cfg.merge_others:
             return corpus
@@ -149,7 +134,7 @@ class Inputs:
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
         place = self.folder / "tokenizer" if spec else self._needs("tokenizer")
-        return first_then_others(
+        return parallel.first_then_others(
             lambda: data.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
         )
 
@@ -175,22 +160,22 @@ class Inputs:
         return None if path is None else open_imported(Path(path))
 
     @functools.cached_property
-    def model(self) -> Decoder:
+    def model(self) -> models.Decoder:
         """The decoder that is fine-tuned and unlearned."""
         return self.decoder("model")
 
-    def decoder(self, name: str) -> Decoder:
+    def decoder(self, name: str) -> models.Decoder:
         """The decoder of a part of the run, ``model`` or one of `parts_of`."""
         part = parts_of(self.cfg)[name]
         key = f"{part.prefix}model"
         if (path := part.model.path) is not None:
             imported = open_imported(Path(path), f"{key}.path")
             check_vocabulary(self.tokenizer, imported.cfg, imported.files)
-            shape = over_imported(part.model, imported.cfg, key)
+            shape = models.over_imported(part.model, imported.cfg, key)
         else:
             known = self.tokenizer.vocab_size if name == "model" else None
-            shape = decoder_config(part.model, known or self.model.cfg.vocab)
-        return Decoder(part.trained(shape))
+            shape = models.decoder_config(part.model, known or self.model.cfg.vocab)
+        return models.Decoder(part.trained(shape))
 
     def check_shape(self, imported: Imported) -> None:
         """Raises `UserError` when an imported model is not of this run's shape."""
@@ -222,14 +207,14 @@ class Inputs:
     def with_adapters(self, params: Any, name: str) -> Any:
         """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
         part = parts_of(self.cfg)[name]
-        if part.lora is None or split(params)[1]:
+        if part.lora is None or models.split(params)[1]:
             return params
         rank, targets = part.lora.rank, part.lora.targets
         key = self.key(f"{part.prefix}lora")
         adapters = self.made(
-            lambda key: init_adapters(params, rank, targets, key=key), key
+            lambda key: models.init_adapters(params, rank, targets, key=key), key
         )
-        return join(params, adapters)
+        return models.join(params, adapters)
 
     def start_of(self, name: str) -> Any:
         """What a part's training begins with; None: with a fresh decoder."""
@@ -239,13 +224,13 @@ class Inputs:
 
     def made(self, init: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`init_sharded` on this run's mesh."""
-        return init_sharded(init, self.mesh, *args, **options)
+        return parallel.init_sharded(init, self.mesh, *args, **options)
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""
         whole, number = NamedSharding(self.mesh, PartitionSpec()), self.seed
         key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
-        return key_of(key, zlib.crc32(stage.encode()))
+        return parallel.key_of(key, zlib.crc32(stage.encode()))
 
     def tokens(self, records: tuple[data.Record, ...]) -> data.TokenBatch:
         """Tokenises records to this run's lengths."""

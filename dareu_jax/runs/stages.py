@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dareu_jax import data
+from dareu_jax import data, unlearning
 from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
 from dareu_jax.models import join, split
 from dareu_jax.models.hf.imported import open_imported
@@ -37,15 +37,6 @@ from dareu_jax.training.progress import Progress
 from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.training.work import training_work
-from dareu_jax.unlearning import (
-    Method,
-    MethodInputs,
-    Prior,
-    RewardIndex,
-    method_config,
-    needs_of,
-    reads_of,
-)
 
 Array = jax.Array
 Results = Mapping[str, Any]
@@ -115,7 +106,7 @@ def carry_out(session: Session, stage: Planned, results: Results) -> Any:
     if stage.kind == "index":
         return indexer(session, stage.name, original).built(original)
     if stage.kind == "method":
-        cfg = method_config(inputs.cfg, stage.name)
+        cfg = unlearning.method_config(inputs.cfg, stage.name)
         return unlearn(session, stage.name, cfg, results)
     if stage.name == "prior":
         params = finetune(session, "prior", inputs.split.retain, "prior")
@@ -296,12 +287,12 @@ def unlearn(
 
 def prepare(
     session: Session, row: str, cfg: RunConfig, results: Results
-) -> tuple[Method, Any, StepFn]:
+) -> tuple[unlearning.Method, Any, StepFn]:
     """Return method ``row``, its first state and its ``(state, step) -> ...``."""
     inputs = session.inputs
     given = method_inputs(session, row, cfg, results)
     method = METHODS.get(row).make(cfg, given)
-    needs = needs_of(row, cfg)
+    needs = unlearning.needs_of(row, cfg)
     splits = {"forget": inputs.split.forget, "retain": inputs.split.retain}
     streams = {
         split: inputs.stream(f"unlearn/{split}", splits[split], need.batch_size)
@@ -329,20 +320,20 @@ def prepare(
 
 def method_inputs(
     session: Session, row: str, cfg: RunConfig, results: Results
-) -> MethodInputs:
+) -> unlearning.MethodInputs:
     """Return what method ``row`` with the row's configuration ``cfg`` may read."""
     inputs, original = session.inputs, results["original"]
     start = inputs.with_adapters(original, "model")
     stages: dict[str, Any] = {}
-    for name in reads_of(row, cfg):
+    for name in unlearning.reads_of(row, cfg):
         if name == "prior":
-            stages[name] = Prior(*results[name])
+            stages[name] = unlearning.Prior(*results[name])
         else:
             rebuild = indexer(session, name, original).again
             kernel, index = results[name]
-            stages[name] = RewardIndex(kernel, index, rebuild)
+            stages[name] = unlearning.RewardIndex(kernel, index, rebuild)
     labels = data.owner_labels(inputs.split.forget, inputs.corpus.owners)
-    return MethodInputs(
+    return unlearning.MethodInputs(
         model=inputs.model,
         reference=start,
         frozen=split(start)[1],

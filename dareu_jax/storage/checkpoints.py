@@ -22,25 +22,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dareu_jax import parallel
 from dareu_jax.errors import TrainingError, UserError, first_line
-from dareu_jax.parallel import (
-    abstract_on,
-    agreed,
-    is_first,
-    named_leaves,
-    path_name,
-    wait_for_all,
-)
-from dareu_jax.storage.integrity import (
-    Leaves,
-    check_leaves,
-    describe,
-    problem,
-    read_manifest,
-    read_meta,
-    read_metric,
-    write_manifest,
-)
+from dareu_jax.parallel import agreed, is_first, named_leaves, path_name, wait_for_all
+from dareu_jax.storage import integrity
 
 Found = tuple[int, Any, dict[str, Any]]
 """A step, its tree and its meta."""
@@ -200,12 +185,15 @@ class Checkpoints:
     ) -> Future[None]:
         import orbax.checkpoint as ocp
 
-        manifest: dict[str, Any] = {"leaves": describe(tree), "metric": metric}
+        manifest: dict[str, Any] = {
+            "leaves": integrity.describe(tree),
+            "metric": metric,
+        }
         # Orbax copies arrays before it returns, and reads JSON after.
         items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
         if model is not None:
             shared = _shared(tree, model)
-            manifest |= {"model": describe(model), "shared": shared}
+            manifest |= {"model": integrity.describe(model), "shared": shared}
             items["model"] = ocp.args.StandardSave(model)
             tree = _without(tree, shared)
         if jax.tree.leaves(tree):
@@ -221,14 +209,14 @@ class Checkpoints:
         """Runs beside the main thread, so nothing here waits for other processes."""
         manager.wait_until_finished()
         if is_first():
-            write_manifest(self._path(step), manifest)
+            integrity.write_manifest(self._path(step), manifest)
 
     def _restore(self, step: int, abstract_tree: Any) -> tuple[Found | None, str]:
         import orbax.checkpoint as ocp
 
         target = _targets(abstract_tree)
-        manifest = read_manifest(self._path(step))
-        check_leaves(
+        manifest = integrity.read_manifest(self._path(step))
+        integrity.check_leaves(
             f"checkpoint {self.folder} step {step}", manifest["leaves"], target
         )
         shared = manifest.get("shared", {})
@@ -260,7 +248,7 @@ class Checkpoints:
         are written, and a step may go only after the newest has its manifest.
         """
         steps = self.steps()
-        metrics = {step: read_metric(self._path(step)) for step in steps}
+        metrics = {step: integrity.read_metric(self._path(step)) for step in steps}
         ranked = sorted((x, -step) for step, x in metrics.items() if x is not None)
         kept = {*steps[-self._keep :], *(-at for _, at in ranked[: self._keep_best])}
         return [step for step in steps if step not in kept]
@@ -331,7 +319,7 @@ class Checkpoints:
 
 def _problem(folder: Path) -> str:
     """Asks process 0 alone, so that all processes pick the same step."""
-    return agreed(problem(folder) if is_first() else "")
+    return agreed(integrity.problem(folder) if is_first() else "")
 
 
 def _check_there(folder: Path, step: int, steps: list[int]) -> None:
@@ -364,10 +352,11 @@ def read_model(
     place = folder / str(at)
     if reason := _problem(place):
         raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
-    leaves = read_manifest(place).get("model", {})
-    target = abstract_on(_model_target(leaves, {}), mesh)
+    leaves = integrity.read_manifest(place).get("model", {})
+    target = parallel.abstract_on(_model_target(leaves, {}), mesh)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore((place / "model").absolute(), target), read_meta(place)
+        params = reader.restore((place / "model").absolute(), target)
+    return params, integrity.read_meta(place)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -382,10 +371,11 @@ def finished_step(folder: Path) -> int | None:
     """Return the newest step of a stage, if it is whole and the stage is done."""
 
     def found() -> int | None:
-        newest = steps_in(folder)[-1:]
-        if not newest or problem(folder / str(newest[0])):
-            return None
-        return newest[0] if read_meta(folder / str(newest[0])).get("done") else None
+        for step in steps_in(folder)[-1:]:
+            place = folder / str(step)
+            if not integrity.problem(place) and integrity.read_meta(place).get("done"):
+                return step
+        return None
 
     return agreed(found() if is_first() else None)
 
@@ -394,7 +384,7 @@ def newest_meta(folder: Path) -> dict[str, Any]:
     """Return the meta of a stage's newest step, unverified; empty where it has none."""
     newest = steps_in(folder)[-1:]
     try:
-        return read_meta(folder / str(newest[0])) if newest else {}
+        return integrity.read_meta(folder / str(newest[0])) if newest else {}
     except (OSError, ValueError):
         return {}
 
@@ -404,7 +394,7 @@ def _unfinished(folder: Path) -> str:
     steps = steps_in(folder)
     if not steps:
         return "is missing"
-    reason = problem(folder / str(steps[-1]))
+    reason = integrity.problem(folder / str(steps[-1]))
     return f"is damaged: step {steps[-1]}: {reason}" if reason else "is not finished"
 
 
@@ -422,7 +412,7 @@ def _without(tree: Any, paths: Mapping[str, str]) -> Any:
     )
 
 
-def _model_target(leaves: Leaves, known: Mapping[str, Any]) -> Any:
+def _model_target(leaves: integrity.Leaves, known: Mapping[str, Any]) -> Any:
     """Return nested dictionaries of the shapes of a model's leaves."""
     out: dict[str, Any] = {}
     for path, (shape, dtype) in leaves.items():
