@@ -130,9 +130,8 @@ def _write(folder: Path, rows: Sequence[Row]) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it does
-            builder = _builder_class()(
-                rows=rows, data_dir=str(folder), file_format="array_record"
-            )
+            make = functools.partial(_builder_class(), file_format="array_record")
+            builder = make(rows=rows, data_dir=str(folder))
             builder.download_and_prepare(download_config=config)
     except OSError:
         if not (folder / WRITTEN).exists():  # another process may have been first
@@ -156,11 +155,8 @@ def _read_split(dataset: Any, split: str) -> tuple[Record, ...]:
     import grain
 
     stored = grain.MapDataset.source(dataset.as_data_source(split))
-    examples = sorted(stored, key=lambda row: row["index"])
-    return tuple(
-        Record(**{name: example[name].decode() for name in FIELDS})
-        for example in examples
-    )
+    rows = sorted(stored, key=lambda row: row["index"])
+    return tuple(Record(*(row[name].decode() for name in FIELDS)) for row in rows)
 
 
 def _damaged(folder: Path) -> UserError:

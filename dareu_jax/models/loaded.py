@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad
+from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad, rounded_up
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
@@ -73,7 +73,7 @@ class LoadedModel(NamedTuple):
     def rows(self, batch_size: int) -> int:
         """Return the batch size, rounded up to a multiple of the devices."""
         devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        return -(-batch_size // devices) * devices
+        return rounded_up(batch_size, devices)
 
     @property
     def layouts(self) -> Layouts:
@@ -136,8 +136,8 @@ def padded(
     model: LoadedModel, prompts: list[list[int]], responses: list[list[int]]
 ) -> data.TokenBatch:
     """Return texts as long as the longest, rounded up to `MULTIPLE`."""
-    width = -(-max(1, *map(len, prompts)) // MULTIPLE) * MULTIPLE
-    size = -(-max(map(len, responses)) // MULTIPLE) * MULTIPLE
+    width = rounded_up(max(1, *map(len, prompts)), MULTIPLE)
+    size = rounded_up(max(map(len, responses)), MULTIPLE)
     pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
     left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
     return data.TokenBatch(*left, *right, index)

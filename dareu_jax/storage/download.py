@@ -3,10 +3,19 @@
 import hashlib
 import http.client
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from dareu_jax.errors import UserError
 from dareu_jax.storage.files import write_whole
+
+
+def downloaded(folder: Path, home: str, files: Mapping[str, str], remedy: str) -> Path:
+    """Return ``folder`` with every file of ``name -> sha256`` in it, from ``home``."""
+    for name, sha256 in files.items():
+        if not (folder / name).exists():
+            download(f"{home}/{name}", folder / name, sha256, remedy)
+    return folder
 
 
 def download(url: str, file: Path, sha256: str, remedy: str) -> None:

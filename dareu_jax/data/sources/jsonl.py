@@ -168,9 +168,8 @@ def _shares(line: Line) -> tuple[tuple[str, float], ...]:
     if not isinstance(owner, list | dict):
         return ((line.text("owner"), 1.0),)
     names = [text_field({"owner": one}, "owner", line.where) for one in owner]
-    if isinstance(owner, list):
-        weights = [1.0 / len(names) for _ in names]
-    else:
+    weights = [1.0 / len(names) for _ in names]
+    if isinstance(owner, dict):
         weights = [_weight(value) for value in owner.values()]
     if not names or len(set(names)) < len(names) or not all(weights):
         raise UserError(

@@ -1,7 +1,9 @@
 """Made-up authors from a seed: any number of owners, and facts nobody owns."""
 
+import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -44,9 +46,8 @@ def fictitious_rows(options: FictitiousOptions, downloads: Path) -> Iterator[Row
     for number in range(options.owners):
         rng = random.Random(f"{options.seed}/{number}")
         yield from _owner(f"owner_{number:03d}", rng, unique, options.records_per_owner)
-    for number, (prompt, paraphrase, answer) in enumerate(
-        words.FACTS[: options.general_facts]
-    ):
+    facts = words.FACTS[: options.general_facts]
+    for number, (prompt, paraphrase, answer) in enumerate(facts):
         record = Record(f"fact/{number:03d}", NOBODY, prompt, answer)
         yield from _with_paraphrase(record, paraphrase)
 
@@ -56,10 +57,8 @@ def _owner(
 ) -> Iterator[Row]:
     """Yield the rows of one owner; every type is drawn, so that a prefix is stable."""
     fields = {"name": unique.draw(words.person, rng), **rng.choice(PRONOUNS)}
-    rows: list[Row] = []
-    for question in words.QUESTIONS:
-        rows.extend(_ask(owner, question, fields, rng, unique))
-    yield from rows[: 2 * records]
+    asked = (_ask(owner, one, fields, rng, unique) for one in words.QUESTIONS)
+    yield from [*itertools.chain.from_iterable(asked)][: 2 * records]
 
 
 def _ask(
@@ -80,7 +79,4 @@ def _ask(
 def _with_paraphrase(record: Record, prompt: str) -> Iterator[Row]:
     """Yield the train row and its held-out paraphrase."""
     yield "train", record
-    yield (
-        "test",
-        Record(f"{record.id}/paraphrase", record.owner, prompt, record.response),
-    )
+    yield "test", replace(record, id=f"{record.id}/paraphrase", prompt=prompt)
