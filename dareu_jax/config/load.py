@@ -57,10 +57,8 @@ def _corpus_config(source: str, options: type[Section]) -> type[CorpusConfig]:
 def _with_sections(
     whole: type[RunConfig], attribution: Any, corpus: Any
 ) -> type[RunConfig]:
-    own: Any = {
-        "attribution": (attribution, attribution()),
-        "corpus": (corpus, corpus()),
-    }
+    sections = {"attribution": attribution, "corpus": corpus}
+    own: Any = {name: (kind, kind()) for name, kind in sections.items()}
     return create_model("RunConfig", __base__=whole, **own)
 
 
@@ -96,6 +94,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         changes.append((key.strip(), parse_value(item, value)))
     change_keys(tree, changes)
     return build_config(tree, str(path))
+
+
+def parse_value(item: str, text: str) -> Any:
+    """Parse the right side of ``key=value`` as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
 
 
 def change_keys(tree: dict[str, Any], changes: Iterable[tuple[str, Any]]) -> None:
@@ -239,18 +245,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {where}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict | None):
         raise UserError(f"{path} must hold `key: value` lines, found {tree!r:.60}")
-    return tree
-
-
-def parse_value(item: str, text: str) -> Any:
-    """Parse the right side of ``key=value`` as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+    return tree or {}
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -266,18 +263,13 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
                 f"{below!r}, not a section"
             )
         tree = below
-    here = tree.get(last)
-    if isinstance(here, Mapping) and isinstance(value, Mapping):
-        value = merge(here, value)
-    tree[last] = value
+    tree.update(merge(tree, {last: value}))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``below`` with the keys of ``above`` put over it, section by section."""
-    out = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
+    out = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            out[key] = merge(below[key], above[key])
     return out

@@ -6,6 +6,7 @@ What is trained is the pytree that `split` puts first; code that joins the two p
 again cannot tell adapters from full parameters.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,12 @@ def init_adapters(
     if missing:
         raise UserError(f"lora.targets: no dense layer {missing[0]!r} in this model")
     return out
+
+
+def abstract_adapters(params: Any, rank: int, targets: Sequence[str]) -> Any:
+    """Return shapes and dtypes of `init_adapters`; nothing is made."""
+    start = functools.partial(init_adapters, params, rank, targets)
+    return jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
 
 
 def delta(a: Array, b: Array, alpha: float) -> Array:

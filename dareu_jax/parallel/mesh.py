@@ -12,6 +12,7 @@ from dareu_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+AUTO = (AxisType.Auto,) * len(AXES)
 
 
 def make_mesh(
@@ -27,15 +28,13 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _fill((data, fsdp, tensor), len(devices))
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return jax.make_mesh(sizes, AXES, axis_types=AUTO, devices=devices)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
     """Return `make_mesh` of devices that are not there."""
     sizes = _fill((data, fsdp, tensor), devices)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return AbstractMesh(sizes, AXES, axis_types=AUTO)
 
 
 def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:

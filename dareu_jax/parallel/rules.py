@@ -130,8 +130,13 @@ def shardings_for(
     axes = table_axes(abstract_tree) if axes is None else axes
 
     def sharding(path: Any, leaf: Any, names: tuple[str, ...]) -> NamedSharding:
-        spec = _spec(path_name(path), tuple(leaf.shape), names, mesh)
-        return NamedSharding(mesh, spec)
+        if names and len(names) != len(leaf.shape):
+            raise ValueError(
+                f"array {path_name(path)!r} has shape {tuple(leaf.shape)}, "
+                f"its axes are {names}"
+            )
+        spec = (_axis(name, size, mesh) for name, size in zip(names, leaf.shape))
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree, axes)
 
@@ -168,26 +173,10 @@ def init_sharded(
     return jax.jit(init_fn, out_shardings=to, donate_argnums=donate)(*args)
 
 
-def _spec(
-    path: str,
-    shape: tuple[int, ...],
-    names: tuple[str, ...],
-    mesh: Mesh | AbstractMesh,
-) -> PartitionSpec:
-    if not names:
-        return PartitionSpec()
-    if len(names) != len(shape):
-        raise ValueError(f"array {path!r} has shape {shape}, its axes are {names}")
-    return PartitionSpec(*(_axis(n, size, mesh) for n, size in zip(names, shape)))
-
-
 def _axis(
     name: str, size: int, mesh: Mesh | AbstractMesh
 ) -> str | tuple[str, ...] | None:
     axis = MESH_AXES.get(name)
-    if axis is None:
-        return None
-    parts = math.prod(
-        mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis)
-    )
-    return axis if size % parts == 0 else None
+    parts = (axis,) if isinstance(axis, str) else axis or ()
+    whole = size % math.prod(mesh.shape[part] for part in parts) == 0
+    return axis if whole else None

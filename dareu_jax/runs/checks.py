@@ -1,14 +1,11 @@
 """Find what is wrong with a run before anything is trained."""
 
-import functools
 from pathlib import Path
-
-import jax
 
 from dareu_jax import data
 from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
+from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
@@ -21,7 +18,7 @@ from dareu_jax.unlearning import method_config, needs_of
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
-    for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
+    for name in (*cfg.methods, *cfg.overrides):
         method_config(cfg, name)
     plan(cfg)
     one = Inputs(cfg, cfg.seeds[0], trial)
@@ -108,10 +105,8 @@ def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
             f"{part.prefix}lora adapts an imported model; set {part.prefix}model.path "
             f"too, or take {part.prefix}lora out"
         )
-    rank, targets = part.lora.rank, part.lora.targets
-    start = functools.partial(init_adapters, abstract_params(shape), rank, targets)
     try:
-        jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+        abstract_adapters(abstract_params(shape), part.lora.rank, part.lora.targets)
     except UserError as error:
         raise UserError(f"{part.prefix}{error}") from None
 
@@ -131,8 +126,6 @@ def batch_sizes(cfg: RunConfig) -> list[int]:
     """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
-    sizes = [part.batch_size for part in parts]
-    for name in cfg.methods:
-        needs = needs_of(name, method_config(cfg, name))
-        sizes += [need.batch_size for need in needs.values()]
-    return sizes
+    needs = (needs_of(name, method_config(cfg, name)) for name in cfg.methods)
+    takers = [*parts, *(need for own in needs for need in own.values())]
+    return [taker.batch_size for taker in takers]

@@ -15,7 +15,7 @@ from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import opened, params_of
-from dareu_jax.storage.files import check_new, new_folder, write_whole
+from dareu_jax.storage.files import check_new, new_folder, write_text, write_whole
 
 Card = Callable[[Mapping[str, Any], str, int, int | None], str]
 """``(results, row, seed, step) -> text`` of the folder's README.md."""
@@ -50,17 +50,12 @@ def export_run(
         if adapter:
             write_adapter(inputs, params, name, draft)
         else:
-            write_merged(inputs, params, draft)
-        write(draft / "README.md", card(results, name, seed, step))
+            write_small_files(inputs, draft)
+            shape = inputs.model.cfg
+            tensors = weights.hf_arrays(shape, merge(params, shape.lora_alpha))
+            write_tensors(draft, weights.tensor_sizes(shape), tensors)
+        write_text(draft / "README.md", card(results, name, seed, step))
     return out
-
-
-def write_merged(inputs: Inputs, params: Any, to: Path) -> None:
-    """Write a whole model, adapters merged into it."""
-    cfg = inputs.model.cfg
-    write_small_files(inputs, to)
-    merged = merge(params, cfg.lora_alpha)
-    write_tensors(to, weights.tensor_sizes(cfg), weights.hf_arrays(cfg, merged))
 
 
 def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
@@ -84,7 +79,7 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    write(to / "adapter_config.json", json.dumps(fields, indent=2) + "\n")
+    write_text(to / "adapter_config.json", json.dumps(fields, indent=2) + "\n")
 
 
 def write_small_files(inputs: Inputs, to: Path) -> None:
@@ -106,12 +101,6 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     }
     fields |= {key: x for key, x in ids.items() if fields.get(key) is None}
     fields["dtype"] = inputs.model.cfg.param_dtype
-    write(to / "config.json", json.dumps(fields, indent=2) + "\n")
+    write_whole(to / "config.json", json.dumps(fields, indent=2) + "\n")
     if not (to / "generation_config.json").exists():
-        write(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, from process 0."""
-    if is_first():
-        write_whole(path, text)
+        write_whole(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")

@@ -209,11 +209,9 @@ class Inputs:
         part = parts_of(self.cfg)[name]
         if part.lora is None or models.split(params)[1]:
             return params
-        rank, targets = part.lora.rank, part.lora.targets
-        key = self.key(f"{part.prefix}lora")
-        adapters = self.made(
-            lambda key: models.init_adapters(params, rank, targets, key=key), key
-        )
+        lora, key = part.lora, self.key(f"{part.prefix}lora")
+        start = functools.partial(models.init_adapters, params, lora.rank, lora.targets)
+        adapters = self.made(lambda key: start(key=key), key)
         return models.join(params, adapters)
 
     def start_of(self, name: str) -> Any:
