@@ -8,6 +8,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.registry import MODELS
 
+Sizes = tuple[int, ...]
 FIELDS = ("layers", "embed", "heads", "kv_heads", "head_dim", "ffn")
 LLAMA = {"vocab": 32_000, "norm_eps": 1e-5, "tied": False}
 LLAMA3 = {
@@ -25,7 +26,7 @@ LLAMA3 = {
 QWEN3 = {"vocab": 151_936, "rope_theta": 1e6, "qk_norm": True}
 BFLOAT16 = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
 
-OURS = {
+OURS: dict[str, tuple[str, Sizes]] = {
     "decoder-40k": ("1 layer of 32: for tests", (1, 32, 2, 1, 16, 64)),
     "decoder-100k": ("2 layers of 48: a counterfactual prior", (2, 48, 3, 3, 16, 96)),
     "decoder-300k": ("2 layers of 96: an owner classifier", (2, 96, 6, 6, 16, 192)),
@@ -34,7 +35,7 @@ OURS = {
     "decoder-5m": ("6 layers of 240: TOFU from scratch", (6, 240, 6, 6, 40, 640)),
 }
 """Name -> description and `FIELDS`."""
-KNOWN: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+KNOWN: dict[str, tuple[str, Sizes, dict[str, Any]]] = {
     "llama2-7b": ("Llama-2-7b", (32, 4096, 32, 32, 128, 11_008), LLAMA),
     "tinyllama-1.1b": ("TinyLlama-1.1B", (22, 2048, 32, 4, 64, 5632), LLAMA),
     "llama32-1b": ("Llama-3.2-1B", (16, 2048, 32, 8, 64, 8192), LLAMA3),

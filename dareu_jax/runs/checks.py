@@ -127,5 +127,5 @@ def batch_sizes(cfg: RunConfig) -> list[int]:
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
     needs = (needs_of(name, method_config(cfg, name)) for name in cfg.methods)
-    takers = [*parts, *(need for own in needs for need in own.values())]
-    return [taker.batch_size for taker in takers]
+    asked = [need.batch_size for own in needs for need in own.values()]
+    return [*(part.batch_size for part in parts), *asked]
