@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from dareu_jax.data.records import Corpus, Record
 from dareu_jax.data.sources.base import Row, Source
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
+from dareu_jax.storage.files import whole_folder
 
 FIELDS = ("id", "owner", "prompt", "response")
 WRITTEN = Path("owned_text") / "1.0.0"
@@ -59,16 +59,9 @@ def adopt(trial: Path, data_dir: Path) -> None:
     ``trial`` may be on another disk. A dataset that is there already stays as it is.
     """
     for dataset in [path.parents[1] for path in trial.glob(f"*/{WRITTEN}")]:
-        target = data_dir / dataset.name
-        if target.exists():
-            continue
-        draft = data_dir / f".{dataset.name}.{os.getpid()}"
-        data_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.move(dataset, draft)
-            draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        if not (data_dir / dataset.name).exists():
+            with whole_folder(data_dir / dataset.name) as draft:
+                shutil.move(dataset / WRITTEN.parent, draft)
 
 
 def _corpus(rows: Sequence[Row]) -> Corpus:

@@ -1,6 +1,7 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,20 +17,8 @@ LOGITS_AT_ONCE = 2**27
 """Numbers of a batch's logits that exist at the same time: 512 MiB of float32."""
 
 
-class Head(nn.Module):
-    """A linear map on hidden states, float32: the value head, the owner head."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, hidden: Array) -> Array:
-        """Maps ``[..., D]`` to float32 ``[..., features]``."""
-        wide = hidden.astype(jnp.float32)
-        kernel = self.param(
-            "kernel", nn.initializers.zeros, (wide.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return wide @ kernel + bias
+Head = functools.partial(nn.Dense, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
+"""A linear map on hidden states, float32: the value head, the owner head."""
 
 
 def apply_head(features: int, params: dict, hidden: Array) -> Array:
