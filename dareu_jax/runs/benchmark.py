@@ -121,19 +121,14 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     compared = None if other is None else reference_of(other, asked.seed)
     model = subject.load()
     reading = reading_of(asked, model)
-    settings = {
-        "model": model.fingerprint,
-        "template": reading.template,
-        "system": reading.system,
-    }
-    kept = Kept(asked.out / "parts", settings)
+    settings = {"template": reading.template, "system": reading.system}
+    kept = Kept(asked.out / "parts", {"model": model.fingerprint, **settings})
     reference = None if compared is None else alike(asked, model, compared.load())
     judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
     log = suite.log(judge, data, progress)
-    name = asked.suite.upper()
     short = {metric: table["agg_value"] for metric, table in log.items()}
-    path = asked.out / f"{name}_EVAL.json"
-    write_json(asked.out / f"{name}_SUMMARY.json", short)
+    write_json(asked.out / f"{asked.suite.upper()}_SUMMARY.json", short)
+    path = asked.out / f"{asked.suite.upper()}_EVAL.json"
     write_json(path, log)
     return path
 

@@ -73,9 +73,8 @@ class Inputs:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, as the configuration divides them."""
-        return parallel.make_mesh(
-            self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor
-        )
+        cfg = self.cfg.mesh
+        return parallel.make_mesh(cfg.data, cfg.fsdp, cfg.tensor)
 
     @functools.cached_property
     def layouts(self) -> parallel.Layouts:

@@ -28,8 +28,6 @@ from dareu_jax.runs.stages import load
 from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.storage.fingerprint import params_fingerprint
 
-RETRAINED = "retrained"
-
 
 class Subject(NamedTuple):
     """A model that is not loaded yet."""
@@ -60,9 +58,9 @@ def subject_of(
 
 def reference_of(folder: Path, seed: int | None) -> Subject:
     """Return the model to compare with: of a run the retrained one of a seed."""
-    is_run = (folder / RESULTS).exists()
-    how = (RETRAINED, seed) if is_run else (None, None)
-    return subject_of(folder, *how)
+    if (folder / RESULTS).exists():
+        return of_run(folder, "retrained", seed)
+    return subject_of(folder)
 
 
 def missing(folder: Path) -> str:
@@ -120,11 +118,10 @@ def check_indices(inputs: Inputs) -> None:
 
 def whole_model(inputs: Inputs, row: str) -> LoadedModel:
     """Return a model of a run, adapters merged into it."""
-    shape = inputs.model.cfg
+    shape, imported = inputs.model.cfg, inputs.imported
     with jax.set_mesh(inputs.mesh):
         params = merge(params_of(inputs, row), shape.lora_alpha)
     whole = dataclasses.replace(shape, lora_alpha=0.0, lora_dropout=0.0)
-    imported = inputs.imported
     context = sum(inputs.lengths) if imported is None else imported.context
     corpus = inputs.cfg.corpus
     return LoadedModel(

@@ -66,8 +66,7 @@ class HfFolder:
             return {name: self.folder / file for name, file in names.items()}
         if (self.folder / SINGLE).exists():
             return {}
-        pickled = [p.name for kind in PICKLES for p in self.folder.glob(kind)]
-        if pickled:
+        if pickled := [p.name for kind in PICKLES for p in self.folder.glob(kind)]:
             raise UserError(
                 f"{self.folder} has its weights in {pickled[0]}, a pickle, which can "
                 "run code when it is read; save it as safetensors first"
@@ -114,20 +113,14 @@ def plan_shards(
 ) -> dict[str, list[str]]:
     """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor."""
     groups: list[list[str]] = [[]]
-    filled = 0
     for name, size in sizes.items():
-        if groups[-1] and filled + size > limit:
+        if groups[-1] and sum(map(sizes.__getitem__, groups[-1])) + size > limit:
             groups.append([])
-            filled = 0
         groups[-1].append(name)
-        filled += size
     if len(groups) == 1:
         return {SINGLE: groups[0]}
-    count = len(groups)
-    return {
-        f"model-{i + 1:05d}-of-{count:05d}.safetensors": group
-        for i, group in enumerate(groups)
-    }
+    file = f"model-{{:05d}}-of-{len(groups):05d}.safetensors"
+    return {file.format(n): group for n, group in enumerate(groups, start=1)}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -48,7 +48,7 @@ class Imported:
     def load(self, mesh: Mesh) -> Any:
         """Return the parameters, each part where ``mesh`` wants it."""
         target = abstract_on(abstract_params(self.cfg), mesh)
-        with Checkpoints(self.folder / PARAMETERS, warn=_ignore) as saved:
+        with Checkpoints(self.folder / PARAMETERS, warn=lambda said: None) as saved:
             found = saved.latest(target)
         if found is None:
             raise UserError(
@@ -108,11 +108,6 @@ def check_vocabulary(tokenizer: Tokenizer, cfg: DecoderConfig, where: Path) -> N
 def copy_small_files(source: Path, to: Path) -> None:
     """Copies tokenizer and configuration files."""
     to.mkdir(parents=True, exist_ok=True)
-    for pattern in SMALL_FILES:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, to / path.name)
-
-
-def _ignore(message: str) -> None:
-    """The error that follows says the same."""
+    for path in (path for kind in SMALL_FILES for path in source.glob(kind)):
+        if path.is_file():
+            shutil.copyfile(path, to / path.name)

@@ -23,35 +23,34 @@ Index = tuple[slice, ...]
 
 def stored_dtype(source: HfFolder) -> str:
     """Return the one dtype of a folder's tensors, float32 where they differ."""
-    for name, kind in source.dtypes.items():
-        if kind not in DTYPES and not name.endswith(NOT_WEIGHTS):
+    kinds = {n: k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
+    for name, kind in kinds.items():
+        if kind not in DTYPES:
             raise UserError(
                 f"{source.folder}: {name} is stored as {kind}; supported: "
                 f"{', '.join(DTYPES)} (quantised weights must be expanded first)"
             )
-    kinds = {k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
-    return DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"
+    known = set(kinds.values())
+    return DTYPES[known.pop()] if len(known) == 1 else "float32"
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
     """Raise `UserError` unless every tensor is there in its shape, and no other."""
-    wanted = dict(hf_tensors(cfg))
+    wanted, where = dict(hf_tensors(cfg)), source.folder
     for name, shape in wanted.items():
         found = source.shapes.get(name)
         if found is None:
-            raise UserError(
-                f"{source.folder} has no tensor {name}, config.json needs it"
-            )
+            raise UserError(f"{where} has no tensor {name}, config.json needs it")
         if found != shape:
             raise UserError(
-                f"{source.folder}: {name} has shape {list(found)}, config.json says "
+                f"{where}: {name} has shape {list(found)}, config.json says "
                 f"{list(shape)}"
             )
     for name in source.shapes:
         spare = name == "lm_head.weight" and cfg.tied
         if name not in wanted and not spare and not name.endswith(NOT_WEIGHTS):
             raise UserError(
-                f"{source.folder} has a tensor {name} that config.json does not name"
+                f"{where} has a tensor {name} that config.json does not name"
             )
 
 
