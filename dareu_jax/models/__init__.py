@@ -2,13 +2,7 @@
 
 from dareu_jax.models.decoder import Decoder, DecoderConfig
 from dareu_jax.models.flops import forward_flops
-from dareu_jax.models.lora import (
-    abstract_adapters,
-    init_adapters,
-    join,
-    merge,
-    split,
-)
+from dareu_jax.models.lora import abstract_adapters, init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
 from dareu_jax.models.sampler import Rollout, generate
 from dareu_jax.models.scoring import (
