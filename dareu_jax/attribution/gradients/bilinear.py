@@ -181,62 +181,61 @@ def over_layers(x: Array, leaf: Any) -> Array:
     return jnp.broadcast_to(x, (len(leaf), *x.shape))
 
 
-@functools.cache
-def summing(features: Features):
-    """Return a contraction to sum_b w_bo f_b, ``[O, D', F']``."""
+def contraction(contract: Callable[[Array, Array, Any], Any]):
+    """Return ``features -> contraction``: of the sides that features give, once each.
 
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, weights = held
-        x, e = features.sides(x, e, arrays)
+    The slot holds what features need and what ``contract`` takes beside both sides.
+    """
 
-        def add(total: Array, own: Array, start: Any) -> Array:
-            block = jnp.einsum("bo,bdf->odf", weights, own)
-            return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
+    @functools.cache
+    def of(features: Features) -> probe.Contract:
+        def seen(x: Array, e: Array, held) -> Any:
+            arrays, own = held
+            return contract(*features.sides(x, e, arrays), own)
 
-        shape = (weights.shape[1], x.shape[-1], e.shape[-1])
-        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+        return seen
 
-    return contract
+    return of
 
 
-@functools.cache
-def scoring(features: Features):
-    """Return a contraction to <f_b, G_o>, ``[B, O]``."""
+@contraction
+def summing(x: Array, e: Array, weights: Array) -> Array:
+    """Contract to sum_b w_bo f_b, ``[O, D', F']``."""
 
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, owners = held
-        x, e = features.sides(x, e, arrays)
+    def add(total: Array, own: Array, start: Any) -> Array:
+        block = jnp.einsum("bo,bdf->odf", weights, own)
+        return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
 
-        def add(total: Array, own: Array, start: Any) -> Array:
-            return total + dot_products(own, owners.rows(start, own.shape[1]))
+    shape = (weights.shape[1], x.shape[-1], e.shape[-1])
+    return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
-        shape = (len(x), owners.array.shape[1])
-        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
-    return contract
+@contraction
+def scoring(x: Array, e: Array, owners: probe.Whole) -> Array:
+    """Contract to <f_b, G_o>, ``[B, O]``."""
+
+    def add(total: Array, own: Array, start: Any) -> Array:
+        return total + dot_products(own, owners.rows(start, own.shape[1]))
+
+    shape = (len(x), owners.array.shape[1])
+    return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+
+
+@contraction
+def comparing(x: Array, e: Array, owners: probe.Whole) -> tuple[Array, Array]:
+    """Contract to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
+
+    def add(total: tuple[Array, Array], own: Array, start: Any):
+        scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
+        return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
+
+    zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
+    return over_rows(x, e, add, zeros)
 
 
 def dot_products(own: Array, owners: Array) -> Array:
     """Return <f_b, G_o> ``[B, O]`` of ``own [B, D, F]`` and ``owners [O, D, F]``."""
     return jnp.einsum("bdf,odf->bo", own, owners)
-
-
-@functools.cache
-def comparing(features: Features):
-    """Return a contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
-
-    def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
-        arrays, owners = held
-        x, e = features.sides(x, e, arrays)
-
-        def add(total: tuple[Array, Array], own: Array, start: Any):
-            scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
-            return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
-
-        zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
-        return over_rows(x, e, add, zeros)
-
-    return contract
 
 
 def written(
@@ -310,14 +309,14 @@ def owner_cosines(
 
 def contracted(
     how: How,
-    contraction: Callable[[Features], probe.Contract],
+    contract: Callable[[Features], probe.Contract],
     params: Any,
     index: GradientIndex,
     queries: TokenBatch,
     *,
     zeros: Any,
 ) -> Any:
-    """Return what the contraction writes, like ``zeros``, summed over all matrices."""
+    """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
         arrays = how.features.held(leaf, path, index.seed)
@@ -325,7 +324,7 @@ def contracted(
         out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
         return Slot(held, out)
 
-    _, each = written(how, contraction(how.features), params, queries, slot=slot)
+    _, each = written(how, contract(how.features), params, queries, slot=slot)
     return jax.tree.map(lambda *own: sum(x.sum(axis=0) for x in own), *each.values())
 
 

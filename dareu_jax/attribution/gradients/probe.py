@@ -78,9 +78,8 @@ def over_rows(
 ) -> Any:
     """Fold per-example gradients, a few rows of D at a time, into ``total``.
 
-    Args:
-      x: ``[B, T, D]``; e: ``[B, T, F]`` float32.
-      add: ``(total, gradients [B, rows, F], first row) -> total``.
+    By ``add(total, gradients [B, rows, F], first row)``, of ``x [B, T, D]`` and float32
+    ``e [B, T, F]``.
     """
     d = x.shape[-1]
     count = rows_at_once(len(x), d, e.shape[-1])
@@ -178,13 +177,11 @@ def probe(
     slots: Any,
     measure: Measure = log_likelihoods,
 ) -> tuple[Array, Any]:
-    """Run one backward pass; return the measurement and what every slot was given.
+    """Run one backward pass over B responses with their prompts.
 
     Args:
-      model, params: the attributed decoder; batch: B responses with their prompts.
       contract: see `probe_op`; weight: ``[B]`` float32, 0 for padding.
       slots: a tree of `Slot` in the place of the matrices in `attributed`.
-      measure: one of `measures`.
 
     Returns:
       The sum of the measurements, and the contractions in the places of the slots.
@@ -244,10 +241,8 @@ def folded(
     is summed up one layer at a time.
 
     Args:
-      model, params: the attributed decoder; batch: B responses with their prompts.
-      weight: w ``[B]`` float32.
+      weight: w ``[B]`` float32; weights: r ``[O]`` float32.
       owners: G in the place of every matrix of `attributed`, ``[L, O, D, F]``.
-      weights: r ``[O]`` float32.
     """
     forward, numbers = dataclasses.replace(model, op=folded_op), layers(params)
     held = jax.tree.map(lambda g: (g, weights), owners)

@@ -13,7 +13,7 @@ import optax
 from pydantic import Field
 
 from dareu_jax.attribution.gradients import bilinear, precondition
-from dareu_jax.attribution.gradients.bilinear import Features, How, by_matrix
+from dareu_jax.attribution.gradients.bilinear import How, by_matrix
 from dareu_jax.attribution.gradients.measures import log_odds, mean_probability
 from dareu_jax.attribution.gradients.precondition import Preconditioner, Sums
 from dareu_jax.attribution.gradients.probe import Slot, example_gradients
@@ -33,16 +33,11 @@ class Gram(NamedTuple):
     seed: Array
 
 
-@functools.cache
-def outer(features: Features):
-    """Return a contraction to sum_b w_b f_b f_b^T, ``[K, K]``."""
-
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, weight = held
-        flat = example_gradients(*features.sides(x, e, arrays)).reshape(len(x), -1)
-        return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
-
-    return contract
+@bilinear.contraction
+def outer(x: Array, e: Array, weight: Array) -> Array:
+    """Contract to sum_b w_b f_b f_b^T, ``[K, K]``."""
+    flat = example_gradients(x, e).reshape(len(x), -1)
+    return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "owners"))
