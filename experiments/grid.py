@@ -13,12 +13,14 @@ import argparse
 import json
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
-from dareu_jax.runs.pipeline import evaluate_params
-from dareu_jax.runs.stages import Run
+from dareu_jax.runs.evaluate import evaluate, evaluate_params, suite_of, tow_of
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.plan import plan
+from dareu_jax.runs.stages import Session, prepare, result_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.unlearning import method_config
@@ -49,17 +51,27 @@ def means(log):
     return {name: value["agg_value"] for name, value in log["metrics"].items()}
 
 
-def try_rate(one, suite, name, steps_key, rate, counts, retrained):
+def shared_by_all(session):
+    """The results of all stages that methods and evaluations read, by name."""
+    results = {}
+    for stage in plan(session.inputs.cfg):
+        if stage.kind in ("model", "index"):
+            results[stage.name] = result_of(session, stage.name, results)
+    return results
+
+
+def try_rate(session, results, suite, name, rate, retrained):
     """Runs one learning rate, judging it at every step count."""
+    steps_key, _, counts = GRID[name]
     section = steps_key.split(".")[0]
     changes = {f"{section}.learning_rate": rate, steps_key: max(counts)}
-    cfg = with_overrides(method_config(one.cfg, name), changes)
-    method, state, step_fn = one.prepare(name, cfg)
+    cfg = with_overrides(method_config(session.inputs.cfg, name), changes)
+    method, state, step_fn = prepare(session, name, cfg, results)
     rows = []
     for step in range(max(counts)):
         state, _ = step_fn(state, step)
         if step + 1 in counts:
-            log = evaluate_params(one, suite, method.params_of(state))
+            log = evaluate_params(session.inputs, suite, method.params_of(state))
             metrics = means(log)
             row = {"method": name, "learning_rate": rate, "steps": step + 1}
             row |= {shown: round(metrics[shown], 4) for shown in SHOWN}
@@ -84,6 +96,24 @@ def choose(rows):
     return max(allowed, key=rank) if allowed else None
 
 
+def try_all(session, methods, path):
+    """Tries every rate of every method; writes what is known after each method."""
+    results = shared_by_all(session)
+    suite = suite_of(session, results)
+    oracles = {
+        name: means(evaluate(session, suite, name, results[name]))
+        for name in ("original", "retrained")
+    }
+    report = {"oracles": oracles}
+    for name in methods:
+        rows = []
+        for rate in GRID[name][1]:
+            rows += try_rate(session, results, suite, name, rate, oracles["retrained"])
+        best = max(rows, key=lambda row: row["tow_rouge"])
+        report[name] = {"chosen": choose(rows), "best_tow": best, "rows": rows}
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
@@ -91,26 +121,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="*", default=list(GRID))
     args, overrides = parser.parse_known_args()
-    cfg = load_config(args.config, overrides)
-    with Tracker(args.out) as tracker:
-        one = Run(cfg, args.seed, args.out, tracker, Progress(Console()))
-        suite = suite_of(one)
-        oracles = {
-            name: means(evaluate(one, suite, name))
-            for name in ("original", "retrained")
-        }
-        report = {"oracles": oracles}
-        for name in args.methods:
-            steps_key, rates, counts = GRID[name]
-            rows = []
-            for rate in rates:
-                rows += try_rate(
-                    one, suite, name, steps_key, rate, counts, oracles["retrained"]
-                )
-            best = max(rows, key=lambda row: row["tow_rouge"])
-            report[name] = {"chosen": choose(rows), "best_tow": best, "rows": rows}
-            path = args.config.parent / f"grid_seed{args.seed}.json"
-            path.write_text(json.dumps(report, indent=1) + "\n")
+    asked = f"methods=[{','.join(args.methods)}]"
+    cfg = load_config(args.config, [*overrides, asked])
+    inputs = Inputs(cfg, args.seed, args.out)
+    path = args.config.parent / f"grid_seed{args.seed}.json"
+    with Tracker(args.out) as tracker, jax.set_mesh(inputs.mesh):
+        session = Session(inputs, tracker, Progress(Console()))
+        try_all(session, args.methods, path)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def along_batch(x: jax.Array) -> jax.Array:
 
 
 def key_of(key: jax.Array, number: int) -> jax.Array:
-    """`jax.random.fold_in` of a host's number, put by name on the key's devices."""
-    if not key.committed:
+    """Return `jax.random.fold_in` of a host's number, put on the key's devices."""
+    if isinstance(key, jax.core.Tracer) or not key.committed:
         return jax.random.fold_in(key, jax.device_put(np.uint32(number)))
     return jax.random.fold_in(key, _put(np.uint32(number), key.sharding))
 

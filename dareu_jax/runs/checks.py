@@ -11,7 +11,6 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
-from dareu_jax.registry import KERNELS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import kernel_of
@@ -51,10 +50,12 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
 def check_reward(one: Inputs) -> None:
     """Raises `UserError` when the kernel cannot be used as the reward is set."""
     cfg = one.cfg.reward
-    KERNELS.get(cfg.kernel)
-    if not cfg.refresh_every and not cfg.margin:
-        return
     kernel = kernel_of(one, cfg.kernel, FITTED["reward"])
+    if kernel.reads_snapshots and not one.cfg.finetune.snapshots:
+        raise UserError(
+            f"reward.kernel = {cfg.kernel} reads checkpoints of the fine-tuning, and "
+            "none are kept; set finetune.snapshots to 4 or so"
+        )
     if cfg.refresh_every and not kernel.follows_model:
         raise UserError(
             f"reward.refresh_every = {cfg.refresh_every}: kernel {cfg.kernel} does not "

@@ -7,19 +7,17 @@ Every bootstrap draw takes the same queries and subsets for both kernels of a pa
 
 import sys
 import tempfile
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from dareu_jax.audits.fidelity.measures import lds
 from dareu_jax.audits.fidelity.plan import contenders
 from dareu_jax.audits.fidelity.trial import Trial
 from dareu_jax.config import load_config
-from dareu_jax.runs.stages import Run
-from dareu_jax.training.progress import Progress
+from dareu_jax.runs.load import opened
+from dareu_jax.runs.stages import Session
 from dareu_jax.training.tracking import Tracker
 
 DRAWS = 2000
@@ -42,12 +40,10 @@ def gaps(first, second, found, rng) -> np.ndarray:
 
 def main(folder: str, *kernels: str) -> None:
     cfg = load_config(Path(folder) / "config.resolved.yaml", [])
-    quiet = Progress(Console(file=StringIO()))
     plan = contenders(cfg)
     with tempfile.TemporaryDirectory() as trial, Tracker(Path(trial)) as tracker:
-        trials = [
-            Trial(Run(cfg, seed, Path(folder), tracker, quiet)) for seed in cfg.seeds
-        ]
+        seeds = [opened(cfg, seed, Path(folder)) for seed in cfg.seeds]
+        trials = [Trial(Session(inputs, tracker)) for inputs in seeds]
         found = [trial.outcomes() for trial in trials]
         scores = {k: [t.scores(k, *plan[k]).raw for t in trials] for k in kernels}
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ With --free nothing holds the policy: no anchor, so that a reward can be gamed.
 
 import argparse
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -18,13 +19,16 @@ import numpy as np
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.runs.evaluate import suite_of, tow_of
-from dareu_jax.runs.pipeline import evaluate_params
-from dareu_jax.runs.reward_index import Indexer
-from dareu_jax.runs.stages import Run
+from dareu_jax.runs.evaluate import evaluate_params, suite_of, tow_of
+from dareu_jax.runs.folder import stage_folder
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.reward_index import Fitted, Indexer
+from dareu_jax.runs.stages import Session, result_of, snapshots, unlearn
+from dareu_jax.storage.checkpoints import newest_meta
 from dareu_jax.storage.files import write_json
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
+from dareu_jax.unlearning import method_config
 
 QUICKSTART = Path(__file__).parent.parent / "quickstart" / "config.yaml"
 REWARDS = {
@@ -43,18 +47,35 @@ JUDGES = ("grad_dot", "ekfac", "projected", "representation", "bm25", "watermark
 SHARED = ("finetune_original", "finetune_retrained", "prior", "judge")
 
 
-def run_of(out: Path, seed: int, changes: dict) -> Run:
+def session_of(out: Path, seed: int, changes: dict) -> Session:
     """A seed of the quickstart with other settings of the reward."""
     cfg = with_overrides(load_config(QUICKSTART, []), changes)
     out.mkdir(parents=True, exist_ok=True)
-    return Run(cfg, seed, out, Tracker(out), Progress(Console()))
+    return Session(Inputs(cfg, seed, out), Tracker(out), Progress(Console()))
 
 
-def judges_of(base: Run) -> dict:
+def results_of(session: Session, *names: str) -> dict:
+    """The results of stages, each of which may read those before it."""
+    results: dict = {}
+    for name in names:
+        results[name] = result_of(session, name, results)
+    return results
+
+
+def judges_of(base: Session, results: dict) -> dict:
     """Every judge with its index: the unseen classifier and calibrated kernels."""
-    found = {"unseen classifier": base.judge}
+    original = results["original"]
+    found = {"unseen classifier": results["judge"]}
     for name in JUDGES:
-        found[name] = Indexer(base, f"judge_{name}", name).built()
+        made = Indexer(
+            base.inputs,
+            f"judge_{name}",
+            name,
+            Fitted("classifier", f"judge_{name}"),
+            where=base.stage,
+            snapshots=functools.partial(snapshots, base.inputs, original),
+        )
+        found[name] = made.built(original)
     return found
 
 
@@ -63,37 +84,51 @@ def seed_of(out: Path, seed: int, held: dict) -> dict:
 
     ``held``: settings of all of them.
     """
-    base = run_of(out / "shared", seed, {})
+    base = session_of(out / "shared", seed, {})
     rows: dict[str, dict] = {}
-    with jax.set_mesh(base.mesh):
-        _ = base.original, base.retrained, base.prior
-        suite = dataclasses.replace(suite_of(base), judges=judges_of(base))
+    with jax.set_mesh(base.inputs.mesh):
+        stages = ("original", "reward", "judge", "retrained", "prior")
+        results = results_of(base, *stages)
+        suite = suite_of(base, results)
+        suite = dataclasses.replace(suite, judges=judges_of(base, results))
         for name in ("original", "retrained"):
-            rows[name] = row_of(base, suite, getattr(base, name))
+            rows[name] = row_of(base, suite, results[name])
         for name, changes in REWARDS.items():
             folder = out / name.replace(", ", "_")
             path = folder / f"row_{seed}.json"
             if not path.exists():
                 for stage in SHARED:
-                    here = f"checkpoints/seed_{seed}/{stage}"
-                    shutil.copytree(
-                        base.folder / here, folder / here, dirs_exist_ok=True
+                    here, there = (
+                        stage_folder(of, seed, stage)
+                        for of in (base.inputs.folder, folder)
                     )
-                one = run_of(folder, seed, {**changes, **held})
-                row = row_of(base, suite, one.unlearned("dareu"))
-                row["seconds"] = one.wall_s["classifier"] + one.wall_s["dareu"]
+                    shutil.copytree(here, there, dirs_exist_ok=True)
+                one = session_of(folder, seed, {**changes, **held})
+                write_json(path, unlearned_row(base, suite, one))
                 jax.clear_caches()  # a process has memory maps for so many programs
-                row["stopped"] = one.stopped["dareu"]
-                write_json(path, row)
             rows[name] = json.loads(path.read_text(encoding="utf-8"))
     for row in rows.values():
         row["tow"] = tow_of(row, rows["retrained"])["rouge"]
     return rows
 
 
-def row_of(base: Run, suite, params) -> dict:
+def unlearned_row(base: Session, suite, one: Session) -> dict:
+    """The row of `dareu` by the reward of one session, with its seconds."""
+    results = results_of(one, "original", "reward", "prior")
+    params = unlearn(one, "dareu", method_config(one.inputs.cfg, "dareu"), results)
+    about = [
+        newest_meta(stage_folder(one.inputs.folder, one.inputs.seed, stage))
+        for stage in ("reward", "dareu")
+    ]
+    row = row_of(base, suite, params)
+    row["seconds"] = sum(each["wall_s"] for each in about)
+    row["stopped"] = about[1].get("stopped")
+    return row
+
+
+def row_of(base: Session, suite, params) -> dict:
     """Every metric of one model, and its answers to the forget prompts."""
-    log = evaluate_params(base, suite, params)
+    log = evaluate_params(base.inputs, suite, params)
     row = {name: x["agg_value"] for name, x in log["metrics"].items()}
     return {**row, "answers": log["answers"]["forget"]}
 

@@ -1,17 +1,15 @@
 """The stages of a run on one mesh: the loss of every step, first answers, seconds."""
 
-import io
 import time
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from dareu_jax.config import LoraConfig
 from dareu_jax.models import generate
 from dareu_jax.parallel import make_mesh
-from dareu_jax.runs.stages import Run
-from dareu_jax.training.progress import Progress
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.stages import Session, indexer, prepare, training
 from dareu_jax.training.tracking import Tracker
 
 
@@ -24,19 +22,25 @@ class OnMesh:
     """
 
     def __init__(self, cfg, folder, sizes, steps=20, rank=4):
-        said = Progress(Console(file=io.StringIO()))
-        self.run = run = Run(cfg, cfg.seeds[0], folder, Tracker(folder), said)
         devices = jax.devices()[: int(np.prod(sizes))]
-        run.__dict__["mesh"] = make_mesh(*sizes, devices=devices)
+        self.mesh = make_mesh(*sizes, devices=devices)
         self.steps, self.losses, self.seconds = steps, {}, {}
-        with jax.set_mesh(run.mesh):
-            run.__dict__["original"] = self.train("finetune", run.model, cfg.finetune)
-            prior = run.decoder("prior")
-            run.__dict__["prior"] = prior, self.train("prior", prior, cfg.prior)
-            self.fit_classifier()
+        self.inputs = self.inputs_of(cfg, folder)
+        self.session = Session(self.inputs, Tracker(folder))
+        with jax.set_mesh(self.mesh):
+            self.original = self.train("finetune", cfg.finetune)
+            prior = self.inputs.decoder("prior"), self.train("prior", cfg.prior)
+            reward = self.fit_classifier()
             self.tokens = self.answers()
-            self.unlearn("dareu", run)
-            self.unlearn("adapters", self.with_adapters(rank))
+            given = {"original": self.original, "prior": prior, "reward": reward}
+            self.unlearn("dareu", self.session, given)
+            self.unlearn("adapters", self.with_adapters(rank), given)
+
+    def inputs_of(self, cfg, folder):
+        """What the run reads, on this mesh."""
+        inputs = Inputs(cfg, cfg.seeds[0], folder)
+        inputs.mesh = self.mesh
+        return inputs
 
     def take(self, label, state, step_fn, steps, names):
         """Takes steps; keeps the metrics called ``names``, none: all of them."""
@@ -51,53 +55,50 @@ class OnMesh:
         self.seconds[label] = float(np.median(times[1:]))
         return state
 
-    def train(self, name, model, cfg):
+    def train(self, part, cfg):
         """The first steps of supervised training."""
-        run = self.run
-        stream = run.stream(name, run.corpus.train, cfg.batch_size)
-        state, step_fn, _ = run.training(name, model, cfg, stream, None)
-        return self.take(name, state, step_fn, self.steps, ["loss"]).params
+        stream = self.inputs.stream(part, self.inputs.corpus.train, cfg.batch_size)
+        state, step_fn, _ = training(self.session, part, cfg, stream, None)
+        return self.take(part, state, step_fn, self.steps, ["loss"]).params
 
     def fit_classifier(self):
-        """The first steps of the reward's classifier."""
-        indexer = self.run.indexer
-        params, build = self.run.original, indexer.build
+        """The reward's kernel and its index after the first steps of its classifier."""
+        params = self.original
+        made = indexer(self.session, "reward", params)
+        build = made.build
         acc = build._init(params, key=build.key)
         step_fn = build._step(params)
         acc = self.take("classifier", acc, step_fn, self.steps, ["loss"])
-        index = build.kernel.finalize(params, acc)
-        self.run.__dict__["classifier"] = indexer.as_reward(params, index)
+        return made.as_reward(params, build.kernel.finalize(params, acc))
 
     def answers(self):
         """Answers to the forget prompts, sampled in the layout of a rollout."""
-        run, gold = self.run, self.run.tokens(self.run.split.forget)
-        size = run.cfg.options("dareu").batch_size
-        batch = run.place(jax.tree.map(lambda rows: rows[:size], gold))
-        layouts = run.layouts
+        inputs, layouts = self.inputs, self.inputs.layouts
+        gold = inputs.tokens(inputs.split.forget)
+        size = inputs.cfg.options("dareu").batch_size
+        batch = inputs.place(jax.tree.map(lambda rows: rows[:size], gold))
         with layouts.sampling():
             rollout = generate(
-                run.model,
-                layouts.params(run.original),
+                inputs.model,
+                layouts.params(self.original),
                 *layouts.rows((batch.prompt, batch.prompt_mask)),
                 max_new_tokens=16,
                 temperature=1.0,
-                stop_ids=run.tokenizer.stop_ids,
+                stop_ids=inputs.tokenizer.stop_ids,
                 key=jax.random.key(3),
             )
         return np.where(rollout.mask, rollout.tokens, -1)
 
     def with_adapters(self, rank):
         """The same run, of whose original adapters alone are trained."""
-        run, lora = self.run, LoraConfig(rank=rank)
-        cfg = run.cfg.model_copy(update={"lora": lora})
-        other = Run(cfg, run.seed, run.folder, run.tracker, run.progress)
-        known = ("mesh", "original", "prior", "classifier")
-        other.__dict__.update({name: run.__dict__[name] for name in known})
-        return other
+        cfg = self.inputs.cfg.model_copy(update={"lora": LoraConfig(rank=rank)})
+        other = self.inputs_of(cfg, self.inputs.folder)
+        return Session(other, self.session.tracker)
 
-    def unlearn(self, label, run):
+    def unlearn(self, label, session, given):
         """The first iterations of DareU."""
-        method, state, step_fn = run.prepare("dareu", run.cfg)
+        cfg = session.inputs.cfg
+        method, state, step_fn = prepare(session, "dareu", cfg, given)
         self.take(label, state, step_fn, min(self.steps, method.steps), [])
 
 

@@ -16,7 +16,7 @@ from dareu_jax.runs import pipeline
 from dareu_jax.training.progress import Progress
 
 REPO = Path(__file__).resolve().parents[2]
-PAGE = (REPO / "dareu_jax" / "corpus" / "README.md").read_text(encoding="utf-8")
+PAGE = (REPO / "dareu_jax" / "data" / "README.md").read_text(encoding="utf-8")
 (BLOCK,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (YAML,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 OWNERS, ENTRIES = ("ann", "bob", "cy"), 12

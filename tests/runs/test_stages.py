@@ -7,7 +7,8 @@ import pytest
 from dareu_jax.config import OptimiserConfig, with_overrides
 from dareu_jax.data import NOBODY, GroupedStream, owner_labels
 from dareu_jax.errors import UserError
-from dareu_jax.runs.checks import check_forget_batch
+from dareu_jax.runs.checks import check_forget_batch, check_reward
+from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.reward_index import owner_stream
 from dareu_jax.runs.stages import FITTED, Session, method_inputs
 from dareu_jax.training.finetune import training_steps
@@ -102,3 +103,12 @@ def test_a_batch_larger_than_the_forget_set_is_refused(tiny_run, method, key):
     big = with_overrides(tiny_run.cfg, {f"{key}.batch_size": 9})
     with pytest.raises(UserError, match=rf"8 records.*{key}\.batch_size = 9"):
         check_forget_batch(tiny_run, method, big)
+
+
+def test_a_kernel_on_checkpoints_is_refused_where_none_are_kept(tiny_run, tmp_path):
+    changes = {"reward.kernel": "tracin", "finetune.snapshots": 0}
+    one = Inputs(with_overrides(tiny_run.cfg, changes), 0, tmp_path)
+    with pytest.raises(UserError, match=r"tracin reads checkpoints.*snapshots to 4"):
+        check_reward(one)
+    kept = with_overrides(tiny_run.cfg, {"reward.kernel": "tracin"})
+    check_reward(Inputs(kept, 0, tmp_path))

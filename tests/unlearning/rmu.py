@@ -11,6 +11,7 @@ from dareu_jax.config import RunConfig, Section
 from dareu_jax.errors import UserError
 from dareu_jax.models import join, layer_states, whole_text
 from dareu_jax.registry import METHODS
+from dareu_jax.rl import masked_mean
 from dareu_jax.training.finetune import TrainState, apply_gradients, init_training
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import Method, MethodInputs, forget_and_retain
@@ -34,8 +35,7 @@ class RmuState(NamedTuple):
 
 def mean_square(gap, mask):
     """Mean of gap ** 2 over the true tokens and all of D; gap [B, T, D]."""
-    each = jnp.mean(gap**2, axis=-1)
-    return jnp.sum(jnp.where(mask, each, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+    return masked_mean(jnp.mean(gap**2, axis=-1), mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimiser", "hp", "layer"))
