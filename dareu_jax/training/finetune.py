@@ -15,6 +15,7 @@ from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
 from dareu_jax.rl import cross_entropy
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.training.loop import StepFn
+from dareu_jax.training.optimiser import updated
 
 Array = jax.Array
 
@@ -44,8 +45,7 @@ def apply_gradients(
     optimiser: optax.GradientTransformation, state: TrainState, grads: Any
 ) -> TrainState:
     """Return the state after one optimiser update."""
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = updated(optimiser, state.params, state.opt_state, grads)
     return TrainState(params, opt_state, state.step + 1)
 
 

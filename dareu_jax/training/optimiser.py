@@ -48,6 +48,14 @@ def optimiser_of(
     )
 
 
+def updated(
+    optimiser: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any
+) -> tuple[Any, optax.OptState]:
+    """Return parameters and optimiser state after one update."""
+    updates, opt_state = optimiser.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
 def make_schedule(
     learning_rate: float, steps: int, *, warmup: float = 0.0, decay: bool = True
 ) -> optax.Schedule:

@@ -11,6 +11,7 @@ import optax
 from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Rollout, Trunk, join, over_logits, token_logps, trunk_of
+from dareu_jax.training.optimiser import updated
 from dareu_jax.training.throughput import Work
 from dareu_jax.training.work import learn, read, texts_of, trues
 from dareu_jax.unlearning.dareu_options import DareuConfig
@@ -248,7 +249,7 @@ def update(
     """Return what one clipped PPO step makes of parameters and optimiser state."""
     loss = functools.partial(ppo_loss, on, frozen, anchor)
     grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
-    return *applied(on, trainable, opt_state, grads), metrics
+    return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
 def update_work(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work:
@@ -286,7 +287,7 @@ def distil(
         return on.hp.lambda_dis * loss, metrics
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
-    return *applied(on, trainable, opt_state, grads), metrics
+    return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
 def distil_work(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
@@ -294,12 +295,6 @@ def distil_work(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
     cfg, text = on.inputs.model.cfg, texts_of(retain)
     flops = learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
     return Work(text.tokens, flops)
-
-
-def applied(on: Setting, trainable: dict, opt_state: optax.OptState, grads: dict):
-    """Return parameters and optimiser state after one update."""
-    updates, opt_state = on.optimiser.update(grads, opt_state, trainable)
-    return optax.apply_updates(trainable, updates), opt_state
 
 
 PHASES = {

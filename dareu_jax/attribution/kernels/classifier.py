@@ -24,7 +24,7 @@ from dareu_jax.attribution.kernel import (
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
-from dareu_jax.training.optimiser import optimiser_of
+from dareu_jax.training.optimiser import optimiser_of, updated
 
 Array = jax.Array
 LossOf = Callable[[dict, OwnerBatch, Array], tuple[Array, Array]]
@@ -160,8 +160,7 @@ def fit(
         return loss_of(whole, batch, key)
 
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    own = optax.apply_updates(state.params, updates)
+    own, opt_state = updated(optimiser, state.params, state.opt_state, grads)
     state = ClassifierState(own, opt_state, state.step + 1, state.key)
     return state, {"loss": loss, "accuracy": accuracy}
 
