@@ -25,14 +25,13 @@ from dareu_jax.training.finetune import (
     finetune_step,
     init_training,
     keeping_snapshots,
-    optimiser_of,
     snapshot_folder,
     snapshot_steps,
     training_steps,
 )
 from dareu_jax.training.guards import Guards
 from dareu_jax.training.loop import Stage, StepFn, run_stage, watched
-from dareu_jax.training.optimiser import make_schedule
+from dareu_jax.training.optimiser import make_schedule, optimiser_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
