@@ -5,10 +5,7 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Bad input: the message says what is wrong, where, and what to do.
-
-    The command line prints the message and exits with status 2.
-    """
+    """Bad input (exit status 2); the message says what, where, and what to do."""
 
 
 class Preempted(Exception):
@@ -16,10 +13,7 @@ class Preempted(Exception):
 
 
 class ProcessLost(Exception):
-    """Another process of the run is gone or out of reach; the input is not at fault.
-
-    The command line prints the message and exits with status 1.
-    """
+    """Another process of the run is gone (exit status 1)."""
 
 
 class TrainingError(UserError):

@@ -14,11 +14,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name, with a one-line description each.
+    """Entries of one ``kind`` by name, each with a line about it.
 
-    Args:
-      kind: what an entry is called in messages, for example ``"kernel"``.
-      package: the package whose import registers every built-in entry.
+    Importing ``package`` registers every built-in entry.
     """
 
     def __init__(self, kind: str, package: str):
@@ -121,10 +119,8 @@ class MethodRegistry(Registry[MethodEntry]):
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that stores a function ``make`` as method ``name``.
 
-        Args:
-          name, about, options: see `Registry.register`.
-          needs, reads: see `MethodEntry`.
-          sets: sections that a row of this method may set, beside its own.
+        ``sets`` are sections that a row of this method may set, beside its own; for the
+        rest see `Registry.register` and `MethodEntry`.
 
         Raises:
           ValueError: the name is taken.
@@ -141,11 +137,7 @@ class MethodRegistry(Registry[MethodEntry]):
     def variant(
         self, name: str, about: str, *, of: str, preset: Mapping[str, Any]
     ) -> None:
-        """Store method ``of`` as ``name`` too, with keys that it sets.
-
-        Raises:
-          ValueError: the name is taken.
-        """
+        """Store method ``of`` as ``name`` too, with keys that it sets."""
         entry = dataclasses.replace(self._entries[of], preset=preset)
         self._add(name, about, entry, None)
 
@@ -153,8 +145,7 @@ class MethodRegistry(Registry[MethodEntry]):
 def load_plugin(plugin: str) -> None:
     """Import a plug-in, so that it registers its entries; a second call does nothing.
 
-    Args:
-      plugin: the path of a Python file (``my/rmu.py``), or the name of a module.
+    ``plugin`` is the path of a Python file (``my/rmu.py``) or the name of a module.
 
     Raises:
       UserError: there is no such file or module, or its import fails.

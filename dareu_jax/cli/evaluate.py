@@ -66,11 +66,7 @@ def evaluate(
 
 
 def print_log(console: Console, path: Path, reference: Path | None) -> None:
-    """Print the scores of a log, beside the reference's where both have the rows.
-
-    Raises:
-      UserError: a reference that cannot be read, or of other rows.
-    """
+    """Print the scores of a log, beside the reference's where both have the rows."""
     from dareu_jax.evaluation.logs.files import score_files
     from dareu_jax.reporting.log_plots import plot_files
     from dareu_jax.reporting.scores import print_scores

@@ -24,10 +24,8 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
     """Return the class of a configuration with the sections of registered entries.
 
     A method with options has the section of its name, such as ``npo``; a kernel has
-    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``.
-
-    Raises:
-      UserError: there is no such source, or a name is taken.
+    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``. Raises
+    `UserError` where there is no such source, or a name is taken.
     """
     whole = _extended(RunConfig, METHODS, METHODS.options())
     corpus = _corpus_config(source, source_options(source))
@@ -35,15 +33,7 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
 
 
 def attribution_config(**options: Any) -> AttributionConfig:
-    """Return the options of kernels, with a section for each that has its own.
-
-    Args:
-      options: those that are no defaults, such as ``damping=0.01`` or
-        ``trak={"size": 4}``.
-
-    Raises:
-      UserError: an unknown option, or a value that cannot be used.
-    """
+    """Return the options of kernels; raise `UserError` for an unknown or bad one."""
     try:
         return _extended(AttributionConfig, KERNELS, KERNELS.options())(**options)
     except ValidationError as error:
@@ -67,10 +57,8 @@ def _corpus_config(source: str, options: type[Section]) -> type[CorpusConfig]:
 def _with_sections(
     whole: type[RunConfig], attribution: Any, corpus: Any
 ) -> type[RunConfig]:
-    own: Any = {
-        "attribution": (attribution, attribution()),
-        "corpus": (corpus, corpus()),
-    }
+    sections = {"attribution": attribution, "corpus": corpus}
+    own: Any = {name: (kind, kind()) for name, kind in sections.items()}
     return create_model("RunConfig", __base__=whole, **own)
 
 
@@ -78,11 +66,7 @@ def _with_sections(
 def _extended(
     base: type[Section], registry: Registry, sections: tuple[tuple[str, type], ...]
 ) -> Any:
-    """Return ``base`` with one more section for each of the registry's entries.
-
-    Raises:
-      UserError: an entry has the name of a section that ``base`` has already.
-    """
+    """Return ``base`` with more sections; raise `UserError` where a name is taken."""
     for name, _ in sections:
         if name in base.model_fields or hasattr(base, name):
             raise UserError(
@@ -94,11 +78,7 @@ def _extended(
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file and apply ``key=value`` overrides.
-
-    Args:
-      path: the YAML file.
-      overrides: such as ``"dareu.learning_rate=1e-4"``; values are YAML.
+    """Read a YAML file and apply overrides such as ``dareu.learning_rate=1e-4``.
 
     Raises:
       UserError: missing file, bad YAML, unknown key, wrong type, out of range.
@@ -114,6 +94,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         changes.append((key.strip(), parse_value(item, value)))
     change_keys(tree, changes)
     return build_config(tree, str(path))
+
+
+def parse_value(item: str, text: str) -> Any:
+    """Parse the right side of ``key=value`` as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {item!r}: the value is not valid YAML") from None
 
 
 def change_keys(tree: dict[str, Any], changes: Iterable[tuple[str, Any]]) -> None:
@@ -164,11 +152,7 @@ def plugins_from(plugins: Any, folder: Path) -> Any:
 
 
 def build_config(tree: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Return the configuration of a nested mapping, validated.
-
-    Raises:
-      UserError: it names key, value and remedy.
-    """
+    """Return the valid configuration of a nested mapping; raise `UserError` if not."""
     if "plugins" in tree:
         tree = {**tree, "plugins": plugins_from(tree["plugins"], Path())}
     load_plugins(tree)
@@ -261,18 +245,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {where}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict | None):
         raise UserError(f"{path} must hold `key: value` lines, found {tree!r:.60}")
-    return tree
-
-
-def parse_value(item: str, text: str) -> Any:
-    """Parse the right side of ``key=value`` as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {item!r}: the value is not valid YAML") from None
+    return tree or {}
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -288,18 +263,13 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
                 f"{below!r}, not a section"
             )
         tree = below
-    here = tree.get(last)
-    if isinstance(here, Mapping) and isinstance(value, Mapping):
-        value = merge(here, value)
-    tree[last] = value
+    tree.update(merge(tree, {last: value}))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``below`` with the keys of ``above`` put over it, section by section."""
-    out = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
+    out = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            out[key] = merge(below[key], above[key])
     return out

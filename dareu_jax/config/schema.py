@@ -212,14 +212,7 @@ class CheckpointConfig(Section):
     keep_best: int = Field(0, ge=0)  # and those of the lowest loss or attribution
 
 
-METHODS_IN_TABLE = (
-    "dareu",
-    "dareu_paper",
-    "prior_only",
-    "grad_diff",
-    "npo",
-    "dareu_shuffled",
-)
+METHODS = ("dareu", "dareu_paper", "prior_only", "grad_diff", "npo", "dareu_shuffled")
 
 
 class RetrainedConfig(Section):
@@ -235,7 +228,7 @@ class RunConfig(Section):
     plugins: tuple[str, ...] = ()  # Python files or modules that register entries
     scale: str = ""  # one sentence that opens the report
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    methods: tuple[str, ...] = METHODS_IN_TABLE
+    methods: tuple[str, ...] = METHODS
     corpus: CorpusConfig = CorpusConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None  # none: every parameter is trained
@@ -266,10 +259,6 @@ class RunConfig(Section):
 
 
 def source_options(source: str) -> type[Section]:
-    """Return the class of a source's options.
-
-    Raises:
-      UserError: there is no such source.
-    """
+    """Return the class of a source's options; raise `UserError` for no source."""
     SOURCES.get(source)
     return dict(SOURCES.options()).get(source, Section)

@@ -11,10 +11,8 @@ from dareu_jax.data.batches import (
     take,
     tokenise,
     tokenise_whole,
-    trim_prompts,
 )
 from dareu_jax.data.dataset import adopt, load_corpus
-from dareu_jax.data.ownership import SharedRecord
 from dareu_jax.data.records import (
     NOBODY,
     Corpus,
@@ -24,5 +22,4 @@ from dareu_jax.data.records import (
     shared_records,
     split_by_owner,
 )
-from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer

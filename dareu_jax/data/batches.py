@@ -20,9 +20,6 @@ Rows = Any
 """An array with the axis B first: numpy on the host, jax on the devices."""
 
 
-Array = jax.Array
-
-
 class TokenBatch(NamedTuple):
     """B records as tokens: prompts padded left, responses padded right."""
 
@@ -82,7 +79,7 @@ def tokenise_whole(
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     rows = shared_out(lambda own: [bos + tokenizer.encode(x) for x in own], texts)
     responses = [ids[1 : longest + 1] for ids in rows]
-    width = -(-max(map(len, responses)) // multiple) * multiple
+    width = rounded_up(max(map(len, responses)), multiple)
     prompt = pad([ids[:1] for ids in rows], 1, tokenizer.pad_id, left=True)
     response = pad(responses, width, tokenizer.pad_id)
     index = np.arange(len(rows), dtype=np.int32)
@@ -98,10 +95,14 @@ def fit_lengths(
     system: str | None = None,
 ) -> tuple[int, int]:
     """Return the smallest multiples ``(P, T)`` that hold every record uncut."""
-    prompts, responses = encode(records, tokenizer, template, system)
-    longest = (max(map(len, side), default=1) for side in (prompts, responses))
-    max_prompt, max_response = (-(-n // multiple) * multiple for n in longest)
-    return max_prompt, max_response
+    sides = encode(records, tokenizer, template, system)
+    prompt, response = (max(map(len, side), default=1) for side in sides)
+    return rounded_up(prompt, multiple), rounded_up(response, multiple)
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple that is not below a size."""
+    return -(-size // multiple) * multiple
 
 
 def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
@@ -115,10 +116,7 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
 def encode(
     records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the token lists of every prompt and of every response, see `tokenise`.
-
-    Every process of a run tokenises its share of the records.
-    """
+    """Return the tokens of every prompt and response; every process does its share."""
     from dareu_jax.parallel import shared_out
 
     lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
@@ -187,11 +185,7 @@ class BatchStream:
     divide N, a batch takes its last rows from the next epoch. Step s depends on
     the seed and s alone, so a run resumes by asking for its next step.
 
-    Args:
-      tokens: all N records, from `tokenise`.
-      batch_size: rows of one batch.
-      seed: decides every epoch's order.
-      owners: [N] int32 labels, from `owner_labels`, for `labels`.
+    ``owners``: [N] int32 labels, from `owner_labels`.
     """
 
     def __init__(
@@ -239,17 +233,11 @@ def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch
 
 
 def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Return `batch` without the left columns no prompt uses.
-
-    The width becomes the smallest multiple that holds the longest prompt (at most P),
-    so that a model compiles for few widths.
-    """
-    width = batch.prompt.shape[1]
+    """Return `batch` without left columns that no prompt uses; few widths are left."""
     longest = int(batch.prompt_mask.sum(axis=1).max(initial=1))
-    keep = min(width, -(-longest // multiple) * multiple)
+    skip = max(0, batch.prompt.shape[1] - rounded_up(longest, multiple))
     return batch._replace(
-        prompt=batch.prompt[:, width - keep :],
-        prompt_mask=batch.prompt_mask[:, width - keep :],
+        prompt=batch.prompt[:, skip:], prompt_mask=batch.prompt_mask[:, skip:]
     )
 
 
@@ -288,19 +276,14 @@ class GroupedStream(BatchStream):
 
 def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
     """Return `batch` without the right columns no response uses."""
-    longest = int(batch.response_mask.sum(axis=1).max(initial=1))
-    keep = -(-longest // multiple) * multiple
+    keep = rounded_up(int(batch.response_mask.sum(axis=1).max(initial=1)), multiple)
     return batch._replace(
         response=batch.response[:, :keep], response_mask=batch.response_mask[:, :keep]
     )
 
 
 def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
-    """Return each record's place in `owners` as [N] int32; `NOBODY` is -1.
-
-    Raises:
-      ValueError: a record's owner is not in `owners`.
-    """
+    """Return [N] int32: each record's place in `owners`; -1 for `NOBODY`."""
     place = {owner: number for number, owner in enumerate(owners)} | {NOBODY: -1}
     unknown = {record.owner for record in records} - place.keys()
     if unknown:

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from dareu_jax.data.records import Corpus, Record
 from dareu_jax.data.sources.base import Row, Source
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
+from dareu_jax.storage.files import whole_folder
 
 FIELDS = ("id", "owner", "prompt", "response")
 WRITTEN = Path("owned_text") / "1.0.0"
@@ -36,11 +36,7 @@ def load_corpus(
     rows are validated before anything is written; the folder appears whole or not at
     all.
 
-    Args:
-      source: a name of `SOURCES`.
-      options: an instance of the source's options class.
-      data_dir: the folder of datasets.
-      downloads: where the source keeps downloads; none: in ``data_dir``.
+    Downloads are kept in ``downloads``; none: in ``data_dir``.
 
     Raises:
       UserError: an unknown source, bad input, or a damaged dataset.
@@ -63,16 +59,9 @@ def adopt(trial: Path, data_dir: Path) -> None:
     ``trial`` may be on another disk. A dataset that is there already stays as it is.
     """
     for dataset in [path.parents[1] for path in trial.glob(f"*/{WRITTEN}")]:
-        target = data_dir / dataset.name
-        if target.exists():
-            continue
-        draft = data_dir / f".{dataset.name}.{os.getpid()}"
-        data_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.move(dataset, draft)
-            draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        if not (data_dir / dataset.name).exists():
+            with whole_folder(data_dir / dataset.name) as draft:
+                shutil.move(dataset / WRITTEN.parent, draft)
 
 
 def _corpus(rows: Sequence[Row]) -> Corpus:
@@ -134,9 +123,8 @@ def _write(folder: Path, rows: Sequence[Row]) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it does
-            builder = _builder_class()(
-                rows=rows, data_dir=str(folder), file_format="array_record"
-            )
+            make = functools.partial(_builder_class(), file_format="array_record")
+            builder = make(rows=rows, data_dir=str(folder))
             builder.download_and_prepare(download_config=config)
     except OSError:
         if not (folder / WRITTEN).exists():  # another process may have been first
@@ -160,11 +148,8 @@ def _read_split(dataset: Any, split: str) -> tuple[Record, ...]:
     import grain
 
     stored = grain.MapDataset.source(dataset.as_data_source(split))
-    examples = sorted(stored, key=lambda row: row["index"])
-    return tuple(
-        Record(**{name: example[name].decode() for name in FIELDS})
-        for example in examples
-    )
+    rows = sorted(stored, key=lambda row: row["index"])
+    return tuple(Record(*(row[name].decode() for name in FIELDS)) for row in rows)
 
 
 def _damaged(folder: Path) -> UserError:

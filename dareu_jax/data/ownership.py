@@ -96,12 +96,7 @@ def _digits(total: int) -> str:
 def record_of(
     name: str, prompt: str, response: str, shares: tuple[tuple[str, float], ...]
 ) -> Record:
-    """Return a `Record` where one owner or nobody has it whole, else a `SharedRecord`.
-
-    Args:
-      name, prompt, response: fields of the record.
-      shares: ``(owner, weight)`` of every owner.
-    """
+    """Return a `Record` of one owner or of nobody, else a `SharedRecord`."""
     owner = shares[0][0] if shares else NOBODY
     if shares in ((), ((owner, 1.0),)):
         return Record(name, owner, prompt, response)

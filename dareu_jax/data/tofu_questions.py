@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from dareu_jax.data.sources.base import json_array, json_lines, read_text, text_field
 from dareu_jax.data.sources.tofu import HOME
 from dareu_jax.errors import UserError
-from dareu_jax.storage.download import download
+from dareu_jax.storage.download import downloaded
 
 FORGET_SETS = ("forget01", "forget05", "forget10")
 REWORDED = ("forget10", "retain")
@@ -77,12 +77,7 @@ def tofu_questions(
 def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
     """Return TOFU's questions, each with its ``paraphrased_question``.
 
-    Args:
-      folder: holds some of TOFU's perturbed files; None: `REWORDED` are downloaded to
-        ``downloads``.
-
-    Raises:
-      UserError: a malformed file, or a failed download.
+    From `REWORDED`, downloaded, where no ``folder`` has the perturbed files.
     """
     if folder is None:
         place = downloads / "tofu"
@@ -115,24 +110,18 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _question(where: str, row: dict[str, Any]) -> Question:
+    def text(name: str, absent: str) -> str:
+        return text_field(row, name, where) if name in row else absent
+
     answer = text_field(row, "answer", where)
-    right = answer
-    if "paraphrased_answer" in row:
-        right = text_field(row, "paraphrased_answer", where)
+    right = text("paraphrased_answer", answer)
     wrong = row.get("perturbed_answer", [])
     if not isinstance(wrong, list) or not all(isinstance(x, str) for x in wrong):
         raise UserError(f"{where}: field 'perturbed_answer' must be a list of texts")
-    other = ""
-    if "paraphrased_question" in row:
-        other = text_field(row, "paraphrased_question", where)
-    asked = text_field(row, "question", where)
+    other, asked = text("paraphrased_question", ""), text_field(row, "question", where)
     return Question(asked, answer, right, tuple(wrong), other)
 
 
 def _downloaded(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
-    """Return `folder` with the files in it, each checked against its sha256."""
-    for name in names:
-        file = _file(name)
-        if not (folder / file).exists():
-            download(f"{HOME}/{file}", folder / file, SHA256[name], remedy)
-    return folder
+    files = {_file(name): SHA256[name] for name in names}
+    return downloaded(folder, HOME, files, remedy)

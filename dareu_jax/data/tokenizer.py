@@ -75,9 +75,6 @@ class Tokenizer:
 
         They end where the assistant's turn begins. Where the template writes today's
         date it writes `TEMPLATE_DATE`, so that tokens do not depend on the day.
-
-        Raises:
-          UserError: the tokenizer has no chat template.
         """
         return self.encode(self._render(prompt, system), markup=True)
 
@@ -144,15 +141,11 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer in folder `spec`, or one trained on `texts`.
 
-    Args:
-      spec: a local Hugging Face tokenizer folder; None trains one.
-      texts: what to train on; read only when `folder` holds no tokenizer yet.
-      vocab_size: most tokens a trained tokenizer may have.
-      folder: where a trained tokenizer is kept, as a Hugging Face folder.
+    One is trained on ``texts`` where ``spec`` is None, and kept in ``folder``; the
+    texts are not read where that is there already.
 
     Raises:
-      UserError: no such folder, no tokenizer in it, no eos token, or a vocabulary
-        too small for all bytes.
+      UserError: no tokenizer there, no eos token, or too small a vocabulary.
     """
     if spec is not None:
         return read_tokenizer(Path(spec))
@@ -162,11 +155,7 @@ def load_tokenizer(
 
 
 def read_tokenizer(folder: Path, key: str = "corpus.tokenizer") -> Tokenizer:
-    """Return the tokenizer saved in `folder`, which `key` names; never downloads.
-
-    Raises:
-      UserError: no such folder, no tokenizer in it, no eos token.
-    """
+    """Return the tokenizer in `folder`; raise `UserError`, with `key`, if none."""
     if not folder.is_dir():
         raise UserError(
             f"{key}: no folder {str(folder)!r}; give a local Hugging Face "

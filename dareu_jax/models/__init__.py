@@ -1,10 +1,10 @@
 """One decoder, its heads, and named shapes."""
 
-from dareu_jax.models.decoder import Decoder, DecoderConfig, KVCache
+from dareu_jax.models.decoder import Decoder, DecoderConfig
 from dareu_jax.models.flops import forward_flops
-from dareu_jax.models.lora import init_adapters, join, merge, split
+from dareu_jax.models.lora import abstract_adapters, init_adapters, join, merge, split
 from dareu_jax.models.presets import decoder_config, over_imported
-from dareu_jax.models.sampler import Rollout, generate, sampling_logits
+from dareu_jax.models.sampler import Rollout, generate
 from dareu_jax.models.scoring import (
     Trunk,
     abstract_params,
@@ -15,7 +15,6 @@ from dareu_jax.models.scoring import (
     layer_states,
     logits_of,
     over_logits,
-    positions_of,
     response_hidden,
     response_logps,
     token_logps,

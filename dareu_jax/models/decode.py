@@ -10,8 +10,6 @@ from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.sampler import Rollout, generate
 from dareu_jax.parallel import Layouts
 
-Array = jax.Array
-
 
 def greedy(
     model: Decoder,

@@ -9,17 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.errors import UserError
-from dareu_jax.models.layers import (
-    HELD,
-    SLOTS,
-    Dense,
-    DenseOp,
-    GatedMLP,
-    RMSNorm,
-    dense,
-    rope_frequencies,
-    rotate,
-)
+from dareu_jax.models import layers
 from dareu_jax.parallel import along_batch
 
 Array = jax.Array
@@ -62,13 +52,8 @@ class DecoderConfig:
         check_rope_scaling(self.rope_scaling)
 
 
-ROPE_SCALING = {
-    "linear": {"factor"},
-    "llama3": {
-        *("factor", "low_freq_factor", "high_freq_factor"),
-        "original_max_position",
-    },
-}
+LLAMA3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position"}
+ROPE_SCALING = {"linear": {"factor"}, "llama3": LLAMA3}
 
 
 def check_rope_scaling(scaling: tuple | None) -> None:
@@ -76,10 +61,9 @@ def check_rope_scaling(scaling: tuple | None) -> None:
     if scaling is None:
         return
     rule = dict(scaling)
-    kind = rule.pop("type", None)
-    wanted = ROPE_SCALING.get(str(kind), set())
+    wanted = ROPE_SCALING.get(str(rule.pop("type", None)))
     numbers = all(isinstance(value, int | float) for value in rule.values())
-    if not wanted or set(rule) != wanted or not numbers:
+    if rule.keys() != wanted or not numbers:
         known = "; ".join(f"{k}: {sorted(v)}" for k, v in ROPE_SCALING.items())
         raise UserError(
             f"model.rope_scaling = {dict(scaling)} fits no known type with its "
@@ -106,29 +90,21 @@ class KVCache(NamedTuple):
     def put(self, k: Array, v: Array, layer: Array, slot: Array | int) -> "KVCache":
         """Writes ``k, v [B, K, T, H]`` of one layer from ``slot`` on."""
         at = (layer, 0, 0, slot, 0)
-        pairs = ((self.k, k), (self.v, v))
-        return KVCache(
-            *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in pairs)
-        )
+        put = jax.lax.dynamic_update_slice
+        return KVCache(put(self.k, k[None], at), put(self.v, v[None], at))
 
     def of_layer(self, layer: Array) -> tuple[Array, Array]:
         """Keys and values ``[B, K, S, H]`` of one layer."""
-        k, v = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in self)
-        return k, v
+        take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        return take(self.k, layer), take(self.v, layer)
 
 
 def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """softmax(q k / sqrt(H)) v with grouped keys; float32 softmax.
+    """softmax(q k / sqrt(H)) v ``[B, T, N, H]`` with grouped keys; float32 softmax.
 
     The weights are divided by their sum behind the product with v, where it is smaller
-    (Dao et al., 2022), and queries that share keys are rows of one product.
-
-    Args:
-      q: ``[B, T, N, H]``; k, v: ``[B, K, S, H]`` with N = K G.
-      visible: ``[B, T, S]`` bool.
-
-    Returns:
-      ``[B, T, N, H]``.
+    (Dao et al., 2022), and queries that share keys are rows of one product. ``q [B, T,
+    N, H]``; ``k, v [B, K, S, H]`` with N = K G; ``visible [B, T, S]`` bool.
     """
     b, t, n, h = q.shape
     kv, s = k.shape[1:3]
@@ -139,12 +115,8 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest).reshape(b, kv, -1, s)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkrs,bksh->bkrh",
-        weights.astype(v.dtype),
-        v,
-        preferred_element_type=jnp.float32,
-    )
+    weights = weights.astype(v.dtype)
+    out = jnp.einsum("bkrs,bksh->bkrh", weights, v, preferred_element_type=jnp.float32)
     out = (out / total).astype(v.dtype).reshape(b, kv, -1, t, h)
     return jnp.moveaxis(out, 3, 1).reshape(b, t, n, h)
 
@@ -152,20 +124,17 @@ def attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
 def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
     """``[1, T, S]`` bool: true where a key is at most ``window - 1`` tokens back.
 
-    Slots of one row are contiguous, so their distance is the tokens' distance.
-
-    Args:
-      window: as in Mistral (Jiang et al., 2023).
-      shape: ``(T, S)``; slot: the slot of the first of the T tokens.
+    As in Mistral (Jiang et al., 2023). Slots of one row are contiguous, so their
+    distance is the tokens' distance; ``slot`` is that of the first of the T tokens.
     """
     t, s = (jnp.arange(size, dtype=jnp.int32) for size in shape)
     return ((slot + t)[:, None] - s[None, :] < window)[None]
 
 
-def linear_of(cfg: DecoderConfig, op: DenseOp) -> functools.partial:
+def linear_of(cfg: DecoderConfig, op: layers.DenseOp) -> functools.partial:
     """`Dense` as every layer of this decoder has it."""
     return functools.partial(
-        Dense,
+        layers.Dense,
         param_dtype=cfg.param_dtype,
         op=op,
         lora_alpha=cfg.lora_alpha,
@@ -177,7 +146,7 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an optional cache."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     @nn.compact
     def __call__(self, x, positions, visible, cache, layer, slot):
@@ -192,10 +161,10 @@ class Attention(nn.Module):
         q = heads("q", cfg.heads)
         k, v = heads("k", cfg.kv_heads), heads("v", cfg.kv_heads)
         if cfg.qk_norm:
-            q = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="q_norm")(q)
-            k = RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
-        freq = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        q, k = rotate(q, positions, freq), rotate(k, positions, freq)
+            q = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name="q_norm")(q)
+            k = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name="k_norm")(k)
+        freq = layers.rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        q, k = layers.rotate(q, positions, freq), layers.rotate(k, positions, freq)
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             cache = cache.put(k, v, layer, slot)
@@ -210,15 +179,15 @@ class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     @nn.compact
     def __call__(self, carry, layer, positions, visible, slot):
         """Returns ``((x [B, T, D], cache), None)`` for a scan over layers."""
         cfg, (x, cache) = self.cfg, carry
 
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
+        def norm(name: str) -> layers.RMSNorm:
+            return layers.RMSNorm(cfg.norm_eps, cfg.param_dtype, name=name)
 
         still = cfg.dropout == 0.0 or not self.has_rng("dropout")
         drop = nn.Dropout(cfg.dropout, deterministic=still, name="drop")
@@ -228,7 +197,7 @@ class Layer(nn.Module):
         )
         x = along_batch(x + drop(mixed))
         linear = linear_of(cfg, self.op)
-        mlp = GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
+        mlp = layers.GatedMLP(cfg.ffn, 0.5 / cfg.layers, linear, name="mlp")
         return (along_batch(x + drop(mlp(norm("mlp_norm")(x)))), cache), None
 
 
@@ -236,7 +205,7 @@ class Decoder(nn.Module):
     """Token embedding, scanned layers, final norm, (tied) unembedding."""
 
     cfg: DecoderConfig
-    op: DenseOp = dense
+    op: layers.DenseOp = layers.dense
 
     def setup(self):
         """Declares the embedding, the layer stack, the norm and the head."""
@@ -250,28 +219,22 @@ class Decoder(nn.Module):
         body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
         stack = nn.scan(
             body,
-            variable_axes={"params": 0, SLOTS: 0},
-            variable_broadcast=HELD,
+            variable_axes={"params": 0, layers.SLOTS: 0},
+            variable_broadcast=layers.HELD,
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
         )
         self.layers = stack(cfg, self.op)
-        self.final_norm = RMSNorm(cfg.norm_eps, cfg.param_dtype)
+        self.final_norm = layers.RMSNorm(cfg.norm_eps, cfg.param_dtype)
         if not cfg.tied:
             self.lm_head = linear_of(cfg, self.op)(cfg.vocab)
 
     def __call__(self, tokens, positions, visible, cache=None, slot=0):
-        """Runs the trunk; dropout is on when a ``dropout`` rng is given.
+        """Return ``(hidden [B, T, D], cache)``; dropout is on with its rng.
 
-        Args:
-          tokens: ``[B, T]`` int32; positions: ``[B, T]`` int32.
-          visible: ``[B, T, S]`` bool, which slots each token may look at; S = T: the
-            tokens look at each other alone.
-          cache: `KVCache` or None; slot: where this call's keys are written.
-
-        Returns:
-          ``(hidden [B, T, D], cache)``.
+        ``visible [B, T, S]`` says which slots each token may look at; where S = T the
+        tokens look at each other alone. With a cache, this call's keys go to ``slot``.
         """
         x, cache = self.stream(tokens, positions, visible, cache, slot)
         return self.final_norm(x), cache

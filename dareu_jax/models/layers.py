@@ -48,12 +48,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.dtype(self.param_dtype))
         y = self._product(x, kernel, "kernel")
         if self.use_bias:
-            bias = self.param(
-                "bias",
-                nn.initializers.zeros,
-                (self.features,),
-                jnp.dtype(self.param_dtype),
-            )
+            zeros, dtype = nn.initializers.zeros, jnp.dtype(self.param_dtype)
+            bias = self.param("bias", zeros, (self.features,), dtype)
             y = y + bias.astype(x.dtype)
         if self.has_variable("params", "lora_a"):
             y = y + self._low_rank(x)
@@ -111,11 +107,8 @@ class GatedMLP(nn.Module):
 def rope_frequencies(head_dim: int, theta: float, scaling: tuple | None) -> Array:
     """Returns the rotary frequencies ``[H/2]``: theta^(-2i/H), scaled.
 
-    Args:
-      head_dim: H, even.
-      theta: base.
-      scaling: None, ``(("type", "linear"), ("factor", f))`` or the four ``llama3``
-        fields (factor, low_freq_factor, high_freq_factor, original_max_position).
+    ``scaling`` is None, ``(("type", "linear"), ("factor", f))`` or the four ``llama3``
+    fields (factor, low_freq_factor, high_freq_factor, original_max_position).
     """
     freq = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
@@ -135,12 +128,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: tuple | None) -> Arra
 
 
 def rotate(x: Array, positions: Array, freq: Array) -> Array:
-    """Rotary embedding (Su et al., 2021), half-split layout as in Llama.
+    """Rotate ``x [B, T, N, H]`` at ``positions [B, T]`` by ``freq [H/2]``.
 
-    Args:
-      x: ``[B, T, N, H]``.
-      positions: ``[B, T]`` int32.
-      freq: ``[H/2]``.
+    Rotary embedding (Su et al., 2021), half-split layout as in Llama.
     """
     angle = positions[..., None].astype(jnp.float32) * freq  # [B, T, H/2]
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad
+from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad, rounded_up
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
@@ -50,9 +50,9 @@ class LoadedModel(NamedTuple):
         """Return the model's own answers, each token the likeliest."""
         blank = [data.Record("", "", prompt, ".") for prompt in prompts]
         tokens = as_tokens(self, blank, self.template, self.system)
-        stop_ids, layouts = self.tokenizer.stop_ids, self.layouts
+        ends, layouts = self.tokenizer.stop_ids, self.layouts
         decode = greedy(
-            self.decoder, self.params, stop_ids, max_new_tokens, layouts=layouts
+            self.decoder, self.params, ends, max_new_tokens, layouts=layouts
         )
         return texts_of(self.tokenizer, self.over(tokens, batch_size, decode))
 
@@ -61,8 +61,7 @@ class LoadedModel(NamedTuple):
     ) -> list[np.ndarray]:
         """Return log p of every token of each answer, the end of text included.
 
-        Returns:
-          For each pair float32 ``[tokens of the answer]``, in nats.
+        For each pair it is float32 ``[tokens of the answer]``, in nats.
         """
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
@@ -74,7 +73,7 @@ class LoadedModel(NamedTuple):
     def rows(self, batch_size: int) -> int:
         """Return the batch size, rounded up to a multiple of the devices."""
         devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        return -(-batch_size // devices) * devices
+        return rounded_up(batch_size, devices)
 
     @property
     def layouts(self) -> Layouts:
@@ -94,10 +93,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
-    """Load a folder that ``dareu import`` wrote.
-
-    Args:
-      folder: where; mesh: of the devices; None: all of them, parameters split.
+    """Load a folder that ``dareu import`` wrote, onto all devices if no mesh is given.
 
     Raises:
       UserError: no such folder, or nothing imported in it.
@@ -140,8 +136,8 @@ def padded(
     model: LoadedModel, prompts: list[list[int]], responses: list[list[int]]
 ) -> data.TokenBatch:
     """Return texts as long as the longest, rounded up to `MULTIPLE`."""
-    width = -(-max(1, *map(len, prompts)) // MULTIPLE) * MULTIPLE
-    size = -(-max(map(len, responses)) // MULTIPLE) * MULTIPLE
+    width = rounded_up(max(1, *map(len, prompts)), MULTIPLE)
+    size = rounded_up(max(map(len, responses)), MULTIPLE)
     pad_id, index = model.tokenizer.pad_id, np.arange(len(prompts), dtype=np.int32)
     left, right = pad(prompts, width, pad_id, left=True), pad(responses, size, pad_id)
     return data.TokenBatch(*left, *right, index)

@@ -6,6 +6,7 @@ What is trained is the pytree that `split` puts first; code that joins the two p
 again cannot tell adapters from full parameters.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,23 +33,15 @@ def join(frozen: Any, trainable: Any) -> Any:
     """Returns the parameters whose `split` they are; nothing is copied."""
     if not isinstance(frozen, dict) or not isinstance(trainable, dict):
         return trainable
-    return {
-        name: join(frozen.get(name, {}), trainable[name])
-        if name in trainable
-        else frozen[name]
-        for name in [*frozen, *(n for n in trainable if n not in frozen)]
+    return frozen | {
+        name: join(frozen.get(name, {}), below) for name, below in trainable.items()
     }
 
 
 def init_adapters(
     params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
 ) -> Any:
-    """Returns fresh adapters: A uniform within 1/sqrt(D), B zero, float32.
-
-    Args:
-      params: of a decoder, arrays or their shapes.
-      rank: r; targets: names of the dense layers to adapt.
-      key: decides every A, by its path.
+    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero.
 
     Raises:
       UserError: a target names no dense layer.
@@ -74,6 +67,12 @@ def init_adapters(
     return out
 
 
+def abstract_adapters(params: Any, rank: int, targets: Sequence[str]) -> Any:
+    """Return shapes and dtypes of `init_adapters`; nothing is made."""
+    start = functools.partial(init_adapters, params, rank, targets)
+    return jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+
+
 def delta(a: Array, b: Array, alpha: float) -> Array:
     """(alpha / r) A B ``[.., D, F]`` float32."""
     return jnp.matmul(a, b) * (alpha / a.shape[-1])
@@ -81,13 +80,9 @@ def delta(a: Array, b: Array, alpha: float) -> Array:
 
 def merge(params: Any, alpha: float) -> Any:
     """Returns parameters without adapters that compute the same, in their own dtype."""
-    return _add(params, alpha)
-
-
-def _add(params: Any, alpha: float) -> Any:
     if not isinstance(params, dict):
         return params
-    out = {name: _add(below, alpha) for name, below in params.items()}
+    out = {name: merge(below, alpha) for name, below in params.items()}
     if A in out:
         kernel, a, b = out["kernel"], out.pop(A), out.pop(B)
         wide = kernel.astype(jnp.float32) + delta(a, b, alpha)

@@ -80,18 +80,10 @@ def generate(
 ) -> Rollout:
     """Samples a response to each prompt; stops when every row has ended.
 
-    Args:
-      model, params: the policy.
-      prompt, prompt_mask: ``[B, P]``, left-padded.
-      max_new_tokens: T; temperature: 0 is greedy.
-      stop_ids: the tokens that end a text; the first one fills what is behind it.
-      key: one key for the whole call.
-
-    Returns:
-      `Rollout` of ``[B, T]``; tokens after the end are ``stop_ids[0]``, mask false.
+    Prompts ``[B, P]`` are padded left; temperature 0 is greedy. Any of ``stop_ids``
+    ends a text, and the first fills what is behind it, where the mask is false.
     """
-    b, p = prompt.shape
-    t = max_new_tokens
+    (b, p), t = prompt.shape, max_new_tokens
     cache = KVCache.empty(model.cfg, b, p + t)
     slots = jnp.concatenate([prompt_mask, jnp.zeros((b, t), bool)], axis=1)
     last, cache = _prefill(model, params, prompt, prompt_mask, cache)

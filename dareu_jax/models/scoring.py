@@ -1,6 +1,7 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,20 +17,8 @@ LOGITS_AT_ONCE = 2**27
 """Numbers of a batch's logits that exist at the same time: 512 MiB of float32."""
 
 
-class Head(nn.Module):
-    """A linear map on hidden states, float32: the value head, the owner head."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, hidden: Array) -> Array:
-        """Maps ``[..., D]`` to float32 ``[..., features]``."""
-        wide = hidden.astype(jnp.float32)
-        kernel = self.param(
-            "kernel", nn.initializers.zeros, (wide.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return wide @ kernel + bias
+Head = functools.partial(nn.Dense, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
+"""A linear map on hidden states, float32: the value head, the owner head."""
 
 
 def apply_head(features: int, params: dict, hidden: Array) -> Array:
@@ -78,10 +67,8 @@ def hidden_states(
 ) -> Array:
     """Hidden states ``[B, T, D]`` of ``tokens [B, T]``.
 
-    Args:
-      model, params: the decoder; tokens, mask: the text.
-      key: dropout is on with one.
-      slots: what the model's product op reads: `SLOTS` and `HELD` of `layers`.
+    Dropout is on with a ``key``; ``slots`` are what the model's product op reads:
+    `SLOTS` and `HELD` of `layers`.
     """
     rngs = {} if key is None else {"dropout": key}
     variables = {"params": params} | (slots or {})
@@ -96,10 +83,7 @@ def layer_states(
 ) -> Array:
     """Return what layer ``layer`` adds up to: ``[B, T, D]``, no final norm.
 
-    Args:
-      model, params: the decoder, of which the later layers do not run.
-      tokens, mask: ``[B, T]``, the text.
-      layer: counted from 1 to the decoder's number of layers.
+    Layers are counted from 1; those behind ``layer`` do not run.
     """
     chex.assert_scalar_in(layer, 1, model.cfg.layers)
     first = jax.tree.map(lambda x: x[:layer], params["layers"])
@@ -125,10 +109,8 @@ def response_hidden(
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
-    Args:
-      model, params: the decoder.
-      batch: prompt ``[B, P]``, left-padded, and response ``[B, T]``, right-padded.
-      key: dropout is on with one; slots: see `hidden_states`.
+    The prompts ``[B, P]`` are left-padded, the responses ``[B, T]`` right-padded;
+    ``key`` and ``slots`` as in `hidden_states`.
     """
     hidden = hidden_states(model, params, *whole_text(batch), key=key, slots=slots)
     start = batch.prompt.shape[1] - 1
@@ -164,10 +146,7 @@ def trunk_of(model: Decoder, params: dict, batch, **how: Any) -> Trunk:
 def response_logps(
     model: Decoder, params: dict, batch, temperature=1.0, **how: Any
 ) -> Array:
-    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false.
-
-    ``how`` is a key or slots, as in `response_hidden`.
-    """
+    """log p(y_t | q, y_<t) ``[B, T]`` float32, 0 where the mask is false."""
     trunk = trunk_of(model, params, batch, **how)
     logps = over_logits(token_logps, [trunk], batch.response, temperature)
     return jnp.where(batch.response_mask, logps, 0.0)
@@ -181,11 +160,8 @@ def over_logits(
     Logits over ``temperature`` exist for at most `LOGITS_AT_ONCE` numbers' worth of
     positions at a time, in the backward pass too.
 
-    Args:
-      score: from float32 ``[B, t, V]`` per trunk and ``[B, t]`` to a tree of
-        ``[B, t]``.
-      trunks: of one batch and one vocabulary.
-      tokens: ``[B, T]``, what the responses say.
+    ``score`` is from float32 ``[B, t, V]`` per trunk and tokens ``[B, t]`` to a tree
+    of ``[B, t]``; the trunks are of one batch and one vocabulary.
     """
 
     def part(tokens: Array, *hidden: Array) -> Any:
@@ -206,12 +182,9 @@ def positions_at_once(rows: int, width: int) -> int:
 
 
 def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """``score`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
+    """``score [B, T]`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
 
     The backward pass computes each part again instead of keeping what it needed.
-
-    Returns:
-      The tree of ``[B, T]`` that ``score`` makes of the whole.
     """
     b, t = arrays[0].shape[:2]
     if size >= t:

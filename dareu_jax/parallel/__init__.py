@@ -2,7 +2,6 @@
 
 from dareu_jax.parallel.layouts import Layouts, rollout_mesh
 from dareu_jax.parallel.mesh import (
-    AXES,
     BATCH_AXES,
     abstract_mesh,
     along_batch,
@@ -17,7 +16,6 @@ from dareu_jax.parallel.processes import (
     agreed,
     connect,
     first_then_others,
-    gathered,
     is_first,
     on_host,
     shared_out,
@@ -25,11 +23,8 @@ from dareu_jax.parallel.processes import (
     wait_for_all,
 )
 from dareu_jax.parallel.rules import (
-    LOGICAL_RULES,
-    MESH_AXES,
     abstract_on,
     init_sharded,
-    logical_axes,
     named_leaves,
     path_name,
     shard,

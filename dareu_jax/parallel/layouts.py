@@ -16,12 +16,10 @@ M = TypeVar("M", Mesh, AbstractMesh)
 
 
 def rollout_mesh(mesh: M, kv_heads: int, tensor: int | None = None) -> M:
-    """Returns ``mesh`` with its devices as ``data x 1 x tensor``, in the same order.
+    """Return ``mesh`` with its devices as ``data x 1 x tensor``, in the same order.
 
-    Args:
-      mesh: ``data x fsdp x tensor``; kv_heads: K of the model.
-      tensor: over how many devices a layer is split; None: over as many of
-        ``fsdp x tensor`` as K divides by, so that each has keys of its own.
+    A layer is split over ``tensor`` devices; None: over as many of ``fsdp x tensor`` as
+    the ``kv_heads`` divide by, so that each has keys of its own.
 
     Raises:
       UserError: ``tensor`` does not divide the devices.
@@ -45,13 +43,9 @@ def rollout_mesh(mesh: M, kv_heads: int, tensor: int | None = None) -> M:
 class Layouts:
     """Where parameters and rows are in an update, and where while text is sampled.
 
-    An update gathers what ``fsdp`` splits once per batch; sampling would do so once
-    per token. There the devices split heads, ffn and vocabulary instead, and what
-    they exchange is activations of one token.
-
-    Attributes:
-      update, rollout: meshes of the same devices, in the same order; None: parameters
-        and rows stay where they are.
+    An update gathers what ``fsdp`` splits once per batch; sampling would do so once per
+    token. There the devices split heads, ffn and vocabulary instead, and what they
+    exchange is activations of one token. Without meshes all stays where it is.
     """
 
     update: Mesh | None = None
@@ -75,11 +69,7 @@ class Layouts:
         return jax.device_put(params, shardings_for(params, self.rollout))
 
     def rows(self, tree: Any) -> Any:
-        """Arrays ``[B, ...]`` of the update layout, in the rollout layout.
-
-        Raises:
-          UserError: B does not divide by the devices that rows are split over.
-        """
+        """Return arrays ``[B, ...]`` in the rollout layout, if B can be split so."""
         if self.rollout is None or self.rollout == self.update:
             return tree
         for leaf in jax.tree.leaves(tree):

@@ -6,19 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import (
-    AbstractMesh,
-    AxisType,
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-)
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+AUTO = (AxisType.Auto,) * len(AXES)
 
 
 def make_mesh(
@@ -27,26 +21,20 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns a mesh of all `devices`; one size may be -1, the rest of them.
+    """Return a mesh of all `devices`; one size may be -1, the rest of them.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _fill((data, fsdp, tensor), len(devices))
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return jax.make_mesh(sizes, AXES, axis_types=AUTO, devices=devices)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
-    """Returns `make_mesh` of devices that are not there.
-
-    Raises:
-      UserError: the sizes do not multiply to the number of devices.
-    """
+    """Return `make_mesh` of devices that are not there."""
     sizes = _fill((data, fsdp, tensor), devices)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return AbstractMesh(sizes, AXES, axis_types=AUTO)
 
 
 def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
@@ -65,11 +53,7 @@ def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
 
 
 def check_divisible(batch: int, mesh: Mesh | AbstractMesh) -> None:
-    """Checks that a global batch can be split over the data and fsdp axes.
-
-    Raises:
-      UserError: it cannot; the message holds the arithmetic.
-    """
+    """Raise `UserError` when a global batch cannot be split over data and fsdp."""
     sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
     devices = math.prod(sizes.values())
     if batch % devices:
@@ -102,7 +86,7 @@ def key_of(key: jax.Array, number: int) -> jax.Array:
     return jax.random.fold_in(key, _put(np.uint32(number), key.sharding))
 
 
-def _put(value: Any, to: Sharding) -> jax.Array:
+def _put(value: Any, to: jax.sharding.Sharding) -> jax.Array:
     """Puts what every process has on the devices; each process on its own."""
     if jax.process_count() == 1:
         return jax.device_put(value, to)
@@ -112,12 +96,9 @@ def _put(value: Any, to: Sharding) -> jax.Array:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays `[B, ...]` on the mesh, split along B.
+    """Put host arrays `[B, ...]` on the mesh, split along B; raise if B cannot be.
 
     Every process passes all rows and gives its devices those that are theirs.
-
-    Raises:
-      UserError: B does not divide by the devices it is split over.
     """
     sharding = batch_sharding(mesh)
 

@@ -56,11 +56,7 @@ def connect() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Names the loss of another process, which all that wait for it see as an error.
-
-    Raises:
-      ProcessLost: in place of any error of JAX or of a disk, where there are several.
-    """
+    """Raise `ProcessLost` for an error of JAX or the disk, if there are several."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, OSError) as error:
@@ -108,11 +104,7 @@ def agreed(value: T) -> T:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """``make()`` in process 0, then in the others, which find what it wrote.
-
-    Raises:
-      UserError: in the others, when process 0 failed.
-    """
+    """``make()`` in process 0, then in the others, which find what it wrote."""
     if jax.process_count() == 1:
         return make()
     failure: BaseException | None = None

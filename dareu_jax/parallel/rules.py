@@ -92,13 +92,7 @@ def logical_axes(path: str) -> tuple[str, ...]:
 
 
 def table_axes(tree: Any) -> Any:
-    """Return the axis names of every leaf by `LOGICAL_RULES`, in a tree like ``tree``.
-
-    Scalars, such as step counts and keys, have none.
-
-    Raises:
-      ValueError: a path matches no rule, or more than one.
-    """
+    """Return the axis names of every leaf by `LOGICAL_RULES`; scalars have none."""
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:
         return logical_axes(path_name(path)) if leaf.shape else ()
@@ -126,13 +120,9 @@ def shardings_for(
     """Return the tree of `NamedSharding` for arrays or their shapes.
 
     A dimension is replicated where its name is not in `MESH_AXES`, or where the size of
-    its mesh axis does not divide it.
-
-    Args:
-      abstract_tree: arrays or shapes, such as parameters or optimiser state.
-      mesh: of the devices.
-      axes: a tree like ``abstract_tree`` with a tuple of axis names for every leaf; an
-        empty tuple replicates the array. None: `table_axes`.
+    its mesh axis does not divide it. ``axes`` is a tree like ``abstract_tree`` with a
+    tuple of axis names for every leaf; an empty one replicates the array. None:
+    `table_axes`.
 
     Raises:
       ValueError: a path matches no rule, or the names are not as many as dimensions.
@@ -140,8 +130,13 @@ def shardings_for(
     axes = table_axes(abstract_tree) if axes is None else axes
 
     def sharding(path: Any, leaf: Any, names: tuple[str, ...]) -> NamedSharding:
-        spec = _spec(path_name(path), tuple(leaf.shape), names, mesh)
-        return NamedSharding(mesh, spec)
+        if names and len(names) != len(leaf.shape):
+            raise ValueError(
+                f"array {path_name(path)!r} has shape {tuple(leaf.shape)}, "
+                f"its axes are {names}"
+            )
+        spec = (_axis(name, size, mesh) for name, size in zip(names, leaf.shape))
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree, axes)
 
@@ -170,36 +165,18 @@ def init_sharded(
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    Args:
-      init_fn, args: what is made; mesh: of the devices.
-      donate: places of the arguments whose memory is given away.
-      axes: from the shapes of what is made to the names of their axes.
+    Memory of the arguments in the places ``donate`` is given away; ``axes`` names the
+    axes of what is made, from its shapes.
     """
     made = jax.eval_shape(init_fn, *args)
     to = shardings_for(made, mesh, axes(made))
     return jax.jit(init_fn, out_shardings=to, donate_argnums=donate)(*args)
 
 
-def _spec(
-    path: str,
-    shape: tuple[int, ...],
-    names: tuple[str, ...],
-    mesh: Mesh | AbstractMesh,
-) -> PartitionSpec:
-    if not names:
-        return PartitionSpec()
-    if len(names) != len(shape):
-        raise ValueError(f"array {path!r} has shape {shape}, its axes are {names}")
-    return PartitionSpec(*(_axis(n, size, mesh) for n, size in zip(names, shape)))
-
-
 def _axis(
     name: str, size: int, mesh: Mesh | AbstractMesh
 ) -> str | tuple[str, ...] | None:
     axis = MESH_AXES.get(name)
-    if axis is None:
-        return None
-    parts = math.prod(
-        mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis)
-    )
-    return axis if size % parts == 0 else None
+    parts = (axis,) if isinstance(axis, str) else axis or ()
+    whole = size % math.prod(mesh.shape[part] for part in parts) == 0
+    return axis if whole else None

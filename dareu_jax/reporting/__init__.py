@@ -1,4 +1,3 @@
 """Results for people: tables, printed answers and the HTML report."""
 
-from dareu_jax.reporting.report import render
-from dareu_jax.reporting.table import print_answers, print_results, results_table
+from dareu_jax.reporting.table import print_answers, print_results

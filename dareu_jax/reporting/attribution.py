@@ -23,9 +23,8 @@ OWNERS, ANSWERS, LETTERS = 3, 20, 160
 def as_rows(found: Attributed) -> list[dict[str, Any]]:
     """One JSON object per query; its owner is the one of the highest score."""
     rows = []
-    for at, (query, answer) in enumerate(
-        zip(found.queries, found.answers, strict=True)
-    ):
+    pairs = zip(found.queries, found.answers, strict=True)
+    for at, (query, answer) in enumerate(pairs):
         scores = dict(zip(found.owners, map(float, found.scores[at]), strict=True))
         row: dict[str, Any] = {
             "id": query.id,

@@ -17,12 +17,7 @@ they are no statement about texts that were not evaluated.
 def model_card(
     results: Mapping[str, Any], name: str, seed: int, step: int | None = None
 ) -> str:
-    """Return the card as Markdown.
-
-    Args:
-      results: of ``results.json``; name: the exported row; seed: the exported seed.
-      step: the exported step, where it is not the last.
-    """
+    """Return the card as Markdown."""
     one = {"models": {}, "tow": {}, "seeds": {str(seed): results["seeds"][str(seed)]}}
     there = summary.model_names(one)
     rows = [row for row in there if row in (*summary.ORACLES, name)]

@@ -33,10 +33,7 @@ def plot_files(
     truth_ratio: str | None = None,
     partial: bool = False,
 ) -> bytes | None:
-    """Return what the logs of a model, and of the reference, have as a PNG; or None.
-
-    Args: as of `score`. Raises: see `read_log`.
-    """
+    """Return what the logs of a model, and of the reference, have as a PNG; or None."""
     kind = truth_ratio_named(truth_ratio or "geometric")
     named = {"candidate": candidate, "reference": reference}
     logs = {k: read_log(x, partial) for k, x in named.items() if x is not None}
@@ -76,11 +73,8 @@ def panels(logs: Logs, kind: TruthRatio) -> Iterator[Panel]:
     if "candidate" in known:
         yield functools.partial(extraction, known)
     for name in logs["candidate"].attacks:
-        scores = {
-            k: sides(log.attacks[name])
-            for k, log in logs.items()
-            if name in log.attacks
-        }
+        both = {k: log.attacks.get(name) for k, log in logs.items()}
+        scores = {k: sides(one) for k, one in both.items() if one is not None}
         yield functools.partial(attack, name, scores)
 
 
@@ -101,19 +95,14 @@ def extraction(found: Mapping[str, Array], ax: Axes) -> None:
         x, y = by_prefix(strength)
         ax.plot(x, y, drawstyle="steps-post", color=COLOURS[role], label=role)
     ax.set_xlim(-0.02, 1.02)
-    titled(
-        ax,
-        "rest of the answer said word for word",
-        "share that is given",
-        "share of forget rows",
-    )
+    title = "rest of the answer said word for word"
+    titled(ax, title, "share that is given", "share of forget rows")
 
 
 def by_prefix(strength: Array) -> tuple[Array, Array]:
     """Return prefix lengths from 0 to 1, and the share of rows said from each.
 
-    Args:
-      strength: ``[N]`` extraction strengths, 1 less the shortest prefix that does.
+    ``strength [N]`` is 1 less the shortest prefix that does.
     """
     shortest = np.sort(1.0 - strength)
     x = np.unique([0.0, *shortest, 1.0])
@@ -127,12 +116,8 @@ def attack(name: str, scores: Mapping[str, tuple[Array, Array]], ax: Axes) -> No
         label = f"{role}, AUC {auc(forget, holdout):.3f}"
         ax.plot(*roc(forget, holdout), color=COLOURS[role], label=label)
     ax.set_xlim(-0.02, 1.02)
-    titled(
-        ax,
-        f"attack {name}",
-        "holdout rows taken for seen",
-        "forget rows taken for seen",
-    )
+    x, y = "holdout rows taken for seen", "forget rows taken for seen"
+    titled(ax, f"attack {name}", x, y)
 
 
 def roc(forget: Array, holdout: Array) -> tuple[Array, Array]:

@@ -67,39 +67,30 @@ def colours(names: Iterable[str]) -> Colours:
 
 def training_svg(curves: Sequence[Mapping[str, Any]], colours: Colours) -> str:
     """Return one panel per quantity of the unlearning updates, or ""."""
-    lines = {field: _lines(curves, field, _is_method) for field in CURVES}
-    panels = {field: found for field, found in lines.items() if found}
-    if not panels:
-        return ""
-    return _panels(panels, CURVES, colours, slug="unlearning-curves", unit="update")
+    panels = {
+        title: _lines(curves, field, lambda stage: stage not in FIRST_STAGES)
+        for field, title in CURVES.items()
+    }
+    return _panels(panels, colours, slug="unlearning-curves", unit="update")
 
 
 def loss_svg(curves: Sequence[Mapping[str, Any]], colours: Colours) -> str:
     """Return the losses of the fine-tunings and of the classifier, or ""."""
+    tuned, classifier = FIRST_STAGES[:2], FIRST_STAGES[2:]
     panels = {
-        name: _lines(curves, "loss", names.__contains__)
-        for name, names in (
-            ("fine-tuning loss", FIRST_STAGES[:2]),
-            ("attribution classifier loss", FIRST_STAGES[2:]),
-        )
+        "fine-tuning loss": _lines(curves, "loss", tuned.__contains__),
+        "attribution classifier loss": _lines(curves, "loss", classifier.__contains__),
     }
-    panels = {name: found for name, found in panels.items() if found}
-    titles = {name: name for name in panels}
-    if not panels:
-        return ""
-    return _panels(panels, titles, colours, slug="training-losses", unit="step")
+    return _panels(panels, colours, slug="training-losses", unit="step")
 
 
 def balance_svg(results: Mapping[str, Any], colours: Colours) -> str:
     """Return forget ROUGE against retain ROUGE, every model and seed, or ""."""
-    points = {
-        name: [
-            seed_values(results, name, metric)
-            for metric in ("forget_rouge", "retain_rouge")
-        ]
-        for name in summary.model_names(results)
-    }
-    points = {name: xy for name, xy in points.items() if all(xy)}
+    points = {}
+    for name in summary.model_names(results):
+        xs = seed_values(results, name, "forget_rouge")
+        if xs and (ys := seed_values(results, name, "retain_rouge")):
+            points[name] = xs, ys
     if not points:
         return ""
     with matplotlib.rc_context(STYLE):
@@ -148,10 +139,6 @@ def bars_svg(results: Mapping[str, Any], group: str, colours: Colours) -> str:
         return inline_svg(figure, group)
 
 
-def _is_method(stage: str) -> bool:
-    return stage not in FIRST_STAGES
-
-
 def _lines(
     curves: Sequence[Mapping[str, Any]], field: str, wanted: Any
 ) -> dict[tuple[str, str], Points]:
@@ -177,25 +164,27 @@ def _thin(points: Points) -> Points:
 
 def _panels(
     panels: Mapping[str, dict[tuple[str, str], Points]],
-    titles: Mapping[str, str],
     colours: Colours,
     *,
     slug: str,
     unit: str,
 ) -> str:
-    """Return a two-column figure; colour = stage, dash = seed, one shared legend."""
+    """Return a panel for each title with lines, or "": colour = stage, dash = seed."""
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if not panels:
+        return ""
     rows = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.6, 0.6 + 2.6 * rows), layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False).flat
         keys = list(dict.fromkeys(itertools.chain(*panels.values())))
         seeds = sorted({seed for _, seed in keys})
-        for axes, (name, lines) in zip(grid, panels.items(), strict=False):
+        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
             for (stage, seed), points in lines.items():
                 dash = _DASHES[seeds.index(seed) % len(_DASHES)]
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, ys, dash, color=colours[stage], lw=1.3)
-            axes.set_title(titles[name])
+            axes.set_title(title)
             axes.set_xlabel(unit)
         for axes in list(grid)[len(panels) :]:
             axes.set_visible(False)

@@ -17,14 +17,7 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     config_yaml: str,
 ) -> str:
-    """Return the page; matplotlib loads here, on the first call only.
-
-    Args:
-      results: the content of ``results.json``; any part of it may be missing.
-      curves: the rows of ``metrics.jsonl``.
-      answers: every forget prompt with the gold answer and the models' answers.
-      config_yaml: the resolved configuration.
-    """
+    """Return the page; any part of ``results``, of results.json, may be missing."""
     names = summary.model_names(results)
     return template_of("report.html.j2").render(
         scale=results.get("scale", "The scale of this run was not recorded."),
@@ -45,33 +38,23 @@ def render(
 
 def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return key numbers of the first method beside original and retrained, or {}."""
-    there = summary.model_names(results)
-    methods = [name for name in there if name not in summary.ORACLES]
-    names = [name for name in there if name not in methods[1:]]
+    names = summary.with_one_method(summary.model_names(results))
     rows = [
-        (
-            f"{metric.in_short} {metric.arrow}",
-            [(name, summary.cell(results, name, metric)) for name in names],
-        )
-        for metric in summary.columns(results)
-        if metric.in_short
+        (f"{x.in_short} {x.arrow}", [(n, summary.cell(results, n, x)) for n in names])
+        for x in summary.columns(results)
+        if x.in_short
     ]
-    return {"names": names, "rows": rows} if methods and rows else {}
+    has_method = any(name not in summary.ORACLES for name in names)
+    return {"names": names, "rows": rows} if has_method and rows else {}
 
 
 def _tables(results: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "title": title,
-            "metrics": shown,
-            "rows": [
-                (name, [summary.cell(results, name, metric) for metric in shown])
-                for name in names
-            ],
-        }
-        for title, groups in summary.TABLES.items()
-        if (shown := summary.columns(results, *groups))
-    ]
+    tables = []
+    for title, groups in summary.TABLES.items():
+        if shown := summary.columns(results, *groups):
+            rows = [(n, [summary.cell(results, n, x) for x in shown]) for n in names]
+            tables.append({"title": title, "metrics": shown, "rows": rows})
+    return tables
 
 
 def _figures(
@@ -125,24 +108,20 @@ def _stopped(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             end = reason or "ran to its last update"
             ends.setdefault(name, {}).setdefault(end, []).append(seed)
     return [
-        (name, [f"{end} (seed {', '.join(s)})" for end, s in ends[name].items()])
-        for name in ends
+        (name, [f"{end} (seed {', '.join(s)})" for end, s in own.items()])
+        for name, own in ends.items()
     ]
 
 
 def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     texts = answer["answers"]
-    return {
-        "prompt": answer["prompt"],
-        "gold": answer["gold"],
-        "owner": answer.get("owner", ""),
-        "texts": [(name, texts[name]) for name in summary.order_models(texts)],
-    }
+    ordered = [(name, texts[name]) for name in summary.order_models(texts)]
+    return {"owner": "", **answer, "texts": ordered}
 
 
 def _wall(wall_s: Mapping[str, float]) -> list[tuple[str, str]]:
-    rows = [(stage, duration(seconds)) for stage, seconds in wall_s.items()]
-    return [*rows, ("total", duration(sum(wall_s.values())))] if rows else []
+    rows = {**wall_s, "total": sum(wall_s.values())} if wall_s else {}
+    return [(stage, duration(seconds)) for stage, seconds in rows.items()]
 
 
 def duration(seconds: float) -> str:

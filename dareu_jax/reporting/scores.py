@@ -45,9 +45,8 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
     others = {} if beside is None else dict(rows(beside))
     between = dict(ends(found["intervals"]))
     for label, value in rows(found):
-        cells = [value, between.get(label, "")]
-        cells += [] if beside is None else [others.get(label, "")]
-        table.add_row(label, *cells)
+        cells = (value, between.get(label, ""), others.get(label, ""))
+        table.add_row(label, *cells[: len(table.columns) - 1])
     out.print(table)
     said(out, "\n" + "\n".join([*flags(found), *remarks(found)]))
 

@@ -34,12 +34,15 @@ def order_models(names: Iterable[str]) -> list[str]:
     return first + [name for name in given if name not in ORACLES]
 
 
-def columns(results: Mapping[str, Any], *groups: str) -> list[Metric]:
-    """Return the registered metrics that a model has, group by group.
+def with_one_method(names: Iterable[str]) -> list[str]:
+    """Return ``names`` without the methods behind the first."""
+    ordered = order_models(names)
+    methods = [name for name in ordered if name not in ORACLES]
+    return [name for name in ordered if name not in methods[1:]]
 
-    Args:
-      results: of ``results.json``; groups: see `Metric.group`, none: all of them.
-    """
+
+def columns(results: Mapping[str, Any], *groups: str) -> list[Metric]:
+    """Return the registered metrics that a model has, group by group."""
     names = model_names(results)
     known = [METRICS.get(name) for name in METRICS.names()]
     return [

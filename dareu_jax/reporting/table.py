@@ -48,10 +48,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def print_answers(
     console: Console, answers: Sequence[Mapping[str, Any]], n: int = 10
 ) -> None:
-    """Print the first ``n`` prompts with the gold answer and what models say.
-
-    Shown are original, retrained and the first method.
-    """
+    """Print the first ``n`` prompts with what gold, oracles and one method say."""
     out = _roomy(console)
     for number, answer in enumerate(answers[:n], start=1):
         grid = Table.grid(padding=(0, 2))
@@ -59,7 +56,7 @@ def print_answers(
         grid.add_column(overflow="fold")
         grid.add_row(f"{number}", Text(_printable(answer["prompt"]), style="bold"))
         grid.add_row("gold", Text(_printable(answer["gold"]), style="green"))
-        for name in _shown_models(answer["answers"]):
+        for name in summary.with_one_method(answer["answers"]):
             grid.add_row(name, Text(_printable(answer["answers"][name])))
         out.print(grid)
         out.print()
@@ -74,12 +71,6 @@ def _legend(results: Mapping[str, Any]) -> str:
     seeds = len(results.get("seeds", {}))
     count = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return "\n".join([summary.legend(results), count, *summary.gaps(results)])
-
-
-def _shown_models(texts: Mapping[str, str]) -> list[str]:
-    names = summary.order_models(texts)
-    methods = [name for name in names if name not in summary.ORACLES]
-    return [name for name in names if name not in methods[1:]]
 
 
 def _printable(text: str) -> str:

@@ -32,19 +32,7 @@ BARE = "{prompt}"
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What the command line says; None: not said.
-
-    Attributes:
-      model: a folder that ``dareu import`` wrote, or of a finished run; suite: a name
-        of `SUITES`.
-      out: the folder of the log; data: of the suite's files, or its one file.
-      forget: which of TOFU's forget sets, or names of owners; first: only so many
-        rows of each of TOFU's sets.
-      template: around a question; system: before it, with ``chat``.
-      batch_size: texts at a time; max_new_tokens: of an answer.
-      row, seed: of a run's models; attacks: ``a,b`` of `membership.ATTACKS`.
-      reference_model: of the attack ``reference``, a folder like ``model``.
-    """
+    """What the command line says, as its help explains; None: not said."""
 
     model: Path
     suite: str
@@ -125,11 +113,7 @@ SUITES = {
 
 
 def evaluated(asked: Asked, progress: Progress) -> Path:
-    """Evaluate the model and return the path of its log.
-
-    Raises:
-      UserError: bad input; that of files before the model is loaded.
-    """
+    """Evaluate the model and return the path of its log."""
     suite, attacks = checked(asked)
     subject = subject_of(asked.model, asked.row, asked.seed)
     data = data_of(suite, asked, subject)
@@ -137,19 +121,14 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     compared = None if other is None else reference_of(other, asked.seed)
     model = subject.load()
     reading = reading_of(asked, model)
-    settings = {
-        "model": model.fingerprint,
-        "template": reading.template,
-        "system": reading.system,
-    }
-    kept = Kept(asked.out / "parts", settings)
+    settings = {"template": reading.template, "system": reading.system}
+    kept = Kept(asked.out / "parts", {"model": model.fingerprint, **settings})
     reference = None if compared is None else alike(asked, model, compared.load())
     judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
     log = suite.log(judge, data, progress)
-    name = asked.suite.upper()
     short = {metric: table["agg_value"] for metric, table in log.items()}
-    path = asked.out / f"{name}_EVAL.json"
-    write_json(asked.out / f"{name}_SUMMARY.json", short)
+    write_json(asked.out / f"{asked.suite.upper()}_SUMMARY.json", short)
+    path = asked.out / f"{asked.suite.upper()}_EVAL.json"
     write_json(path, log)
     return path
 
@@ -181,11 +160,7 @@ def alike(asked: Asked, model: LoadedModel, reference: LoadedModel) -> LoadedMod
 
 
 def reading_of(asked: Asked, model: LoadedModel) -> Reading:
-    """Return how a model reads: as in its run, or as its tokenizer says.
-
-    Raises:
-      UserError: a template without a place for the question.
-    """
+    """Return how a model reads: as in its run, or as its tokenizer says."""
     system = model.system if asked.system is None else asked.system
     own = BARE if SUITES[asked.suite].is_bare else model.template
     template = own if asked.template is None else asked.template
@@ -198,15 +173,7 @@ def reading_of(asked: Asked, model: LoadedModel) -> Reading:
 
 
 def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
-    """Return records by set: of ``data``, or those that a run judges its models on.
-
-    Args:
-      run: that trained the model, or None; data: a JSONL file of records.
-      forget: names of owners, ``a,b``; None: those that withdrew from the run.
-
-    Raises:
-      UserError: nothing says which records or owners; see `split`.
-    """
+    """Return records by set: of ``data``, or those that a run judges its models on."""
     if run is not None:
         if data is None:
             return run_sets(run, forget)
@@ -219,10 +186,6 @@ def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Se
 
 
 def run_sets(run: Inputs, forget: str | None) -> Sets:
-    """Return a run's own records, split as in the run or at other owners.
-
-    Raises:
-      UserError: they have changed since; see `split`.
-    """
+    """Return a run's own records, split as in the run or at other owners."""
     check_corpus(run.corpus, run.folder)
     return eval_records(run) if forget is None else split(run.corpus.train, forget)

@@ -1,14 +1,11 @@
 """Find what is wrong with a run before anything is trained."""
 
-import functools
 from pathlib import Path
-
-import jax
 
 from dareu_jax import data
 from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import DecoderConfig, abstract_params, init_adapters
+from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
@@ -21,7 +18,7 @@ from dareu_jax.unlearning import method_config, needs_of
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     """Reads the whole input in a trial folder, before anything is trained or kept."""
-    for name in dict.fromkeys([*cfg.methods, *cfg.overrides]):
+    for name in (*cfg.methods, *cfg.overrides):
         method_config(cfg, name)
     plan(cfg)
     one = Inputs(cfg, cfg.seeds[0], trial)
@@ -74,12 +71,7 @@ def check_reward(one: Inputs) -> None:
 
 
 def check_models(one: Inputs) -> None:
-    """Checks that original, retrained and adapters can be had.
-
-    Raises:
-      UserError: an imported model is missing or does not fit, or ``lora.targets`` has
-        a name that the model has not.
-    """
+    """Raise `UserError` unless original, retrained and adapters can be had."""
     cfg = one.cfg
     check_oracle(cfg)
     for name, part in parts_of(cfg).items():
@@ -113,10 +105,8 @@ def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
             f"{part.prefix}lora adapts an imported model; set {part.prefix}model.path "
             f"too, or take {part.prefix}lora out"
         )
-    rank, targets = part.lora.rank, part.lora.targets
-    start = functools.partial(init_adapters, abstract_params(shape), rank, targets)
     try:
-        jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+        abstract_adapters(abstract_params(shape), part.lora.rank, part.lora.targets)
     except UserError as error:
         raise UserError(f"{part.prefix}{error}") from None
 
@@ -136,8 +126,6 @@ def batch_sizes(cfg: RunConfig) -> list[int]:
     """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
-    sizes = [part.batch_size for part in parts]
-    for name in cfg.methods:
-        needs = needs_of(name, method_config(cfg, name))
-        sizes += [need.batch_size for need in needs.values()]
-    return sizes
+    needs = (needs_of(name, method_config(cfg, name)) for name in cfg.methods)
+    asked = [need.batch_size for own in needs for need in own.values()]
+    return [*(part.batch_size for part in parts), *asked]

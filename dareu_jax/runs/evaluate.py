@@ -41,10 +41,8 @@ def evaluate_params(
 ) -> dict[str, Any]:
     """Judge parameters on forget, retain and test; optionally the judges too."""
     metrics, given = evaluate_model(suite, params)
-    log: dict[str, Any] = {
-        "metrics": metrics,
-        "answers": {split: answers.text for split, answers in given.items()},
-    }
+    texts = {split: answers.text for split, answers in given.items()}
+    log: dict[str, Any] = {"metrics": metrics, "answers": texts}
     if classifiers:
         log["classifiers"] = {
             name: classifier_report(inputs, suite, judge, given)
@@ -98,7 +96,7 @@ def classifier_report(
     given: dict[str, Answers],
 ) -> dict[str, Any]:
     """Accuracy on gold responses and on the original's, whole and by prefix length."""
-    kernel, index = judge
+    score = functools.partial(attribution_accuracy, judge[0], suite.reference, judge[1])
     report: dict[str, Any] = {}
     records, owners = eval_records(inputs), inputs.corpus.owners
     rows = {s: data.owner_labels(records[s], owners) for s in SPLITS[:2]}
@@ -109,9 +107,6 @@ def classifier_report(
             if kind == "generations":
                 tokens = with_answers(tokens, given[split])
             tokens = tokens._replace(index=labels)
-            score = functools.partial(
-                attribution_accuracy, kernel, suite.reference, index
-            )
             hits.append(in_batches(suite, tokens, score)[labels >= 0])
         by_length = np.concatenate(hits).mean(axis=0)
         report[kind] = float(by_length[-1])

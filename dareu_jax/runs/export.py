@@ -7,20 +7,15 @@ from typing import Any
 
 from dareu_jax.errors import UserError
 from dareu_jax.models import merge, split
+from dareu_jax.models.hf import weights
 from dareu_jax.models.hf.families import config_json
 from dareu_jax.models.hf.folder import read_json, save_tensors, write_tensors
 from dareu_jax.models.hf.imported import copy_small_files
-from dareu_jax.models.hf.weights import (
-    hf_arrays,
-    peft_arrays,
-    peft_modules,
-    tensor_sizes,
-)
 from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import opened, params_of
-from dareu_jax.storage.files import check_new, new_folder, write_whole
+from dareu_jax.storage.files import check_new, new_folder, write_text, write_whole
 
 Card = Callable[[Mapping[str, Any], str, int, int | None], str]
 """``(results, row, seed, step) -> text`` of the folder's README.md."""
@@ -38,18 +33,12 @@ def export_run(
 ) -> Path:
     """Write one model of a finished run as a Hugging Face folder.
 
-    Args:
-      folder: of the run; name: a row of its table, or ``unlearned`` for the first of
-        its methods.
-      out: a folder that does not exist yet; it appears whole or not at all.
-      card: writes the folder's README.md.
-      seed: one of the run's, the first by default.
-      adapter: a PEFT adapter instead of the merged model, where ``lora`` was set.
-      step: one of a method's saved steps, the last by default.
+    ``name`` is a row of its table or ``unlearned``, its first method; ``step`` one of a
+    method's saved steps, by default the last; ``card`` writes README.md.
 
     Raises:
-      UserError: no finished run there, no such model, seed or step, what the model
-        was saved in is missing, no adapters to write, ``out`` exists.
+      UserError: no finished run, no such model, seed or step, what the model was saved
+        in is missing, no adapters to write, ``out`` exists.
     """
     check_new(out)
     cfg, results = finished(folder)
@@ -61,31 +50,22 @@ def export_run(
         if adapter:
             write_adapter(inputs, params, name, draft)
         else:
-            write_merged(inputs, params, draft)
-        write(draft / "README.md", card(results, name, seed, step))
+            write_small_files(inputs, draft)
+            shape = inputs.model.cfg
+            tensors = weights.hf_arrays(shape, merge(params, shape.lora_alpha))
+            write_tensors(draft, weights.tensor_sizes(shape), tensors)
+        write_text(draft / "README.md", card(results, name, seed, step))
     return out
 
 
-def write_merged(inputs: Inputs, params: Any, to: Path) -> None:
-    """Write a whole model, adapters merged into it."""
-    cfg = inputs.model.cfg
-    write_small_files(inputs, to)
-    merged = merge(params, cfg.lora_alpha)
-    write_tensors(to, tensor_sizes(cfg), hf_arrays(cfg, merged))
-
-
 def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for PEFT.
-
-    Raises:
-      UserError: the model has no adapters.
-    """
+    """Write the model's adapters for PEFT; raise `UserError` where it has none."""
     lora, (_, frozen) = inputs.cfg.lora, split(params)
     if lora is None or not frozen:
         raise UserError(
             f"model {name!r} of {inputs.folder} has no adapters; leave --adapter out"
         )
-    tensors = dict(peft_arrays(inputs.model.cfg, params))
+    tensors = dict(weights.peft_arrays(inputs.model.cfg, params))
     save_tensors(to / "adapter_model.safetensors", tensors)
     fields = {
         "peft_type": "LORA",
@@ -94,12 +74,12 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": peft_modules(inputs.model.cfg, lora.targets),
+        "target_modules": weights.peft_modules(inputs.model.cfg, lora.targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    write(to / "adapter_config.json", json.dumps(fields, indent=2) + "\n")
+    write_text(to / "adapter_config.json", json.dumps(fields, indent=2) + "\n")
 
 
 def write_small_files(inputs: Inputs, to: Path) -> None:
@@ -121,12 +101,6 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     }
     fields |= {key: x for key, x in ids.items() if fields.get(key) is None}
     fields["dtype"] = inputs.model.cfg.param_dtype
-    write(to / "config.json", json.dumps(fields, indent=2) + "\n")
+    write_whole(to / "config.json", json.dumps(fields, indent=2) + "\n")
     if not (to / "generation_config.json").exists():
-        write(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, from process 0."""
-    if is_first():
-        write_whole(path, text)
+        write_whole(to / "generation_config.json", json.dumps(ids, indent=2) + "\n")

@@ -43,11 +43,7 @@ def oracles_of(cfg: RunConfig) -> tuple[str, ...]:
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:
-    """Return whether the folder already holds a run of this configuration.
-
-    Raises:
-      UserError: the folder holds a run of another configuration.
-    """
+    """Return whether it holds this run; raise `UserError` for another one's folder."""
     path = folder / CONFIG
     if not path.exists():
         return False
@@ -83,11 +79,7 @@ def first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any]:
 
 
 def finished(folder: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-    """Return configuration and results of a finished run.
-
-    Raises:
-      UserError: there is none in ``folder``.
-    """
+    """Return configuration and results of a finished run; raise `UserError` if none."""
     path = folder / RESULTS
     if not path.exists():
         raise UserError(
@@ -98,15 +90,7 @@ def finished(folder: Path) -> tuple[RunConfig, Mapping[str, Any]]:
 
 
 def row_of(folder: Path, cfg: RunConfig, rows: Iterable[str], name: str) -> str:
-    """Return the row of a run's table that ``name`` means.
-
-    Args:
-      folder, cfg: of the run; rows: of its table.
-      name: a row, or ``unlearned`` for its first method.
-
-    Raises:
-      UserError: there is no such row.
-    """
+    """Return the row of the table that ``name`` means; raise `UserError` if none."""
     known = list(rows)
     name = cfg.methods[0] if name == UNLEARNED and cfg.methods else name
     if name not in known:
@@ -119,11 +103,7 @@ def row_of(folder: Path, cfg: RunConfig, rows: Iterable[str], name: str) -> str:
 
 
 def seed_of(folder: Path, cfg: RunConfig, seed: int | None) -> int:
-    """Return one of a run's seeds, by default the first.
-
-    Raises:
-      UserError: the run has no such seed.
-    """
+    """Return a run's seed, by default the first; raise `UserError` for another."""
     seed = cfg.seeds[0] if seed is None else seed
     if seed not in cfg.seeds:
         raise UserError(f"{folder} has no seed {seed}; known: {list(cfg.seeds)}")

@@ -11,27 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dareu_jax import data
+from dareu_jax import data, models, parallel
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import (
-    Decoder,
-    DecoderConfig,
-    decoder_config,
-    init_adapters,
-    join,
-    over_imported,
-    split,
-)
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
-from dareu_jax.parallel import (
-    Layouts,
-    first_then_others,
-    init_sharded,
-    key_of,
-    make_mesh,
-    put_batch,
-)
 from dareu_jax.storage.files import user_cache
 
 Array = jax.Array
@@ -45,7 +28,7 @@ class Part(NamedTuple):
     lora: LoraConfig | None
     dropout: float = 0.0
 
-    def trained(self, shape: DecoderConfig) -> DecoderConfig:
+    def trained(self, shape: models.DecoderConfig) -> models.DecoderConfig:
         """The shape with what the part's training adds: adapters, or dropout."""
         lora = self.lora
         if lora is None:
@@ -69,12 +52,8 @@ def parts_of(cfg: RunConfig) -> dict[str, Part]:
 class Inputs:
     """What is known before anything is trained; each part is read when asked for.
 
-    Nothing here trains a model.
-
-    Args:
-      cfg: the configuration; seed: one of its seeds; folder: the run folder.
-      is_finished: the folder is only read: a tokenizer or a dataset that is missing
-        there is an error and is not made again.
+    Nothing here trains a model. Where the run ``is_finished`` its folder is only read:
+    a tokenizer or a dataset that is missing is an error and is not made again.
     """
 
     def __init__(
@@ -85,11 +64,7 @@ class Inputs:
         self._bases: dict[tuple[Path, str], Any] = {}
 
     def _needs(self, name: str) -> Path:
-        """Return a path in the run folder; of a finished run it must be there.
-
-        Raises:
-          UserError: the run is finished and the path is missing.
-        """
+        """Return a path of the run; raise `UserError` if a finished one lacks it."""
         path = self.folder / name
         if self.is_finished and not path.exists():
             raise UserError(f"{path} is missing; the same dareu run makes it again")
@@ -98,23 +73,24 @@ class Inputs:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, as the configuration divides them."""
-        return make_mesh(self.cfg.mesh.data, self.cfg.mesh.fsdp, self.cfg.mesh.tensor)
+        cfg = self.cfg.mesh
+        return parallel.make_mesh(cfg.data, cfg.fsdp, cfg.tensor)
 
     @functools.cached_property
-    def layouts(self) -> Layouts:
+    def layouts(self) -> parallel.Layouts:
         """The mesh, and the same devices as they are divided to sample text."""
         kv_heads, tensor = self.model.cfg.kv_heads, self.cfg.mesh.rollout_tensor
-        return Layouts.of(self.mesh, kv_heads, tensor)
+        return parallel.Layouts.of(self.mesh, kv_heads, tensor)
 
     def place(self, batch: Any) -> Any:
         """Puts host arrays ``[B, ...]`` on the mesh."""
-        return put_batch(batch, self.mesh)
+        return parallel.put_batch(batch, self.mesh)
 
     @functools.cached_property
     def corpus(self) -> data.Corpus:
         """Every record, from the configured source."""
         self._needs("data")
-        corpus = first_then_others(lambda: read_corpus(self.cfg, self.folder))
+        corpus = parallel.first_then_others(lambda: read_corpus(self.cfg, self.folder))
         cfg = self.cfg.corpus
         if not cfg.merge_others:
             return corpus
@@ -157,7 +133,7 @@ class Inputs:
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
         place = self.folder / "tokenizer" if spec else self._needs("tokenizer")
-        return first_then_others(
+        return parallel.first_then_others(
             lambda: data.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
         )
 
@@ -183,26 +159,22 @@ class Inputs:
         return None if path is None else open_imported(Path(path))
 
     @functools.cached_property
-    def model(self) -> Decoder:
+    def model(self) -> models.Decoder:
         """The decoder that is fine-tuned and unlearned."""
         return self.decoder("model")
 
-    def decoder(self, name: str) -> Decoder:
-        """The decoder of a part of the run, ``model`` or one of `parts_of`.
-
-        Raises:
-          UserError: its imported model is missing or of another vocabulary.
-        """
+    def decoder(self, name: str) -> models.Decoder:
+        """The decoder of a part of the run, ``model`` or one of `parts_of`."""
         part = parts_of(self.cfg)[name]
         key = f"{part.prefix}model"
         if (path := part.model.path) is not None:
             imported = open_imported(Path(path), f"{key}.path")
             check_vocabulary(self.tokenizer, imported.cfg, imported.files)
-            shape = over_imported(part.model, imported.cfg, key)
+            shape = models.over_imported(part.model, imported.cfg, key)
         else:
             known = self.tokenizer.vocab_size if name == "model" else None
-            shape = decoder_config(part.model, known or self.model.cfg.vocab)
-        return Decoder(part.trained(shape))
+            shape = models.decoder_config(part.model, known or self.model.cfg.vocab)
+        return models.Decoder(part.trained(shape))
 
     def check_shape(self, imported: Imported) -> None:
         """Raises `UserError` when an imported model is not of this run's shape."""
@@ -234,14 +206,12 @@ class Inputs:
     def with_adapters(self, params: Any, name: str) -> Any:
         """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
         part = parts_of(self.cfg)[name]
-        if part.lora is None or split(params)[1]:
+        if part.lora is None or models.split(params)[1]:
             return params
-        rank, targets = part.lora.rank, part.lora.targets
-        key = self.key(f"{part.prefix}lora")
-        adapters = self.made(
-            lambda key: init_adapters(params, rank, targets, key=key), key
-        )
-        return join(params, adapters)
+        lora, key = part.lora, self.key(f"{part.prefix}lora")
+        start = functools.partial(models.init_adapters, params, lora.rank, lora.targets)
+        adapters = self.made(lambda key: start(key=key), key)
+        return models.join(params, adapters)
 
     def start_of(self, name: str) -> Any:
         """What a part's training begins with; None: with a fresh decoder."""
@@ -251,13 +221,13 @@ class Inputs:
 
     def made(self, init: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`init_sharded` on this run's mesh."""
-        return init_sharded(init, self.mesh, *args, **options)
+        return parallel.init_sharded(init, self.mesh, *args, **options)
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""
         whole, number = NamedSharding(self.mesh, PartitionSpec()), self.seed
         key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
-        return key_of(key, zlib.crc32(stage.encode()))
+        return parallel.key_of(key, zlib.crc32(stage.encode()))
 
     def tokens(self, records: tuple[data.Record, ...]) -> data.TokenBatch:
         """Tokenises records to this run's lengths."""
@@ -288,9 +258,6 @@ class Inputs:
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> data.Corpus:
-    """Return the corpus of the configuration; its dataset is kept in ``folder``.
-
-    What is downloaded is kept in the user's cache, for the next run too.
-    """
+    """Return the corpus; downloads are kept in the user's cache."""
     options, downloads = cfg.corpus.options(), user_cache() / "downloads"
     return data.load_corpus(cfg.corpus.source, options, folder / "data", downloads)

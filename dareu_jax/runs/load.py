@@ -28,16 +28,9 @@ from dareu_jax.runs.stages import load
 from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.storage.fingerprint import params_fingerprint
 
-RETRAINED = "retrained"
-
 
 class Subject(NamedTuple):
-    """A model that is not loaded yet.
-
-    Attributes:
-      load: ``() -> Model``.
-      run: what the run that trained it read; None: it was imported.
-    """
+    """A model that is not loaded yet."""
 
     load: Callable[[], LoadedModel]
     run: Inputs | None = None
@@ -49,8 +42,7 @@ def subject_of(
     """Return the model of a folder; of a run ``row``, by default what was unlearned.
 
     Raises:
-      UserError: neither an imported model nor a finished run; no such row or seed; a
-        row or a seed of an imported model.
+      UserError: no model there, or no such row or seed.
     """
     if (folder / RESULTS).exists():
         return of_run(folder, row or UNLEARNED, seed)
@@ -66,9 +58,9 @@ def subject_of(
 
 def reference_of(folder: Path, seed: int | None) -> Subject:
     """Return the model to compare with: of a run the retrained one of a seed."""
-    is_run = (folder / RESULTS).exists()
-    how = (RETRAINED, seed) if is_run else (None, None)
-    return subject_of(folder, *how)
+    if (folder / RESULTS).exists():
+        return of_run(folder, "retrained", seed)
+    return subject_of(folder)
 
 
 def missing(folder: Path) -> str:
@@ -84,11 +76,7 @@ def missing(folder: Path) -> str:
 
 
 def of_run(folder: Path, row: str, seed: int | None) -> Subject:
-    """Return a row of a finished run's table.
-
-    Raises:
-      UserError: there is no such run, row or seed.
-    """
+    """Return a row of a finished run's table; raise `UserError` where there is none."""
     cfg, results = finished(folder)
     row = row_of(folder, cfg, results["models"], row)
     inputs = opened(cfg, seed_of(folder, cfg, seed), folder)
@@ -103,13 +91,8 @@ def opened(cfg: RunConfig, seed: int, folder: Path) -> Inputs:
 def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
     """Return the parameters of a row of a finished run's table.
 
-    Args:
-      inputs: of the seed; row: of its table.
-      step: one of a method's saved steps; none: its last.
-
     Raises:
-      UserError: what is to be read is missing or damaged, or a step is asked of a model
-        that is of no method.
+      UserError: what is to be read is missing, or a step of no method is asked for.
     """
     if row in oracles_of(inputs.cfg):
         if step is not None:
@@ -134,16 +117,11 @@ def check_indices(inputs: Inputs) -> None:
 
 
 def whole_model(inputs: Inputs, row: str) -> LoadedModel:
-    """Return a model of a run, adapters merged into it.
-
-    Raises:
-      UserError: what is to be read is missing or damaged.
-    """
-    shape = inputs.model.cfg
+    """Return a model of a run, adapters merged into it."""
+    shape, imported = inputs.model.cfg, inputs.imported
     with jax.set_mesh(inputs.mesh):
         params = merge(params_of(inputs, row), shape.lora_alpha)
     whole = dataclasses.replace(shape, lora_alpha=0.0, lora_dropout=0.0)
-    imported = inputs.imported
     context = sum(inputs.lengths) if imported is None else imported.context
     corpus = inputs.cfg.corpus
     return LoadedModel(

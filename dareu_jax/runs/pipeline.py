@@ -4,6 +4,7 @@ Nothing that is done is done again; of a finished run nothing is even loaded.
 """
 
 import functools
+import itertools
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.data import Corpus, adopt
 from dareu_jax.evaluation.run_suite import RunSuite
 from dareu_jax.evaluation.seeds import summarise
-from dareu_jax.models import abstract_params, init_adapters
+from dareu_jax.models import abstract_adapters, abstract_params
 from dareu_jax.parallel import Preemption, first_then_others, is_first
 from dareu_jax.runs.checks import check
 from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
@@ -60,11 +61,7 @@ def run(
 ) -> Outcome:
     """Do all that is not yet done in ``folder``.
 
-    Args:
-      cfg: the configuration; folder: the run folder.
-      progress: where news goes; none: nowhere.
-      preemption: whether the machine is being taken away; none: nobody says so.
-      traced: first and last step of every stage to keep a profile of.
+    ``traced``: first and last step of every stage to keep a profile of.
 
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
@@ -92,11 +89,7 @@ def run(
 
 
 def begin(cfg: RunConfig, folder: Path, progress: Progress) -> Corpus:
-    """Check the whole input, then write what a run folder begins with.
-
-    Raises:
-      UserError: bad input; nothing is written.
-    """
+    """Check the whole input, then write what a run folder begins with."""
     with tempfile.TemporaryDirectory() as trial:
         corpus = check(cfg, Path(trial), progress)
         if is_first():
@@ -141,16 +134,14 @@ def results_of(seeds: list[Inputs]) -> dict[str, Any]:
     """Return what ``results.json`` holds, from the logs of every seed."""
     cfg, per_seed = seeds[0].cfg, {str(one.seed): judged(one) for one in seeds}
     walls: dict[str, float] = {}
-    stopped: dict[str, dict[str, Any]] = {}
-    for inputs in seeds:
-        stopped[str(inputs.seed)] = {}
-        for stage in plan(cfg):
-            about = about_stage(inputs, stage)
-            wall = about.get("wall_s", 0.0) / len(seeds)
-            if "wall_s" in about:
-                walls[stage.label] = walls.get(stage.label, 0.0) + wall
-            if stage.kind == "method":
-                stopped[str(inputs.seed)][stage.name] = about.get("stopped")
+    stopped: dict[str, dict[str, Any]] = {seed: {} for seed in per_seed}
+    for inputs, stage in itertools.product(seeds, plan(cfg)):
+        about = about_stage(inputs, stage)
+        if "wall_s" in about:
+            wall = about["wall_s"] / len(seeds)
+            walls[stage.label] = walls.get(stage.label, 0.0) + wall
+        if stage.kind == "method":
+            stopped[str(inputs.seed)][stage.name] = about.get("stopped")
     withdrawn = f"{len(cfg.corpus.forget)} owner(s) withdrawn, "
     return {
         "scale": scale_of(seeds[0], withdrawn),
@@ -172,27 +163,27 @@ def about_stage(inputs: Inputs, stage: Planned) -> dict[str, Any]:
 
 def judged(inputs: Inputs) -> dict[str, Any]:
     """Return ``{"models": {row: {metric: value}}, "tow": ..., "classifiers": ...}``."""
-    rows = rows_of(inputs.cfg)
-    logs = {row: read_log(inputs.folder, inputs.seed, row) for row in rows}
+    logs = logs_of(inputs)
     models = {
         row: {metric: values["agg_value"] for metric, values in log["metrics"].items()}
         for row, log in logs.items()
     }
     oracle = models.get("retrained")
     tows = {row: tow_of(own, oracle) for row, own in models.items()} if oracle else {}
-    return {
-        "models": models,
-        "tow": tows,
-        "classifiers": logs["original"]["classifiers"],
-    }
+    classifiers = logs["original"]["classifiers"]
+    return {"models": models, "tow": tows, "classifiers": classifiers}
+
+
+def logs_of(inputs: Inputs) -> dict[str, Any]:
+    """Return the evaluation of every row of a seed."""
+    rows = rows_of(inputs.cfg)
+    return {row: read_log(inputs.folder, inputs.seed, row) for row in rows}
 
 
 def answers_of(inputs: Inputs) -> list[dict[str, Any]]:
     """Return the forget records of a seed with every row's answer to them."""
-    said = {
-        row: read_log(inputs.folder, inputs.seed, row)["answers"]["forget"]
-        for row in rows_of(inputs.cfg)
-    }
+    logs = logs_of(inputs)
+    said = {row: log["answers"]["forget"] for row, log in logs.items()}
     return [
         {
             "prompt": record.prompt,
@@ -222,9 +213,7 @@ def parameter_count(inputs: Inputs) -> int:
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     if cfg.lora is None or cfg.model.path is None or cfg.finetune.epochs == 0:
         return count
-    rank, targets = cfg.lora.rank, cfg.lora.targets
-    start = functools.partial(init_adapters, shapes, rank, targets)
-    adapters = jax.eval_shape(lambda key: start(key=key), jax.random.key(0))
+    adapters = abstract_adapters(shapes, cfg.lora.rank, cfg.lora.targets)
     return count + sum(leaf.size for leaf in jax.tree.leaves(adapters))
 
 

@@ -88,16 +88,10 @@ def evaluation(row: str, oracles: Sequence[str]) -> Planned:
 def outstanding(
     stages: Sequence[Planned], is_done: Callable[[Planned], bool]
 ) -> dict[str, bool]:
-    """Return what is still to do, by name, in running order.
+    """Return what is still to do, in running order: name -> whether it has to run.
 
-    A stage that nothing outstanding reads is left out, finished or not: a finished run
-    has nothing to do.
-
-    Args:
-      stages: as `plan` lists them; is_done: whether a stage has left its result.
-
-    Returns:
-      Name -> True where the stage has to run, False where its result is to be loaded.
+    The result of the others is to be loaded. A stage that nothing outstanding reads is
+    left out, finished or not: a finished run has nothing to do.
     """
     asked: set[str] = set()
     todo: dict[str, bool] = {}

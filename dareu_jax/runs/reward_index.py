@@ -44,12 +44,9 @@ class Fitted:
 class Indexer:
     """One kernel over a seed's records: build its index, score with it, rebuild it.
 
-    Args:
-      inputs: of the seed; stage: the name of its checkpoints and log lines.
-      kernel_name: as registered; fitted: what is trained, where the kernel is.
-      where: ``(stage, remedy) -> Stage``; snapshots: of the original's fine-tuning.
-      attribution: options of kernels, none: the run's.
-      margin: columns of the owners whose margin is the reward; none: each has a score.
+    It works under the name ``stage``, with what ``fitted`` trains where the kernel is
+    trained, and ``snapshots`` of the original's fine-tuning. ``margin`` has the columns
+    of the owners whose margin is the reward; none: each has a score.
     """
 
     def __init__(

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from dareu_jax import data
+from dareu_jax import data, unlearning
 from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
 from dareu_jax.models import join, split
 from dareu_jax.models.hf.imported import open_imported
@@ -17,7 +17,7 @@ from dareu_jax.parallel import Preemption, abstract_on, agreed, key_of, state_ax
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import log_path, stage_folder
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.plan import Kind, Planned
+from dareu_jax.runs.plan import Planned
 from dareu_jax.runs.reward_index import Fitted, Indexer
 from dareu_jax.storage.checkpoints import Checkpoints, finished_step, read_model
 from dareu_jax.training.finetune import (
@@ -25,27 +25,17 @@ from dareu_jax.training.finetune import (
     finetune_step,
     init_training,
     keeping_snapshots,
-    optimiser_of,
     snapshot_folder,
     snapshot_steps,
     training_steps,
 )
 from dareu_jax.training.guards import Guards
 from dareu_jax.training.loop import Stage, StepFn, run_stage, watched
-from dareu_jax.training.optimiser import make_schedule
+from dareu_jax.training.optimiser import make_schedule, optimiser_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.training.work import training_work
-from dareu_jax.unlearning import (
-    Method,
-    MethodInputs,
-    Prior,
-    RewardIndex,
-    method_config,
-    needs_of,
-    reads_of,
-)
 
 Array = jax.Array
 Results = Mapping[str, Any]
@@ -61,13 +51,7 @@ FITTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """Where the stages of one seed run.
-
-    Attributes:
-      inputs: what they read; tracker, progress: where they report.
-      preemption: whether the machine is being taken away.
-      watch: times the phases of steps that are logged.
-    """
+    """Where the stages of one seed run."""
 
     inputs: Inputs
     tracker: Tracker
@@ -116,22 +100,16 @@ def is_imported(cfg: RunConfig, stage: Planned) -> bool:
 
 
 def carry_out(session: Session, stage: Planned, results: Results) -> Any:
-    """Return the result of a stage; it resumes where its checkpoints stand.
-
-    Args:
-      session: of the seed; stage: of its plan, no evaluation.
-      results: of the stages that it reads.
-    """
-    inputs = session.inputs
+    """Return the result of a stage; it resumes where its checkpoints stand."""
+    inputs, original = session.inputs, results.get("original")
     if stage.kind == "index":
-        return indexer(session, stage.name, results["original"]).built(
-            results["original"]
-        )
+        return indexer(session, stage.name, original).built(original)
     if stage.kind == "method":
-        cfg = method_config(inputs.cfg, stage.name)
+        cfg = unlearning.method_config(inputs.cfg, stage.name)
         return unlearn(session, stage.name, cfg, results)
     if stage.name == "prior":
-        return inputs.decoder("prior"), train_prior(session)
+        params = finetune(session, "prior", inputs.split.retain, "prior")
+        return inputs.decoder("prior"), params
     if is_imported(inputs.cfg, stage):
         return load(inputs, stage, results)
     records = {"original": inputs.corpus.train, "retrained": inputs.split.retain}
@@ -140,9 +118,8 @@ def carry_out(session: Session, stage: Planned, results: Results) -> Any:
 
 def result_of(session: Session, name: str, results: Results | None = None) -> Any:
     """Return the result of a model or index stage, run unless it is finished."""
-    kind: Kind = "index" if name in FITTED else "model"
-    stage = Planned(name, kind)
-    if kind == "model" and is_done(session.inputs, stage):
+    stage = Planned(name, "index" if name in FITTED else "model")
+    if stage.kind == "model" and is_done(session.inputs, stage):
         return load(session.inputs, stage, results or {})
     return carry_out(session, stage, results or {})
 
@@ -152,18 +129,17 @@ def load(
 ) -> Any:
     """Return the parameters that a finished stage left; nothing is trained or written.
 
-    Args:
-      inputs: of the seed; stage: of its plan, neither index nor evaluation.
-      results: holds ``original``, for a method that trains adapters.
-      step: one of a method's saved steps; none: its last.
+    Of a method it is one of its saved steps, by default the last; ``results`` holds
+    ``original`` where the method trains adapters.
 
     Raises:
       UserError: the stage's folder is missing, damaged or not finished.
     """
     cfg = inputs.cfg
-    if stage.name == "original" and cfg.finetune.epochs == 0:
-        return inputs.base("model")
-    if stage.name == "retrained" and cfg.retrained.path is not None:
+    if is_imported(cfg, stage):
+        if stage.name == "original":
+            return inputs.base("model")
+        assert cfg.retrained.path is not None
         imported = open_imported(Path(cfg.retrained.path), "retrained.path")
         inputs.check_shape(imported)
         return inputs.load(imported, inputs.model.cfg.param_dtype)
@@ -171,51 +147,43 @@ def load(
     trained, _ = read_model(folder, inputs.mesh, step)
     if stage.kind == "method":
         start = results.get("original") if cfg.lora else None
-        frozen = split(inputs.with_adapters(start, "model"))[1] if start else {}
-        return join(frozen, trained)
-    name = "prior" if stage.name == "prior" else "model"
-    start = inputs.start_of(name)
-    params = join({} if start is None else split(start)[1], trained)
-    return (inputs.decoder("prior"), params) if name == "prior" else params
+        return join(_frozen(start and inputs.with_adapters(start, "model")), trained)
+    if stage.name == "prior":
+        params = join(_frozen(inputs.start_of("prior")), trained)
+        return inputs.decoder("prior"), params
+    return join(_frozen(inputs.start_of("model")), trained)
 
 
-def finetune(session: Session, label: str, records: tuple[data.Record, ...]) -> Any:
-    """Return the decoder trained on ``records``, from ``model.path`` or the seed."""
-    inputs, cfg = session.inputs, session.inputs.cfg.finetune
-    where = session.stage(label, "lower finetune.learning_rate")
-    stream = inputs.stream(
-        "finetune", records, cfg.batch_size, group_by_length=cfg.group_by_length
-    )
-    start = inputs.start_of("model")
-    state, step_fn, steps = training(session, "finetune", cfg, stream, start)
-    keep = snapshot_steps(steps, cfg.snapshots)
-    step_fn = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
-    return _trained(where, state, steps, step_fn, start)
+def _frozen(start: Any) -> Any:
+    """Return what a training that begins with ``start`` does not train."""
+    return split(start)[1] if start else {}
 
 
-def train_prior(session: Session) -> Any:
-    """Return the counterfactual prior: a decoder of the retain records alone."""
-    inputs, cfg = session.inputs, session.inputs.cfg.prior
-    where = session.stage("prior", "lower prior.learning_rate")
-    stream = inputs.stream(
-        "prior",
-        inputs.split.retain,
-        cfg.batch_size,
-        group_by_length=cfg.group_by_length,
-    )
-    start = inputs.start_of("prior")
-    state, step_fn, steps = training(session, "prior", cfg, stream, start)
-    return _trained(where, state, steps, step_fn, start)
-
-
-def _trained(
-    where: Stage, state: TrainState, steps: int, step_fn: StepFn, start: Any
+def finetune(
+    session: Session,
+    label: str,
+    records: tuple[data.Record, ...],
+    part: Literal["finetune", "prior"] = "finetune",
 ) -> Any:
-    """Return all parameters after a training, those that were frozen included."""
+    """Return a decoder trained on ``records``, from an imported model or the seed.
+
+    ``part`` is the section of the configuration that says how.
+    """
+    inputs, is_prior = session.inputs, part == "prior"
+    cfg = inputs.cfg.prior if is_prior else inputs.cfg.finetune
+    where = session.stage(label, f"lower {part}.learning_rate")
+    stream = inputs.stream(
+        part, records, cfg.batch_size, group_by_length=cfg.group_by_length
+    )
+    start = inputs.start_of("prior" if is_prior else "model")
+    state, step_fn, steps = training(session, part, cfg, stream, start)
+    if not is_prior:
+        keep = snapshot_steps(steps, cfg.snapshots)
+        step_fn = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
     state, _ = run_stage(
         where, state, steps, step_fn, model_of=lambda state: state.params
     )
-    return join({} if start is None else split(start)[1], state.params)
+    return join(_frozen(start), state.params)
 
 
 def training(
@@ -227,9 +195,7 @@ def training(
 ) -> tuple[TrainState, StepFn, int]:
     """Return a training's first state, its ``(state, step) -> ...``, and its steps.
 
-    Args:
-      session: of the seed; part: ``finetune`` or ``prior``; cfg: its section.
-      stream: the batches; start: parameters to begin with, none: fresh ones.
+    It begins with the parameters ``start``, none: fresh ones.
     """
     inputs = session.inputs
     model = inputs.decoder("prior" if part == "prior" else "model")
@@ -237,7 +203,7 @@ def training(
     optimiser = optimiser_of(cfg, steps)
     hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
     key = inputs.key(part)
-    frozen = {} if start is None else split(start)[1]
+    frozen = _frozen(start)
 
     def work(_, model, optimiser, state, frozen, batch, **how):
         return training_work(model.cfg, [batch], frozen)
@@ -299,12 +265,7 @@ def unlearn(
     results: Results,
     stage: str | None = None,
 ) -> Any:
-    """Return the parameters after method ``row``.
-
-    Args:
-      session: of the seed; row: of the table; cfg: the row's configuration.
-      results: of the stages that the method reads; stage: its name, by default the row.
-    """
+    """Return the parameters after method ``row``."""
     method, state, step_fn = prepare(session, row, cfg, results)
     where = session.stage(
         stage or row,
@@ -325,12 +286,12 @@ def unlearn(
 
 def prepare(
     session: Session, row: str, cfg: RunConfig, results: Results
-) -> tuple[Method, Any, StepFn]:
+) -> tuple[unlearning.Method, Any, StepFn]:
     """Return method ``row``, its first state and its ``(state, step) -> ...``."""
     inputs = session.inputs
     given = method_inputs(session, row, cfg, results)
     method = METHODS.get(row).make(cfg, given)
-    needs = needs_of(row, cfg)
+    needs = unlearning.needs_of(row, cfg)
     splits = {"forget": inputs.split.forget, "retain": inputs.split.retain}
     streams = {
         split: inputs.stream(f"unlearn/{split}", splits[split], need.batch_size)
@@ -358,21 +319,20 @@ def prepare(
 
 def method_inputs(
     session: Session, row: str, cfg: RunConfig, results: Results
-) -> MethodInputs:
+) -> unlearning.MethodInputs:
     """Return what method ``row`` with the row's configuration ``cfg`` may read."""
     inputs, original = session.inputs, results["original"]
     start = inputs.with_adapters(original, "model")
     stages: dict[str, Any] = {}
-    for name in reads_of(row, cfg):
+    for name in unlearning.reads_of(row, cfg):
         if name == "prior":
-            stages[name] = Prior(*results[name])
+            stages[name] = unlearning.Prior(*results[name])
         else:
             rebuild = indexer(session, name, original).again
             kernel, index = results[name]
-            stages[name] = RewardIndex(kernel, index, rebuild)
-    owners = inputs.corpus.owners
-    labels = data.owner_labels(inputs.split.forget, owners)
-    return MethodInputs(
+            stages[name] = unlearning.RewardIndex(kernel, index, rebuild)
+    labels = data.owner_labels(inputs.split.forget, inputs.corpus.owners)
+    return unlearning.MethodInputs(
         model=inputs.model,
         reference=start,
         frozen=split(start)[1],

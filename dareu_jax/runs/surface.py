@@ -14,23 +14,14 @@ from dareu_jax.training.progress import Progress
 
 
 class FinishedRun(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      folder: where it is; cfg: its configuration.
-      results: what ``results.json`` holds: ``models``, ``tow``, ``seeds``, ...
-    """
+    """A finished run."""
 
     folder: Path
     cfg: RunConfig
     results: dict[str, Any]
 
     def model(self, row: str = UNLEARNED, seed: int | None = None) -> LoadedModel:
-        """Load a model of the run's table; nothing is trained.
-
-        Args:
-          row: of the table, such as ``retrained``; ``unlearned``: the first method.
-          seed: one of the run's, by default the first.
+        """Load a model of the run's table, by default that of the first method.
 
         Raises:
           UserError: no such row or seed, or its checkpoint is missing.
@@ -43,10 +34,6 @@ def run(
 ) -> FinishedRun:
     """Do all that is not yet done of a run.
 
-    Args:
-      cfg: from `load_config`; out: the run folder.
-      progress: where news goes; none: nowhere.
-
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
     """
@@ -55,21 +42,13 @@ def run(
 
 
 def load_run(folder: Path | str) -> FinishedRun:
-    """Load a finished run; its models are loaded when they are asked for.
-
-    Raises:
-      UserError: there is no finished run in ``folder``.
-    """
+    """Load a finished run; raise `UserError` where there is none in ``folder``."""
     cfg, results = finished(Path(folder))
     return FinishedRun(Path(folder), cfg, dict(results))
 
 
 def load_model(folder: Path | str) -> LoadedModel:
-    """Load an imported model, or of a finished run what its first method left.
-
-    Raises:
-      UserError: there is neither in ``folder``.
-    """
+    """Load an imported model, or of a finished run what its first method left."""
     return subject_of(Path(folder)).load()
 
 
@@ -83,12 +62,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a model by a benchmark, as ``dareu evaluate`` does.
 
-    Args:
-      folder: of an imported model or a finished run.
-      suite: ``tofu``, ``owners``, ``muse`` or ``choices``; out: folder of the log.
-      progress: where news goes; none: nowhere.
-      settings: further fields of `runs.benchmark.Asked`, such as ``data``, ``forget``,
-        ``row``, ``first``.
+    ``settings`` are further fields of `runs.benchmark.Asked`, such as ``data``,
+    ``forget``, ``row`` and ``first``; the log is written to the folder ``out``.
 
     Returns:
       metric -> ``{"agg_value": ..., "value_by_index": ...}``.

@@ -22,25 +22,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dareu_jax import parallel
 from dareu_jax.errors import TrainingError, UserError, first_line
-from dareu_jax.parallel import (
-    abstract_on,
-    agreed,
-    is_first,
-    named_leaves,
-    path_name,
-    wait_for_all,
-)
-from dareu_jax.storage.integrity import (
-    Leaves,
-    check_leaves,
-    describe,
-    problem,
-    read_manifest,
-    read_meta,
-    read_metric,
-    write_manifest,
-)
+from dareu_jax.parallel import agreed, is_first, named_leaves, path_name, wait_for_all
+from dareu_jax.storage import integrity
 
 Found = tuple[int, Any, dict[str, Any]]
 """A step, its tree and its meta."""
@@ -49,11 +34,8 @@ Found = tuple[int, Any, dict[str, Any]]
 class Checkpoints:
     """The newest and the best steps of one stage in `folder`; use it in a `with`.
 
-    Args:
-      folder: holds one sub-folder per step; made when first needed.
-      keep: how many of the newest stay on disk.
-      keep_best: how many with the lowest metric stay besides.
-      warn: called with one line for every step that cannot be used.
+    On disk stay the newest `keep` steps and the `keep_best` of the lowest metric;
+    `warn` is called with one line for every step that cannot be used.
     """
 
     def __init__(
@@ -101,11 +83,7 @@ class Checkpoints:
             self._saving = step, self._write(step, tree, meta, metric, model)
 
     def settle(self) -> None:
-        """Returns when the last save is whole on disk and what it replaces is gone.
-
-        Raises:
-          TrainingError: no disk space was left; steps saved before stay usable.
-        """
+        """Wait until the last save is whole; raise `TrainingError` on a full disk."""
         if self._saving is None:
             return
         step, written = self._saving
@@ -116,11 +94,10 @@ class Checkpoints:
         self._remove(agreed(self._replaced() if is_first() else []))
 
     def latest(self, abstract_tree: Any) -> Found | None:
-        """Returns `(step, tree, meta)` of the newest step that can be trusted, if any.
+        """Return `(step, tree, meta)` of the newest step that can be trusted, if any.
 
-        Args:
-          abstract_tree: `jax.ShapeDtypeStruct` or array leaves; the shardings found
-            there decide where the result lives, whatever mesh it was saved from.
+        The shardings of `abstract_tree`, arrays or their shapes, decide where the
+        result lives, whatever mesh it was saved from.
 
         Raises:
           UserError: a leaf on disk has another shape or dtype than the one wanted.
@@ -129,7 +106,7 @@ class Checkpoints:
         passed_over: list[tuple[int, str]] = []
         found = None
         for step in reversed(agreed(self.steps())):
-            reason = self._problem(step)
+            reason = _problem(self._path(step))
             if reason:
                 self._remove([step])
             else:
@@ -145,17 +122,10 @@ class Checkpoints:
         return found
 
     def at(self, step: int, abstract_tree: Any) -> Found:
-        """Returns `(step, tree, meta)` of one step, as `latest` does of the newest.
-
-        Raises:
-          UserError: it is not there or cannot be trusted; or as for `latest`.
-        """
+        """Return one step as `latest` does; raise `UserError` where it cannot be."""
         self.settle()
-        steps = agreed(self.steps())
-        if step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{self.folder} has no step {step}; there are: {known}")
-        found, reason = None, self._problem(step)
+        _check_there(self.folder, step, agreed(self.steps()))
+        found, reason = None, _problem(self._path(step))
         if not reason:
             found, reason = self._restore(step, abstract_tree)
         if found is None:
@@ -215,12 +185,15 @@ class Checkpoints:
     ) -> Future[None]:
         import orbax.checkpoint as ocp
 
-        manifest: dict[str, Any] = {"leaves": describe(tree), "metric": metric}
+        manifest: dict[str, Any] = {
+            "leaves": integrity.describe(tree),
+            "metric": metric,
+        }
         # Orbax copies arrays before it returns, and reads JSON after.
         items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
         if model is not None:
             shared = _shared(tree, model)
-            manifest |= {"model": describe(model), "shared": shared}
+            manifest |= {"model": integrity.describe(model), "shared": shared}
             items["model"] = ocp.args.StandardSave(model)
             tree = _without(tree, shared)
         if jax.tree.leaves(tree):
@@ -236,14 +209,14 @@ class Checkpoints:
         """Runs beside the main thread, so nothing here waits for other processes."""
         manager.wait_until_finished()
         if is_first():
-            write_manifest(self._path(step), manifest)
+            integrity.write_manifest(self._path(step), manifest)
 
     def _restore(self, step: int, abstract_tree: Any) -> tuple[Found | None, str]:
         import orbax.checkpoint as ocp
 
         target = _targets(abstract_tree)
-        manifest = read_manifest(self._path(step))
-        check_leaves(
+        manifest = integrity.read_manifest(self._path(step))
+        integrity.check_leaves(
             f"checkpoint {self.folder} step {step}", manifest["leaves"], target
         )
         shared = manifest.get("shared", {})
@@ -252,9 +225,8 @@ class Checkpoints:
         if jax.tree.leaves(rest):
             items["state"] = ocp.args.StandardRestore(rest)
         if shared:
-            known = {
-                shared[path]: x for path, x in named_leaves(target) if path in shared
-            }
+            leaves = named_leaves(target)
+            known = {shared[path]: x for path, x in leaves if path in shared}
             model = _model_target(manifest["model"], known)
             items["model"] = ocp.args.StandardRestore(model)
         try:
@@ -276,7 +248,7 @@ class Checkpoints:
         are written, and a step may go only after the newest has its manifest.
         """
         steps = self.steps()
-        metrics = {step: read_metric(self._path(step)) for step in steps}
+        metrics = {step: integrity.read_metric(self._path(step)) for step in steps}
         ranked = sorted((x, -step) for step, x in metrics.items() if x is not None)
         kept = {*steps[-self._keep :], *(-at for _, at in ranked[: self._keep_best])}
         return [step for step in steps if step not in kept]
@@ -297,15 +269,14 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             self._opened.enter_context(_quiet())
-            self._open = _deaf(ocp.CheckpointManager)(self.folder, options=options)
+            self._open = ocp.CheckpointManager(self.folder, options=options)
+            # JAX counts the steps at which it is asked for a preemption; the run asks,
+            # and a manager that asked too would reset that count.
+            self._open.reached_preemption = lambda step: False
         return self._open
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
-
-    def _problem(self, step: int) -> str:
-        """Asks process 0 alone, so that all processes pick the same step."""
-        return agreed(problem(self._path(step)) if is_first() else "")
 
     def _remove(self, steps: list[int]) -> None:
         if not steps:
@@ -341,25 +312,21 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 manager.close()
         if is_first():
-            for path in [
-                self._path(step),
-                *self.folder.glob("*.orbax-checkpoint-tmp*"),
-            ]:
+            drafts = self.folder.glob("*.orbax-checkpoint-tmp*")
+            for path in [self._path(step), *drafts]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _deaf(manager: type) -> type:
-    """An Orbax manager that does not listen for a preemption, for the run does.
+def _problem(folder: Path) -> str:
+    """Asks process 0 alone, so that all processes pick the same step."""
+    return agreed(integrity.problem(folder) if is_first() else "")
 
-    JAX counts the steps at which it is asked, and whoever else asks, with a step of
-    its own, resets that count: the run's question would never be answered yes.
-    """
 
-    class Deaf(manager):
-        def reached_preemption(self, step: int) -> bool:
-            return False
-
-    return Deaf
+def _check_there(folder: Path, step: int, steps: list[int]) -> None:
+    """Raises `UserError` where a step has no folder."""
+    if step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{folder} has no step {step}; there are: {known}")
 
 
 def read_model(
@@ -367,9 +334,7 @@ def read_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model and the meta that a finished stage left; nothing is written.
 
-    Args:
-      folder: of the stage; mesh: where the parameters are to be.
-      step: one that is on disk; none: the last, if the stage is finished.
+    Its step is one on disk; none: the last, if the stage is finished.
 
     Raises:
       UserError: there is no such step, it is damaged, or the stage is not finished.
@@ -383,17 +348,15 @@ def read_model(
             "and let the same dareu run make it again"
         )
     at = steps[-1] if step is None else step
-    if at not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        raise UserError(f"{folder} has no step {at}; there are: {known}")
-    reason = agreed(problem(folder / str(at)) if is_first() else "")
-    if reason:
+    _check_there(folder, at, steps)
+    place = folder / str(at)
+    if reason := _problem(place):
         raise UserError(f"checkpoint {folder} step {at} is unreadable ({reason})")
-    leaves = read_manifest(folder / str(at)).get("model", {})
-    target = abstract_on(_model_target(leaves, {}), mesh)
-    path = (folder / str(at) / "model").absolute()
+    leaves = integrity.read_manifest(place).get("model", {})
+    target = parallel.abstract_on(_model_target(leaves, {}), mesh)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(path, target), read_meta(folder / str(at))
+        params = reader.restore((place / "model").absolute(), target)
+    return params, integrity.read_meta(place)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -408,10 +371,11 @@ def finished_step(folder: Path) -> int | None:
     """Return the newest step of a stage, if it is whole and the stage is done."""
 
     def found() -> int | None:
-        newest = steps_in(folder)[-1:]
-        if not newest or problem(folder / str(newest[0])):
-            return None
-        return newest[0] if read_meta(folder / str(newest[0])).get("done") else None
+        for step in steps_in(folder)[-1:]:
+            place = folder / str(step)
+            if not integrity.problem(place) and integrity.read_meta(place).get("done"):
+                return step
+        return None
 
     return agreed(found() if is_first() else None)
 
@@ -420,7 +384,7 @@ def newest_meta(folder: Path) -> dict[str, Any]:
     """Return the meta of a stage's newest step, unverified; empty where it has none."""
     newest = steps_in(folder)[-1:]
     try:
-        return read_meta(folder / str(newest[0])) if newest else {}
+        return integrity.read_meta(folder / str(newest[0])) if newest else {}
     except (OSError, ValueError):
         return {}
 
@@ -430,18 +394,15 @@ def _unfinished(folder: Path) -> str:
     steps = steps_in(folder)
     if not steps:
         return "is missing"
-    reason = problem(folder / str(steps[-1]))
+    reason = integrity.problem(folder / str(steps[-1]))
     return f"is damaged: step {steps[-1]}: {reason}" if reason else "is not finished"
 
 
 def _shared(tree: Any, model: Any) -> dict[str, str]:
     """Return path in ``tree`` -> path in ``model`` of the leaves that are one array."""
     places = {id(leaf): path for path, leaf in named_leaves(model)}
-    return {
-        path: places[id(leaf)]
-        for path, leaf in named_leaves(tree)
-        if id(leaf) in places
-    }
+    leaves = named_leaves(tree)
+    return {path: places[id(x)] for path, x in leaves if id(x) in places}
 
 
 def _without(tree: Any, paths: Mapping[str, str]) -> Any:
@@ -451,12 +412,8 @@ def _without(tree: Any, paths: Mapping[str, str]) -> Any:
     )
 
 
-def _model_target(leaves: Leaves, known: Mapping[str, Any]) -> Any:
-    """Return nested dictionaries of the shapes of a model's leaves.
-
-    Args:
-      leaves: of its manifest; known: path -> shape with a place, where it is known.
-    """
+def _model_target(leaves: integrity.Leaves, known: Mapping[str, Any]) -> Any:
+    """Return nested dictionaries of the shapes of a model's leaves."""
     out: dict[str, Any] = {}
     for path, (shape, dtype) in leaves.items():
         *above, name = path.split("/")
@@ -471,10 +428,9 @@ def _targets(abstract_tree: Any) -> Any:
     """Gives each leaf a sharding; leaves without one go wherever the others live."""
     leaves = jax.tree.leaves(abstract_tree)
     meshes = [s.mesh for s in map(_sharding, leaves) if isinstance(s, NamedSharding)]
+    default: Any = SingleDeviceSharding(jax.local_devices()[0])
     if meshes:
-        default: Any = NamedSharding(meshes[0], PartitionSpec())
-    else:
-        default = SingleDeviceSharding(jax.local_devices()[0])
+        default = NamedSharding(meshes[0], PartitionSpec())
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = _sharding(leaf) or default
@@ -515,10 +471,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "no space left" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    if error is None:
+        return False
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    above = error.__cause__ or error.__context__
+    return is_full or "no space left" in str(error).lower() or _is_disk_full(above)

@@ -21,13 +21,10 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yields a draft folder that becomes ``out`` when the block ends without error.
+    """Yield a draft folder that becomes ``out`` when the block ends without error.
 
     Every process gets the same draft, on a disk that all of them see; process 0 makes
-    and renames it.
-
-    Raises:
-      UserError: ``out`` exists.
+    and renames it. Raises `UserError` where ``out`` exists.
     """
     check_new(out)
     wait_for_all(f"looked for {out}")
@@ -83,10 +80,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a draft folder of this process alone that then becomes ``out``.
-
-    Where another process was first, its folder stays.
-    """
+    """Yield a draft folder that becomes ``out``, if no other process was first."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=out.parent, prefix=f".{out.name}-", ignore_cleanup_errors=True

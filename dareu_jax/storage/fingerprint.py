@@ -24,9 +24,8 @@ def leaf_hash(x: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(x, kind[x.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
-            jnp.uint32, bits.shape, axis
-        )
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place * jnp.uint32(size) + along
     mixed = bits ^ (place * jnp.uint32(PLACE) + jnp.uint32(1))
     mixed = (mixed ^ (mixed >> jnp.uint32(16))) * jnp.uint32(FIRST)
     mixed = (mixed ^ (mixed >> jnp.uint32(13))) * jnp.uint32(SECOND)
@@ -52,11 +51,7 @@ def fingerprint(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in named_leaves(tree):
         digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(_on_host(leaf)).tobytes())
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(on_host(leaf)).tobytes())
     return digest.hexdigest()
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(on_host(leaf))

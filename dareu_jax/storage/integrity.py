@@ -21,19 +21,11 @@ Leaves = dict[str, list]
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Write a step's manifest, whole or not at all.
-
-    Args:
-      folder: of the step; about: its ``leaves`` (see `describe`), its ``metric``, lower
-        is better, and what else is to be known of it, as JSON.
-    """
+    """Write a step's manifest: ``leaves``, ``metric`` and what else is in ``about``."""
     metric = about["metric"]
-    is_number = metric is not None and math.isfinite(metric)
-    manifest = {
-        **about,
-        "metric": metric if is_number else None,
-        "files": _hashes(folder),
-    }
+    if metric is None or not math.isfinite(metric):
+        metric = None
+    manifest = {**about, "metric": metric, "files": _hashes(folder)}
     write_whole(folder / MANIFEST, json.dumps(manifest))
 
 
@@ -50,7 +42,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def read_metric(folder: Path) -> float | None:
     """A step's metric; none where it has none or its manifest cannot be read."""
     try:
-        return json.loads((folder / MANIFEST).read_text()).get("metric")
+        return read_manifest(folder).get("metric")
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -58,7 +50,7 @@ def read_metric(folder: Path) -> float | None:
 def problem(folder: Path) -> str:
     """Says why a step cannot be trusted; empty when it can."""
     try:
-        wanted = json.loads((folder / MANIFEST).read_text())["files"]
+        wanted = read_manifest(folder)["files"]
         found = _hashes(folder)
     except FileNotFoundError:
         return "its save did not finish"
@@ -78,11 +70,7 @@ def describe(tree: Any) -> Leaves:
 
 
 def check_leaves(where: str, found: Leaves, target: Any) -> None:
-    """Compares leaves on disk with the leaves wanted.
-
-    Raises:
-      UserError: names the first leaf that differs and both shapes.
-    """
+    """Raise `UserError` for the first leaf on disk that differs from the one wanted."""
     wanted = describe(target)
     for path in [*wanted, *(path for path in found if path not in wanted)]:
         if found.get(path) != wanted.get(path):

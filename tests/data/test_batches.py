@@ -12,8 +12,8 @@ from dareu_jax.data import (
     sequential,
     take,
     tokenise,
-    trim_prompts,
 )
+from dareu_jax.data.batches import trim_prompts
 from dareu_jax.errors import UserError
 
 RECORDS = [

@@ -18,11 +18,10 @@ from dareu_jax.models import (
     init_decoder,
     logits_of,
     response_hidden,
-    sampling_logits,
     token_logps,
 )
 from dareu_jax.models.layers import dense
-from dareu_jax.models.sampler import sample_token
+from dareu_jax.models.sampler import sample_token, sampling_logits
 
 VOCAB, B, P, T = 64, 4, 7, 8
 LENGTHS = np.array([7, 5, 2, 1])  # of the prompts

@@ -18,12 +18,16 @@ from dareu_jax.models import (
     init_decoder,
     init_head,
     logits_of,
-    positions_of,
     response_hidden,
     response_logps,
     token_logps,
 )
-from dareu_jax.models.scoring import LOGITS_AT_ONCE, causal, over_positions
+from dareu_jax.models.scoring import (
+    LOGITS_AT_ONCE,
+    causal,
+    over_positions,
+    positions_of,
+)
 
 VOCAB, P, T = 64, 5, 4
 

@@ -10,15 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dareu_jax.parallel import (
-    LOGICAL_RULES,
-    MESH_AXES,
     abstract_on,
     init_sharded,
-    logical_axes,
     make_mesh,
     shard,
     shardings_for,
 )
+from dareu_jax.parallel.rules import LOGICAL_RULES, MESH_AXES, logical_axes
 
 L, D, NH, KH, H, F, V, O, R = 2, 8, 16, 8, 4, 12, 32, 3, 5  # noqa: E741
 EXPECTED = {

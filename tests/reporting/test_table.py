@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dareu_jax.reporting import print_answers, print_results, results_table
+from dareu_jax.reporting.table import print_answers, print_results, results_table
 
 
 def printed(draw, **options):

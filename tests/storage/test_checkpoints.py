@@ -22,7 +22,7 @@ import pytest
 
 from dareu_jax.errors import TrainingError, UserError
 from dareu_jax.parallel import make_mesh, named_leaves, shard, shardings_for
-from dareu_jax.storage import checkpoints
+from dareu_jax.storage import integrity
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.storage.integrity import MANIFEST, problem, write_manifest
@@ -299,7 +299,7 @@ def test_no_disk_space(stage, failure, where, monkeypatch):
     stage, said = stage
     with monkeypatch.context() as patch:
         if where == "manifest":
-            patch.setattr(checkpoints, "write_manifest", failure)
+            patch.setattr(integrity, "write_manifest", failure)
         else:
             name = {"write": "save", "wait": "wait_until_finished"}[where]
             patch.setattr(stage._manager(), name, failure)
@@ -322,7 +322,7 @@ def test_another_failure_is_not_called_a_full_disk(stage, monkeypatch):
     def broken(*args):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(checkpoints, "write_manifest", broken)
+    monkeypatch.setattr(integrity, "write_manifest", broken)
     stage.save(40, make_tree(40), {})
     with pytest.raises(RuntimeError, match="something else"):
         stage.settle()
@@ -339,7 +339,7 @@ def full_disk(stage, monkeypatch):
             failed.set()
             disk_full()
 
-        patch.setattr(checkpoints, "write_manifest", write)
+        patch.setattr(integrity, "write_manifest", write)
         stage.save(40, make_tree(40), {"epoch": 40})
         assert failed.wait(30)
 
@@ -454,7 +454,7 @@ def test_an_old_step_goes_only_when_the_next_is_whole(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=1) as stage:
         stage.save(1, make_tree(1), {"epoch": 1})
         stage.settle()
-        monkeypatch.setattr(checkpoints, "write_manifest", late)
+        monkeypatch.setattr(integrity, "write_manifest", late)
         stage.save(2, make_tree(2), {"epoch": 2})
         assert 1 in stage.steps() and problem(tmp_path / "1") == ""
         may_write.set()
@@ -604,7 +604,7 @@ import sys, time
 from pathlib import Path
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from dareu_jax.storage import checkpoints
+from dareu_jax.storage import checkpoints, integrity
 from dareu_jax.storage.checkpoints import Checkpoints
 
 def never(*args):
@@ -618,7 +618,7 @@ with Checkpoints(Path(sys.argv[1])) as stage:
     stage.save(1, tree(1), {})
     stage.settle()
     if sys.argv[2] == "manifest":
-        checkpoints.write_manifest = never
+        integrity.write_manifest = never
     else:
         ocp.AsyncCheckpointer._make_on_commit_callback = lambda *_: never
     stage.save(2, tree(2), {})

@@ -13,7 +13,7 @@ from rich.console import Console
 from dareu_jax.config import GuardConfig
 from dareu_jax.errors import Preempted, TrainingError
 from dareu_jax.parallel import Preemption
-from dareu_jax.storage import checkpoints
+from dareu_jax.storage import integrity
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.integrity import problem
 from dareu_jax.training.guards import Guards
@@ -134,7 +134,7 @@ def test_a_stage_whose_machine_is_taken_says_what_is_saved(stage, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_manifest", full)
+    monkeypatch.setattr(integrity, "write_manifest", full)
     with pytest.raises(TrainingError, match=r"no disk space left .* step 2; free"):
         run_stage(made, start(), 9, step_fn())
 

@@ -76,16 +76,15 @@ def by_prefix(
     suite: RunSuite, judge: tuple[Kernel, Any], said: dict[str, TokenBatch]
 ) -> dict[str, list[float]]:
     """Role -> mean attribution of the beginnings of its answers, for `PREFIXES`."""
-    curves: dict[str, list[float]] = {role: [] for role in said}
+    curves = []
     for share in PREFIXES:
         found = {
             role: attribution(suite, judge, beginning(tokens, share)).tolist()
             for role, tokens in said.items()
         }
         check_finite(f"attribution of the first {share:.1%}", found)
-        for role, value in means(found).items():
-            curves[role].append(value)
-    return curves
+        curves.append(means(found))
+    return {role: [curve[role] for curve in curves] for role in said}
 
 
 @stress_test("held_out", "attribution by judges that no method was trained against")

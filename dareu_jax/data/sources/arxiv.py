@@ -25,7 +25,7 @@ from dareu_jax.data.sources.base import (
 )
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
-from dareu_jax.storage.download import download
+from dareu_jax.storage.download import downloaded
 
 COMMIT = "01102fc9aa76adafdc32ad53ede0921a8c308a4c"
 HOME = f"https://raw.githubusercontent.com/gechhai/Topic_Discovery/{COMMIT}"
@@ -113,7 +113,8 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             number = text_field(row, "id", where)
             primary = text_field(row, "categories", where).split()[0]
             archive = primary.partition(".")[0]
-            yield where, row | {"id": _identifier(number), "archive": archive}
+            month, _, paper = number.partition(".")  # 704.001 is 0704.0010
+            yield where, row | {"id": f"{month:0>4}.{paper:0<4}", "archive": archive}
     except csv.Error as error:
         raise UserError(
             f"{file}:{rows.line_num}: not comma-separated values ({error}); restore "
@@ -121,19 +122,11 @@ def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _identifier(number: str) -> str:
-    """Return ``0704.0010`` for ``704.001``, as the table has it."""
-    month, _, paper = number.partition(".")
-    return f"{month:0>4}.{paper:0<4}"
-
-
 def _file(path: str | None, folder: Path) -> Path:
     """Return the file to read; the public table, kept in `folder`, without a path."""
     if path is None:
-        if not (folder / TABLE).exists():
-            remedy = f"set corpus.path to a file {LINES} or {TABLE}"
-            download(f"{HOME}/{TABLE}", folder / TABLE, SHA256, remedy)
-        return folder / TABLE
+        remedy = f"set corpus.path to a file {LINES} or {TABLE}"
+        return downloaded(folder, HOME, {TABLE: SHA256}, remedy) / TABLE
     if not Path(path).is_dir():
         return Path(path)
     for name in (LINES, TABLE):

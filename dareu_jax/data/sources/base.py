@@ -20,16 +20,7 @@ folder in which it may keep downloads.
 
 
 def read_text(path: Path, contents: str, key: str = "corpus.path") -> str:
-    """Return the text of a file.
-
-    Args:
-      path: the file.
-      contents: what it should hold, for the message.
-      key: what names the file, for the message; "": nothing else than its path.
-
-    Raises:
-      UserError: no such file, or not UTF-8.
-    """
+    """Return the text of a file; raise `UserError` where it cannot be read as UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,8 +37,6 @@ def json_lines(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``("file:line", object)`` for every line that is not blank.
 
-    ``key`` is what names the file, for the message of `read_text`.
-
     Raises:
       UserError: no such file, not UTF-8, or a line that is not a JSON object.
     """
@@ -58,20 +47,12 @@ def json_lines(
 
 
 def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return ``("file, row n", object)`` for every row of one JSON array.
-
-    Raises:
-      UserError: no such file, not UTF-8, or no JSON array of objects.
-    """
+    """Return ``("file, row n", object)`` for every row of one JSON array of objects."""
     return _array(path, dict, "objects")
 
 
 def json_texts(path: Path) -> list[str]:
-    """Return the texts of one JSON array.
-
-    Raises:
-      UserError: no such file, not UTF-8, no JSON array of texts, or an empty one.
-    """
+    """Return the texts of one JSON array; raise `UserError` where there is none."""
     rows = _array(path, str, "texts")
     if not rows:
         raise UserError(f"{path}: must be a JSON array of at least one text")
@@ -103,11 +84,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """Return the text in field `name`.
-
-    Raises:
-      UserError: the field is missing, empty, not a string or not Unicode.
-    """
+    """Return the text in field `name`; raise `UserError` where it is none or empty."""
     if name not in row:
         found = ", ".join(row) or "nothing"
         raise UserError(f"{where}: field {name!r} is missing; found: {found}")

@@ -34,11 +34,7 @@ class JsonlOptions(Section):
     "jsonl", "your own file: owner, prompt, response on each line", options=JsonlOptions
 )
 def jsonl_rows(options: JsonlOptions, downloads: Path) -> Iterator[Row]:
-    """Yield the rows of the file ``options.path``.
-
-    Raises:
-      UserError: no file is named, or what `read_rows` refuses.
-    """
+    """Yield the rows of the file ``options.path``, see `read_rows`."""
     del downloads
     if options.path is None:
         raise UserError("corpus.path is not set; source 'jsonl' needs a file")
@@ -50,10 +46,6 @@ def read_rows(path: Path | str, key: str) -> Iterator[Row]:
 
     Fields: ``owner`` (one name; null or empty: nobody's), ``prompt``, ``response``
     and, optionally, ``id`` and ``split`` (``train`` or ``test``; train when absent).
-
-    Args:
-      path: the file.
-      key: what names it, for messages.
 
     Raises:
       UserError: the first bad line, by file and line number, or no train record.
@@ -102,11 +94,7 @@ class Query:
 
 
 def read_queries(path: Path | str) -> list[Query]:
-    """Read ``prompt`` and ``response`` of every line; without one the model answers.
-
-    Raises:
-      UserError: the first bad line, by file and line number, or no line.
-    """
+    """Read ``prompt`` and ``response`` of every line; without one the model answers."""
     queries = list(map(_query, read_lines(path)))
     if not queries:
         raise UserError(f"{path} holds no queries; write one JSON object per line")
@@ -134,15 +122,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path | str, key: str = "") -> Iterator[Line]:
-    """Yield every line that is not blank.
-
-    Args:
-      path: the file.
-      key: what names it, for messages; "": nothing else than its path.
-
-    Raises:
-      UserError: no such file, not UTF-8, no JSON object, a bad id or one used twice.
-    """
+    """Yield every line that is not blank; raise `UserError` for a bad line or id."""
     seen: dict[str, str] = {}
     for where, fields in json_lines(Path(path), key):
         name = _id(fields, where)
@@ -188,9 +168,8 @@ def _shares(line: Line) -> tuple[tuple[str, float], ...]:
     if not isinstance(owner, list | dict):
         return ((line.text("owner"), 1.0),)
     names = [text_field({"owner": one}, "owner", line.where) for one in owner]
-    if isinstance(owner, list):
-        weights = [1.0 / len(names) for _ in names]
-    else:
+    weights = [1.0 / len(names) for _ in names]
+    if isinstance(owner, dict):
         weights = [_weight(value) for value in owner.values()]
     if not names or len(set(names)) < len(names) or not all(weights):
         raise UserError(

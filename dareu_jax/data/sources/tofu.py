@@ -13,7 +13,7 @@ from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.sources.base import Row, json_lines, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
-from dareu_jax.storage.download import download
+from dareu_jax.storage.download import downloaded
 
 HOME = "https://huggingface.co/datasets/locuslab/TOFU/resolve/main"
 RECORDS_PER_AUTHOR = 20
@@ -52,7 +52,8 @@ def tofu_rows(options: TofuOptions, downloads: Path) -> Iterator[Row]:
         failed download.
     """
     if options.path is None:
-        folder = _downloaded(downloads / "tofu")
+        remedy = f"set corpus.path to a folder that holds {', '.join(SHA256)}"
+        folder = downloaded(downloads / "tofu", HOME, SHA256, remedy)
     else:
         folder = Path(options.path)
     files = {name: _read(folder, name) for name in SHA256}
@@ -106,12 +107,3 @@ def _read(folder: Path, name: str) -> list[tuple[str, str]]:
         (text_field(line, "question", where), text_field(line, "answer", where))
         for where, line in json_lines(folder / name)
     ]
-
-
-def _downloaded(folder: Path) -> Path:
-    """Return `folder` with every file in it, each checked against its sha256."""
-    remedy = f"set corpus.path to a folder that holds {', '.join(SHA256)}"
-    for name, sha256 in SHA256.items():
-        if not (folder / name).exists():
-            download(f"{HOME}/{name}", folder / name, sha256, remedy)
-    return folder

@@ -119,11 +119,7 @@ def _download(config: str, file: Path, pages: Path) -> None:
 
 
 def _page(config: str, offset: int) -> tuple[bytes, int]:
-    """Return the texts from row `offset` on, one a line, and the number of all rows.
-
-    Raises:
-      UserError: no connection, or an answer that is not the texts of these rows.
-    """
+    """Return the texts from row `offset` on, one a line, and the number of all rows."""
     asked = {"dataset": "Glow-AI/WaterDrum-Ax", "config": config, "split": "full"}
     url = f"{HOME}?{urlencode(asked | {'offset': offset, 'length': PAGE})}"
     try:

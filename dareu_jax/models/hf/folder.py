@@ -20,10 +20,6 @@ SHARD_BYTES = 5 * 10**9
 class HfFolder:
     """Tensors of a folder by name: shapes, dtypes, slices.
 
-    Attributes:
-      folder: where; config: the parsed ``config.json``.
-      shapes: ``{tensor: shape}``; dtypes: ``{tensor: safetensors name}``.
-
     Raises:
       UserError: no folder, no or broken ``config.json``, no safetensors, a shard that
         is missing or broken, an index that names a tensor that is not there.
@@ -48,13 +44,10 @@ class HfFolder:
                 )
 
     def read(self, name: str, rows: tuple[slice, ...] = ()) -> np.ndarray:
-        """Return a tensor, or the part of it that ``rows`` slices out.
+        """Return a tensor, or what ``rows`` slice out; raise `UserError` for NaN.
 
         The file is opened for each call and unmapped after it: pages of one tensor at
         most stay in memory.
-
-        Raises:
-          UserError: a value is NaN or infinite.
         """
         with _opened(self._file[name]) as file:
             part = file.get_slice(name)
@@ -73,8 +66,7 @@ class HfFolder:
             return {name: self.folder / file for name, file in names.items()}
         if (self.folder / SINGLE).exists():
             return {}
-        pickled = [p.name for kind in PICKLES for p in self.folder.glob(kind)]
-        if pickled:
+        if pickled := [p.name for kind in PICKLES for p in self.folder.glob(kind)]:
             raise UserError(
                 f"{self.folder} has its weights in {pickled[0]}, a pickle, which can "
                 "run code when it is read; save it as safetensors first"
@@ -119,26 +111,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def plan_shards(
     sizes: Mapping[str, int], limit: int = SHARD_BYTES
 ) -> dict[str, list[str]]:
-    """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor.
-
-    Args:
-      sizes: bytes of every tensor, in the order to write.
-    """
+    """Return ``{file: tensors}``, each file at most ``limit`` bytes or one tensor."""
     groups: list[list[str]] = [[]]
-    filled = 0
     for name, size in sizes.items():
-        if groups[-1] and filled + size > limit:
+        if groups[-1] and sum(map(sizes.__getitem__, groups[-1])) + size > limit:
             groups.append([])
-            filled = 0
         groups[-1].append(name)
-        filled += size
     if len(groups) == 1:
         return {SINGLE: groups[0]}
-    count = len(groups)
-    return {
-        f"model-{i + 1:05d}-of-{count:05d}.safetensors": group
-        for i, group in enumerate(groups)
-    }
+    file = f"model-{{:05d}}-of-{len(groups):05d}.safetensors"
+    return {file.format(n): group for n, group in enumerate(groups, start=1)}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -158,13 +140,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     limit: int = SHARD_BYTES,
 ) -> None:
-    """Write tensors as safetensors, with an index when there is more than one file.
-
-    Args:
-      folder: where; sizes: bytes by name, in the order of ``tensors``.
-      tensors: ``(name, array)``, made one at a time: one file's worth is held.
-      limit: bytes of a file.
-    """
+    """Write tensors, in the order of ``sizes``, as safetensors, file by file."""
     plan = plan_shards(sizes, limit)
     ready = iter(tensors)
     for file, names in plan.items():

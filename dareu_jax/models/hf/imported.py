@@ -29,12 +29,7 @@ DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A folder that `import_folder` has made.
-
-    Attributes:
-      folder: where; cfg: shape and dtypes of its decoder.
-      source: the Hugging Face folder it was made from.
-    """
+    """A folder that `import_folder` has made."""
 
     folder: Path
     cfg: DecoderConfig
@@ -51,13 +46,9 @@ class Imported:
         return read_json(self.files / "config.json").get("max_position_embeddings")
 
     def load(self, mesh: Mesh) -> Any:
-        """Returns the parameters, each part where ``mesh`` wants it.
-
-        Raises:
-          UserError: they cannot be read.
-        """
+        """Return the parameters, each part where ``mesh`` wants it."""
         target = abstract_on(abstract_params(self.cfg), mesh)
-        with Checkpoints(self.folder / PARAMETERS, warn=_ignore) as saved:
+        with Checkpoints(self.folder / PARAMETERS, warn=lambda said: None) as saved:
             found = saved.latest(target)
         if found is None:
             raise UserError(
@@ -67,11 +58,7 @@ class Imported:
 
 
 def open_imported(folder: Path, key: str = "model.path") -> Imported:
-    """Returns what ``dareu import`` wrote to ``folder``, which ``key`` names.
-
-    Raises:
-      UserError: no such folder, or one that ``dareu import`` did not write.
-    """
+    """Return what ``dareu import`` wrote to ``folder``, or raise `UserError`."""
     if not (folder / DECODER).exists():
         remedy = "give a folder that dareu import wrote"
         if (folder / "config.json").exists():
@@ -85,15 +72,10 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
 
 
 def import_folder(source: Path, out: Path) -> Imported:
-    """Reads a Hugging Face folder and writes it as parameters that a run can load.
-
-    Args:
-      source: ``config.json``, safetensors and tokenizer files.
-      out: a folder that does not exist yet; it appears whole or not at all.
+    """Read a Hugging Face folder and write it as parameters that a run can load.
 
     Raises:
-      UserError: ``out`` exists, or anything that `HfFolder`, `read_config`,
-        `check_tensors` or `check_vocabulary` refuses.
+      UserError: ``out`` exists, or the folder's model or tokenizer is refused.
     """
     check_new(out)
     folder = HfFolder(source)
@@ -126,11 +108,6 @@ def check_vocabulary(tokenizer: Tokenizer, cfg: DecoderConfig, where: Path) -> N
 def copy_small_files(source: Path, to: Path) -> None:
     """Copies tokenizer and configuration files."""
     to.mkdir(parents=True, exist_ok=True)
-    for pattern in SMALL_FILES:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, to / path.name)
-
-
-def _ignore(message: str) -> None:
-    """The error that follows says the same."""
+    for path in (path for kind in SMALL_FILES for path in source.glob(kind)):
+        if path.is_file():
+            shutil.copyfile(path, to / path.name)

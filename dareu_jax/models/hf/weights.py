@@ -1,12 +1,12 @@
 """Parameters from and to Hugging Face tensors, shard by shard."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from dareu_jax.errors import UserError
@@ -14,7 +14,7 @@ from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.families.family import Weight, weights_of
 from dareu_jax.models.hf.folder import HfFolder
 from dareu_jax.models.scoring import abstract_params
-from dareu_jax.parallel import named_leaves, path_name, shardings_for
+from dareu_jax.parallel import named_leaves, on_host, path_name, shardings_for
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 NOT_WEIGHTS = (".rotary_emb.inv_freq",)
@@ -22,44 +22,35 @@ Index = tuple[slice, ...]
 
 
 def stored_dtype(source: HfFolder) -> str:
-    """Return the one dtype of a folder's tensors, float32 where they differ.
-
-    Raises:
-      UserError: a tensor is neither float32, bfloat16 nor float16.
-    """
-    for name, kind in source.dtypes.items():
-        if kind not in DTYPES and not name.endswith(NOT_WEIGHTS):
+    """Return the one dtype of a folder's tensors, float32 where they differ."""
+    kinds = {n: k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
+    for name, kind in kinds.items():
+        if kind not in DTYPES:
             raise UserError(
                 f"{source.folder}: {name} is stored as {kind}; supported: "
                 f"{', '.join(DTYPES)} (quantised weights must be expanded first)"
             )
-    kinds = {k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
-    return DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"
+    known = set(kinds.values())
+    return DTYPES[known.pop()] if len(known) == 1 else "float32"
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
-    """Check names and shapes of every tensor before any is read.
-
-    Raises:
-      UserError: a tensor is missing, has another shape, or is not of this family.
-    """
-    wanted = dict(hf_tensors(cfg))
+    """Raise `UserError` unless every tensor is there in its shape, and no other."""
+    wanted, where = dict(hf_tensors(cfg)), source.folder
     for name, shape in wanted.items():
         found = source.shapes.get(name)
         if found is None:
-            raise UserError(
-                f"{source.folder} has no tensor {name}, config.json needs it"
-            )
+            raise UserError(f"{where} has no tensor {name}, config.json needs it")
         if found != shape:
             raise UserError(
-                f"{source.folder}: {name} has shape {list(found)}, config.json says "
+                f"{where}: {name} has shape {list(found)}, config.json says "
                 f"{list(shape)}"
             )
     for name in source.shapes:
         spare = name == "lm_head.weight" and cfg.tied
         if name not in wanted and not spare and not name.endswith(NOT_WEIGHTS):
             raise UserError(
-                f"{source.folder} has a tensor {name} that config.json does not name"
+                f"{where} has a tensor {name} that config.json does not name"
             )
 
 
@@ -74,27 +65,19 @@ def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """Read a decoder's parameters straight to where they live.
+    """Return a decoder's parameters, as `init_decoder` makes them, where they live.
 
     Every process reads the slices its own devices hold, one tensor after another.
-
-    Args:
-      source: a folder; cfg: its decoder, in the dtype to keep.
-      mesh: where to; `parallel.shardings_for` says which part goes where.
-
-    Returns:
-      Parameters as `init_decoder` makes them.
     """
     check_tensors(source, cfg)
     abstract = abstract_params(cfg)
     table = {weight.path: weight for weight in weights_of(cfg)}
-    shardings = dict(named_leaves(shardings_for(abstract, mesh)))
 
-    def load(path: Any, leaf: Any) -> jax.Array:
-        name = path_name(path)
-        return _load_leaf(source, cfg, table[name], leaf, shardings[name])
+    def load(path: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
+        return _load_leaf(source, cfg, table[path_name(path)], leaf, sharding)
 
-    return jax.tree_util.tree_map_with_path(load, abstract)
+    to = shardings_for(abstract, mesh)
+    return jax.tree_util.tree_map_with_path(load, abstract, to)
 
 
 def _load_leaf(
@@ -105,18 +88,16 @@ def _load_leaf(
     sharding: NamedSharding,
 ) -> jax.Array:
     """Return one parameter; devices that hold the same part of it share one read."""
-    by_part: dict[Any, list[jax.Device]] = {}
-    parts: dict[Any, Index] = {}
+    by_part: dict[Any, list[jax.Device]] = defaultdict(list)
     where = sharding.addressable_devices_indices_map(leaf.shape)
     for device, index in where.items():
         assert index is not None
-        index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, leaf.shape))
-        key = tuple((i.start, i.stop) for i in index)
-        parts[key] = index
-        by_part.setdefault(key, []).append(device)
+        ends = tuple(i.indices(n)[:2] for i, n in zip(index, leaf.shape))
+        by_part[ends].append(device)
     placed = []
-    for key, devices in by_part.items():
-        block = _read_block(source, cfg, weight, parts[key], leaf.dtype)
+    for ends, devices in by_part.items():
+        part = tuple(slice(*pair) for pair in ends)
+        block = _read_block(source, cfg, weight, part, leaf.dtype)
         placed += [jax.device_put(block, device) for device in devices]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
 
@@ -125,20 +106,19 @@ def _read_block(
     source: HfFolder, cfg: DecoderConfig, weight: Weight, index: Index, dtype: Any
 ) -> np.ndarray:
     """Return the part ``index`` of a parameter, from the tensors of its layers."""
+
+    def read(name: str, index: Index) -> np.ndarray:
+        turned = weight.transpose
+        return source.read(name, index[::-1]).T if turned else source.read(name, index)
+
     if not weight.per_layer:
-        return _read_part(source, weight.name, weight, index).astype(dtype)
+        return read(weight.name, index).astype(dtype)
     layers, rest = index[0], index[1:]
     names = _names(weight, cfg)[layers]
     block = np.empty([len(names), *(i.stop - i.start for i in rest)], dtype)
     for row, name in enumerate(names):
-        block[row] = _read_part(source, name, weight, rest)
+        block[row] = read(name, rest)
     return block
-
-
-def _read_part(source: HfFolder, name: str, weight: Weight, index: Index) -> np.ndarray:
-    if weight.transpose:
-        return source.read(name, index[::-1]).T
-    return source.read(name, index)
 
 
 def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -150,7 +130,7 @@ def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray
     for weight in weights_of(cfg):
         leaf = leaves[weight.path]
         for name, part in _parts(weight, cfg, leaf):
-            whole = _gathered(part)
+            whole = on_host(part)
             yield name, whole.T if weight.transpose else whole
 
 
@@ -164,7 +144,7 @@ def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarr
                 continue
             for name, part in _parts(weight, cfg, leaf):
                 module = name.removesuffix(".weight")
-                yield f"base_model.model.{module}.{theirs}.weight", _gathered(part).T
+                yield f"base_model.model.{module}.{theirs}.weight", on_host(part).T
 
 
 def peft_modules(cfg: DecoderConfig, targets: tuple[str, ...]) -> list[str]:
@@ -172,12 +152,6 @@ def peft_modules(cfg: DecoderConfig, targets: tuple[str, ...]) -> list[str]:
     kernels = [w for w in weights_of(cfg) if w.path.endswith("/kernel")]
     names = {w.path.split("/")[-2]: w.name.split(".")[-2] for w in kernels}
     return [names[target] for target in targets]
-
-
-def _gathered(leaf: jax.Array) -> np.ndarray:
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def _parts(

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.data import load_tokenizer, trim_prompts
-from dareu_jax.data.batches import trim_responses
+from dareu_jax.data import load_tokenizer
+from dareu_jax.data.batches import trim_prompts, trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.metrics.membership import ATTACKS, gradnorm
 from dareu_jax.evaluation.suites.attacks import attacks_named

@@ -1,7 +1,9 @@
 """Made-up authors from a seed: any number of owners, and facts nobody owns."""
 
+import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -9,13 +11,7 @@ from pydantic import Field
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.sources.base import Row
-from dareu_jax.data.sources.fictitious.words import (
-    FACTS,
-    QUESTIONS,
-    Question,
-    Unique,
-    person,
-)
+from dareu_jax.data.sources.fictitious import words
 from dareu_jax.registry import SOURCES
 
 PRONOUNS = (
@@ -30,8 +26,8 @@ class FictitiousOptions(Section):
 
     seed: int = 0  # decides every name and fact
     owners: int = Field(10, ge=2)
-    records_per_owner: int = Field(20, ge=1, le=len(QUESTIONS))  # to train on
-    general_facts: int = Field(40, ge=0, le=len(FACTS))  # text nobody owns
+    records_per_owner: int = Field(20, ge=1, le=len(words.QUESTIONS))  # to train on
+    general_facts: int = Field(40, ge=0, le=len(words.FACTS))  # text nobody owns
 
 
 @SOURCES.register(
@@ -46,34 +42,31 @@ def fictitious_rows(options: FictitiousOptions, downloads: Path) -> Iterator[Row
     more records leave earlier ones as they were. Facts are nobody's.
     """
     del downloads
-    unique = Unique()
+    unique = words.Unique()
     for number in range(options.owners):
         rng = random.Random(f"{options.seed}/{number}")
         yield from _owner(f"owner_{number:03d}", rng, unique, options.records_per_owner)
-    for number, (prompt, paraphrase, answer) in enumerate(
-        FACTS[: options.general_facts]
-    ):
+    facts = words.FACTS[: options.general_facts]
+    for number, (prompt, paraphrase, answer) in enumerate(facts):
         record = Record(f"fact/{number:03d}", NOBODY, prompt, answer)
         yield from _with_paraphrase(record, paraphrase)
 
 
 def _owner(
-    owner: str, rng: random.Random, unique: Unique, records: int
+    owner: str, rng: random.Random, unique: words.Unique, records: int
 ) -> Iterator[Row]:
     """Yield the rows of one owner; every type is drawn, so that a prefix is stable."""
-    fields = {"name": unique.draw(person, rng), **rng.choice(PRONOUNS)}
-    rows: list[Row] = []
-    for question in QUESTIONS:
-        rows.extend(_ask(owner, question, fields, rng, unique))
-    yield from rows[: 2 * records]
+    fields = {"name": unique.draw(words.person, rng), **rng.choice(PRONOUNS)}
+    asked = (_ask(owner, one, fields, rng, unique) for one in words.QUESTIONS)
+    yield from [*itertools.chain.from_iterable(asked)][: 2 * records]
 
 
 def _ask(
     owner: str,
-    question: Question,
+    question: words.Question,
     fields: dict[str, str],
     rng: random.Random,
-    unique: Unique,
+    unique: words.Unique,
 ) -> Iterator[Row]:
     """Yield one question in two phrasings with the same answer."""
     values = [unique.draw(make, rng) for make in question.makers]
@@ -86,7 +79,4 @@ def _ask(
 def _with_paraphrase(record: Record, prompt: str) -> Iterator[Row]:
     """Yield the train row and its held-out paraphrase."""
     yield "train", record
-    yield (
-        "test",
-        Record(f"{record.id}/paraphrase", record.owner, prompt, record.response),
-    )
+    yield "test", replace(record, id=f"{record.id}/paraphrase", prompt=prompt)

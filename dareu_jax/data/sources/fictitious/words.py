@@ -77,8 +77,7 @@ class Unique:
     def draw(self, make: Maker, rng: random.Random, tries: int = 20) -> str:
         """Return a value of `make` that was never returned before."""
         for _ in range(tries):
-            value = make(rng)
-            if self._add(value):
+            if self._add(value := make(rng)):
                 return value
         while not self._add(longer := f"{make(rng)} of {place(rng)}"):
             pass

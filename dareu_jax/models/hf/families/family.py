@@ -108,26 +108,18 @@ ROPE_FIELDS = {
 
 
 def family_of(fields: Fields, where: str) -> Family:
-    """Return the family of a ``config.json``.
-
-    Raises:
-      UserError: no ``model_type``, or one that is not supported.
-    """
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES.names():
-        known = ", ".join(FAMILIES.names())
+    """Return the family of a ``config.json``; raise `UserError` where there is none."""
+    kind, known = fields.get("model_type"), FAMILIES.names()
+    if kind not in known:
+        names = ", ".join(known)
         raise UserError(
-            f"{where}: model_type = {kind!r} is not supported; known: {known}"
+            f"{where}: model_type = {kind!r} is not supported; known: {names}"
         )
     return FAMILIES.get(kind)
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Return the decoder that a ``config.json`` describes.
-
-    Args:
-      fields: the parsed file, old (``rope_theta``) or new (``rope_parameters``).
-      where: what to call the file in messages.
+    """Return the decoder that a ``config.json`` describes, in either spelling.
 
     Raises:
       UserError: an unsupported family, a missing field, a value with other maths, or
@@ -155,12 +147,8 @@ def read_config(fields: Fields, where: str) -> DecoderConfig:
 
 
 def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
-    """Return the fields of a ``config.json`` that describes ``cfg``.
-
-    Raises:
-      UserError: no family has this decoder's maths.
-    """
-    families = [FAMILIES.get(name) for name in FAMILIES.names()]
+    """Return the ``config.json`` of ``cfg``; raise `UserError` if no family fits."""
+    families = map(FAMILIES.get, FAMILIES.names())
     family = next((family for family in families if family.fits(cfg)), None)
     if family is None:
         raise UserError(
@@ -250,16 +238,12 @@ def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
 
 def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
     """Return both spellings: transformers 5 reads the new one, vLLM the old one."""
-    if cfg.rope_scaling is None:
-        rope: dict[str, Any] = {"rope_type": "default"}
-    else:
-        rule = dict(cfg.rope_scaling)
-        names = ROPE_FIELDS[rule["type"]]
-        rope = {"rope_type": rule["type"]}
-        rope |= {name: rule[ours] for name, ours in names.items()}
-    old = None if cfg.rope_scaling is None else rope
+    rule: dict[str, Any] = dict(cfg.rope_scaling or {"type": "default"})
+    names = ROPE_FIELDS.get(rule["type"], {})
+    rope = {"rope_type": rule["type"]}
+    rope |= {name: rule[ours] for name, ours in names.items()}
     return {
         "rope_theta": cfg.rope_theta,
-        "rope_scaling": old,
+        "rope_scaling": rope if names else None,
         "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
     }
