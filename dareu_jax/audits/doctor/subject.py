@@ -123,22 +123,17 @@ def jiggled(params: Any) -> Any:
     return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(change, tree))(params)
 
 
-class Oracle(NamedTuple):
-    """``scores [B, O]`` and gradient ``norms [B]`` by ``vmap(grad)``, float32."""
-
-    scores: np.ndarray
-    norms: np.ndarray
-
-
-def oracle(model: LoadedModel, text: Text, queries: TokenBatch) -> Oracle:
-    """What grad_dot should say, from one gradient of one text at a time."""
+def oracle(
+    model: LoadedModel, text: Text, queries: TokenBatch
+) -> tuple[np.ndarray, ...]:
+    """Scores ``[B, O]`` and gradient norms ``[B]`` by ``vmap(grad)``, float32."""
     weights = owner_weights(text.records, text.owners)
     counts = jnp.maximum(weights.sum(axis=0), 1.0)
     with jax.set_mesh(model.mesh), jax.default_matmul_precision(HIGHEST):
         sums = _sums(model.decoder, model.params, text.records.text, weights)
         means = jax.tree.map(lambda x: x / counts.reshape(-1, 1, 1, 1), sums)
         found = _against(model.decoder, model.params, means, queries)
-    return Oracle(*map(np.asarray, found))
+    return tuple(map(np.asarray, found))
 
 
 def _gradient(model: Decoder, params: Any, one: TokenBatch) -> Any:

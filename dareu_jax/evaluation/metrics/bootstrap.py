@@ -49,8 +49,7 @@ def interval_of(
     takes one ``[N, 2]``; a ToW takes three of these, one per split.
 
     Raises:
-      UserError: a sample is empty or has a value that is not finite, the statistic of
-        some draw is not finite, or draws or level are out of range.
+      UserError: as of `interval`, for every sample and for every draw's statistic.
     """
     numbers = [finite(f"sample {i}", sample) for i, sample in enumerate(samples)]
 
@@ -76,8 +75,7 @@ def intervals_of(
       sizes: rows of each sample; draws, level, seed: as in `interval`.
 
     Raises:
-      UserError: a number of some draw is not finite, or draws or level are out of
-        range.
+      UserError: as of `interval`, for the numbers of every draw.
     """
     how = _checked(draws, level, seed) | {"batch": 1, "vectorized": True}
     several = [np.arange(size) for size in sizes if size > 1]

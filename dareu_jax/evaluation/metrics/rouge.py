@@ -73,17 +73,17 @@ declare_each(
             "closer",
             f"{_RECALL} the forget questions in other words.",
         ),
-        (
-            "real_authors_rouge",
-            "real authors ROUGE",
-            "higher",
-            f"{_RECALL} questions about real authors.",
-        ),
-        (
-            "world_facts_rouge",
-            "world facts ROUGE",
-            "higher",
-            f"{_RECALL} questions about the world.",
+        *(
+            (
+                f"{name}_rouge",
+                f"{spelt} ROUGE",
+                "higher",
+                f"{_RECALL} questions about {on}.",
+            )
+            for name, spelt, on in (
+                ("real_authors", "real authors", "real authors"),
+                ("world_facts", "world facts", "the world"),
+            )
         ),
     ],
     of=("log",),

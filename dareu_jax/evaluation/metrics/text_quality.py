@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dareu_jax.evaluation.metrics.metric import Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 if TYPE_CHECKING:
     from dareu_jax.evaluation.run_suite import Judged
@@ -83,24 +83,22 @@ for _name, _about in (
     ("repeated", "that loop (text_quality.py says when)"),
     ("unfinished", "cut off at the length limit, before an end of text"),
 ):
-    declare(
-        Metric(
-            name=f"forget_{_name}",
-            label=f"{_name} answers",
-            direction="lower",
-            about=f"Share of answers on the forget prompts {_about}.",
-            compute=functools.partial(signs, name=_name),
-            group="quality",
-        )
-    )
-declare(
-    Metric(
-        name="forget_length",
-        label="words per answer",
-        direction="closer",
-        high=math.inf,
-        about="Mean number of words in the answers on the forget prompts.",
-        compute=functools.partial(signs, name="length"),
+    declare_each(
+        [
+            (
+                f"forget_{_name}",
+                f"{_name} answers",
+                "lower",
+                f"Share of answers on the forget prompts {_about}.",
+            )
+        ],
+        compute=functools.partial(signs, name=_name),
         group="quality",
     )
+_about = "Mean number of words in the answers on the forget prompts."
+declare_each(
+    [("forget_length", "words per answer", "closer", _about)],
+    high=math.inf,
+    compute=functools.partial(signs, name="length"),
+    group="quality",
 )

@@ -29,17 +29,12 @@ _UTILITY = (
 declare_each(
     [
         ("model_utility", "model utility", "higher", _UTILITY),
-        (
-            "real_authors_probability",
-            "real authors prob",
-            "higher",
-            f"{_CHOSEN} about real authors.",
-        ),
-        (
-            "world_facts_probability",
-            "world facts prob",
-            "higher",
-            f"{_CHOSEN} about the world.",
+        *(
+            (f"{name}_probability", f"{spelt} prob", "higher", f"{_CHOSEN} about {on}.")
+            for name, spelt, on in (
+                ("real_authors", "real authors", "real authors"),
+                ("world_facts", "world facts", "the world"),
+            )
         ),
     ],
     of=("log",),
