@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.stats import rankdata
 
 from dareu_jax.audits.fidelity.measures import correlations
 from dareu_jax.data import TokenBatch
@@ -64,8 +63,8 @@ def relative(found: Array, wanted: Array) -> float:
 
 
 def agreement(found: Array, wanted: Array) -> float:
-    """Mean over queries of Spearman's correlation over owners; equal ranks count 1."""
-    same = (rankdata(found, axis=1) == rankdata(wanted, axis=1)).all(axis=1)
+    """Mean over queries of Spearman's correlation over owners; equal rows count 1."""
+    same = (found == wanted).all(axis=1)
     return float(np.where(same, 1.0, correlations(found, wanted)).mean())
 
 
