@@ -105,11 +105,7 @@ def parse_value(item: str, text: str) -> Any:
 
 
 def change_keys(tree: dict[str, Any], changes: Iterable[tuple[str, Any]]) -> None:
-    """Set dotted keys of a nested mapping.
-
-    A new ``corpus.source`` takes the options of the source before it out of the tree,
-    except those that it has too.
-    """
+    """Set dotted keys; a new ``corpus.source`` takes out options that it lacks."""
     order = {"plugins": 0, "corpus.source": 1}
     for key, value in sorted(changes, key=lambda change: order.get(change[0], 2)):
         corpus = tree.get("corpus")
@@ -178,9 +174,8 @@ def with_overrides(
 def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a nested mapping with the default of every key that it lacks.
 
-    A configuration that was written before sources had options of their own holds
-    those of all sources: what only another source has is left out where it is that
-    source's default.
+    Older configurations hold the options of all sources: those of others are left out
+    where they are these sources' defaults.
     """
     own = run_config(source_of(tree))()
     out = merge(own.model_dump(mode="json"), tree)

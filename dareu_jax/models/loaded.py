@@ -25,24 +25,16 @@ MULTIPLE = 32
 
 
 class LoadedModel(NamedTuple):
-    """A model on its devices, its tokenizer, and what identifies its weights.
-
-    Attributes:
-      decoder, params, tokenizer: the model; mesh: of its devices.
-      fingerprint: of its weights.
-      context: how many tokens it was made for; None: it does not say.
-      template: what a prompt is written into, with ``{prompt}``; ``chat``: the
-        tokenizer's own template. system: the system prompt before it.
-    """
+    """A model on its devices, its tokenizer, and what identifies its weights."""
 
     decoder: Decoder
     params: Any
     tokenizer: Tokenizer
     mesh: Mesh
-    fingerprint: str
-    context: int | None = None
-    template: str = TEMPLATE
-    system: str | None = None
+    fingerprint: str  # of its weights
+    context: int | None = None  # tokens it was made for; None: it does not say
+    template: str = TEMPLATE  # with {prompt}; chat: the tokenizer's own
+    system: str | None = None  # the prompt before it
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8

@@ -21,11 +21,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Return a mesh of all `devices`; one size may be -1, the rest of them.
-
-    Raises:
-      UserError: the sizes do not multiply to the number of devices.
-    """
+    """Return a mesh of all `devices`; one size may be -1, the rest of them."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = _fill((data, fsdp, tensor), len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=AUTO, devices=devices)
@@ -67,7 +63,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(x: jax.Array) -> jax.Array:
-    """Keeps ``x [B, ...]`` split along B on the mesh that is set; else changes nothing.
+    """Keep ``x [B, ...]`` split along B on the mesh that is set, if there is one.
 
     Parameters are then gathered, a layer at a time, and never the activations.
     """

@@ -76,11 +76,7 @@ def rules_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def logical_axes(path: str) -> tuple[str, ...]:
-    """Return the axis names of the parameter at a `/`-joined `path`.
-
-    Raises:
-      ValueError: no rule, or more than one, matches the path.
-    """
+    """Return the axis names of the parameter at a `/`-joined `path`."""
     matches = rules_of(path)
     if len(matches) != 1:
         rules = ", ".join(pattern for pattern, _ in matches) or "none"
@@ -103,8 +99,7 @@ def table_axes(tree: Any) -> Any:
 def state_axes(tree: Any) -> Any:
     """Return the axis names of every leaf of an unlearning method's state.
 
-    Parameters and the optimiser's copies have those of `table_axes`. An array that no
-    rule names is the method's own; it has none, so that every device holds it whole.
+    An array that no rule names is the method's own: every device holds it whole.
     """
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:

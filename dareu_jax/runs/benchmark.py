@@ -51,19 +51,12 @@ class Asked:
 
 
 class Suite(NamedTuple):
-    """A suite: what it reads, and what it makes of a model.
-
-    Attributes:
-      read: ``(asked, subject) -> data``, before a model is loaded.
-      log: ``(judge, data, progress) -> tables``.
-      is_bare: prompts are as they are in the files, without a template.
-      has_attacks: whether it has texts for membership attacks.
-    """
+    """A suite: what it reads before a model is loaded, and what it makes of one."""
 
     read: Callable[[Asked, Subject], Any]
     log: Callable[[Judge, Any, Progress], dict[str, Table]]
-    is_bare: bool = False
-    has_attacks: bool = False
+    is_bare: bool = False  # prompts are as in the files, without a template
+    has_attacks: bool = False  # it has texts for membership attacks
 
 
 def given(asked: Asked) -> Path:

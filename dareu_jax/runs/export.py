@@ -83,10 +83,7 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
 
 
 def write_small_files(inputs: Inputs, to: Path) -> None:
-    """Write configuration, tokenizer and generation defaults of a run's model.
-
-    An imported model keeps its own files; only the dtype may have changed.
-    """
+    """Write configuration, tokenizer and generation defaults; imported ones stay."""
     if not is_first():
         return
     if inputs.imported is not None:

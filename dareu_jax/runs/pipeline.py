@@ -43,10 +43,7 @@ from dareu_jax.training.tracking import Tracker
 
 
 class Outcome(NamedTuple):
-    """What ``results.json`` holds, and the answers to the first seed's forget prompts.
-
-    Each of ``answers`` has ``prompt``, ``gold``, ``owner``, and ``answers`` by row.
-    """
+    """What ``results.json`` holds, and the first seed's forget records with answers."""
 
     results: dict[str, Any]
     answers: list[dict[str, Any]]

@@ -166,10 +166,7 @@ def finetune(
     records: tuple[data.Record, ...],
     part: Literal["finetune", "prior"] = "finetune",
 ) -> Any:
-    """Return a decoder trained on ``records``, from an imported model or the seed.
-
-    ``part`` is the section of the configuration that says how.
-    """
+    """Return a decoder trained on ``records`` as the section ``part`` says."""
     inputs, is_prior = session.inputs, part == "prior"
     cfg = inputs.cfg.prior if is_prior else inputs.cfg.finetune
     where = session.stage(label, f"lower {part}.learning_rate")
@@ -194,10 +191,7 @@ def training(
     stream: data.BatchStream,
     start: Any,
 ) -> tuple[TrainState, StepFn, int]:
-    """Return a training's first state, its ``(state, step) -> ...``, and its steps.
-
-    It begins with the parameters ``start``, none: fresh ones.
-    """
+    """Return a training's first state, ``(state, step) -> ...``, and its steps."""
     inputs = session.inputs
     model = inputs.decoder("prior" if part == "prior" else "model")
     steps = training_steps(cfg, stream)

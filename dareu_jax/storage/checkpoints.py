@@ -66,16 +66,12 @@ class Checkpoints:
 
         The arrays may be donated as soon as it returns. `settle` waits for the disk.
         Steps at or after `step` belong to an abandoned run and are removed first.
-
-        Args:
-          step: its number; tree, meta: what comes back from `latest`.
-          metric: what `keep_best` goes by, lower is better; none: never among the best.
-          model: nested dictionaries of the parameters in `tree`, which `read_model`
-            reads by themselves; a leaf that both hold is written once.
+        `keep_best` goes by the `metric`, lower is better; none: never among the best.
+        `model` has the parameters in `tree` as nested dictionaries, for `read_model`; a
+        leaf that both hold is written once.
 
         Raises:
-          TrainingError: no disk space is left, for this step or the one before; steps
-            saved earlier stay usable.
+          TrainingError: the disk is full; steps saved earlier stay usable.
         """
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])

@@ -21,10 +21,9 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a draft folder that becomes ``out`` when the block ends without error.
+    """Yield a draft folder that becomes ``out``, which must be new, if all goes well.
 
-    Every process gets the same draft, on a disk that all of them see; process 0 makes
-    and renames it. Raises `UserError` where ``out`` exists.
+    Every process gets the same draft; process 0 makes and renames it.
     """
     check_new(out)
     wait_for_all(f"looked for {out}")

@@ -54,12 +54,9 @@ def arxiv_rows(options: ArxivOptions, downloads: Path) -> Iterator[Row]:
     """Yield abstracts to complete: the first ``prompt_words`` words are the prompt.
 
     Usable is an abstract of at least `LEAST_WORDS` words, of more than
-    ``prompt_words``, that does not say that the paper was withdrawn. Train: of each
-    of the ``owners`` archives with the most usable abstracts, largest first, the first
+    ``prompt_words``, that does not say that the paper was withdrawn. Train: of each of
+    the ``owners`` archives with the most usable abstracts, largest first, the first
     ``records_per_owner``. Test: as many of the other archives, in all, nobody's.
-
-    Raises:
-      UserError: too few abstracts, a bad file, or a failed download.
     """
     file = _file(options.path, downloads / "arxiv")
     papers = list(_usable(file, options.prompt_words))

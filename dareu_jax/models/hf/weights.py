@@ -122,10 +122,7 @@ def _read_block(
 
 
 def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every tensor of a decoder, whole on this host, in the table's order.
-
-    With several processes all must iterate: each tensor is gathered from all of them.
-    """
+    """Yield every tensor, whole on this host; all processes must iterate."""
     leaves = dict(named_leaves(params))
     for weight in weights_of(cfg):
         leaf = leaves[weight.path]
