@@ -23,6 +23,7 @@ os.environ.update(
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}",
     JAX_COMPILATION_CACHE_DIR=CACHE,
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # a program here runs for milliseconds
 )
 
 import jax  # noqa: E402
@@ -66,11 +67,11 @@ def _few_programs():
 
 
 @pytest.fixture(scope="module")
-def quick_compiling():
-    """What is compiled here runs for milliseconds; optimising it takes minutes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """What is compiled here is optimised as for users: its cost is what is tested."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Attribution kernels: whose data does a response come from?"""
 
 from dareu_jax.attribution.attribute import attribute
-from dareu_jax.attribution.attributor import Attributor, Named, Options
 from dareu_jax.attribution.calibration import calibrated, fit_calibration, sliced
 from dareu_jax.attribution.index import build_index, init_on
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, last_valid
@@ -9,4 +8,4 @@ from dareu_jax.attribution.kernels.classifier import (
     attribution_accuracy,
     make_classifier,
 )
-from dareu_jax.attribution.store import Spec, load, read_spec, save
+from dareu_jax.attribution.store import load, read_spec, save

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dareu_jax.attribution.attribute import build, unbuilt
 from dareu_jax.attribution.attributor import Attributor, Named, Options
@@ -85,20 +86,17 @@ def attributed(asked: Asked, progress: Progress) -> Attributed:
         made.check_single()
     if saved is not None:
         made = load(saved, model, records, batch_size=asked.batch_size)
-    elif asked.index is not None:
-        check_parent(asked.index)
-        made = build(made, progress)
+        return answered(made, queries, asked)
+    if asked.index is not None:
+        above = next(x for x in asked.index.absolute().parents if x.exists())
+        if not above.is_dir():
+            raise UserError(
+                f"--index {asked.index}: {above} is no folder; name another place"
+            )
+    made = build(made, progress)
+    if asked.index is not None:
         save(made, asked.index)
-    else:
-        made = build(made, progress)
     return answered(made, queries, asked)
-
-
-def check_parent(index: Path) -> None:
-    """Raise `UserError` where no folder can be made."""
-    above = next(path for path in index.absolute().parents if path.exists())
-    if not above.is_dir():
-        raise UserError(f"--index {index}: {above} is no folder; name another place")
 
 
 def options_of(asked: Asked, spec: Spec | None) -> Options:
@@ -135,25 +133,15 @@ def options_of(asked: Asked, spec: Spec | None) -> Options:
 
 def check_same(index: Path, wanted: Options, built: Options) -> None:
     """Raise `UserError` where other options are wanted than an index has."""
-    before, after = flat(built), flat(wanted)
+    before, after = (
+        flatten_dict(options.read_by_kernel(), sep=".") for options in (built, wanted)
+    )
     for key, value in before.items():
         if after[key] != value:
             raise UserError(
                 f"--index {index} was built with {key} = {value!r:.60}, not "
                 f"{after[key]!r:.60}; leave that out, or name another folder"
             )
-
-
-def flat(options: Options) -> dict[str, object]:
-    """Return what the kernel reads by dotted key."""
-    out, todo = {}, list(options.read_by_kernel().items())
-    while todo:
-        key, value = todo.pop(0)
-        if isinstance(value, dict):
-            todo += [(f"{key}.{name}", below) for name, below in value.items()]
-        else:
-            out[key] = value
-    return out
 
 
 def check_owner(owner: str, owners: Sequence[str], where: Path) -> None:

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
-from dareu_jax.attribution.index import BatchesOf, build_index, init_on
+from dareu_jax.attribution.index import build_index, init_on
 from dareu_jax.attribution.kernel import OwnerBatch, placed_index
 from dareu_jax.config import ClassifierConfig
 from dareu_jax.data import Record
@@ -17,7 +18,7 @@ from dareu_jax.data.ownership import SharedRecord, digests, owners_of, shares_of
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.models.loaded import LoadedModel, load_model
-from dareu_jax.training.progress import Advance, Progress
+from dareu_jax.training.progress import Progress
 
 
 def attribute(
@@ -33,7 +34,7 @@ def attribute(
       model: a folder that ``dareu import`` wrote, or a loaded one.
       records: a JSONL file of them, those of `read_owned`, or made.
       snapshots: ``(parameters, weight)`` of checkpoints, for ``tracin``.
-      progress: shows how far it is; options: fields of `Options`.
+      options: fields of `Options`.
 
     Raises:
       UserError: no such model or kernel, or nobody owns anything.
@@ -82,36 +83,23 @@ def unbuilt(
     return dataclasses.replace(made, options=options, held=digests(kept), records=kept)
 
 
-class Counted:
-    """Owner batches on the devices, gone over once for each pass and counted.
-
-    Args:
-      batches: of one pass; place: puts one on the devices.
-      advance: is told how many are done.
-    """
-
-    def __init__(
-        self, batches: BatchesOf, place: Callable[[Any], Any], advance: Advance
-    ):
-        self.batches, self.place, self.advance, self.done = batches, place, advance, 0
-
-    def __iter__(self) -> Iterator[OwnerBatch]:
-        for step in range(len(self.batches)):
-            yield self.place(self.batches(step))
-            self.done += 1
-            self.advance(self.done, "")
-
-
 def build(made: Attributor, progress: Progress) -> Attributor:
     """Return the attributor with the index of its records."""
     model, batches = made.model, made.batches(made.records)
     kernel = made.kernel_of(len(made.owners), len(batches))
     title, steps = f"index of {kernel.name}", kernel.passes * len(batches)
     with jax.set_mesh(model.mesh), progress.stage(title, steps) as advance:
+        done = itertools.count(1)
+
+        def update(params: Any, batch: OwnerBatch, acc: Any):
+            updated = kernel.update(params, model.place(batch), acc)
+            advance(next(done), "")
+            return updated
+
         index = build_index(
-            kernel,
+            dataclasses.replace(kernel, update=update),
             model.params,
-            Counted(batches, model.place, advance),
+            batches,
             key=jax.random.key(made.options.seed),
             init=functools.partial(init_on, kernel, model.mesh),
         )

@@ -15,15 +15,8 @@ from dareu_jax.attribution.kernel import Kernel, Setup
 from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
 from dareu_jax.attribution.single import single_scores
 from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
+from dareu_jax.data import ownership
 from dareu_jax.data.batches import CHAT
-from dareu_jax.data.ownership import (
-    digests,
-    joined,
-    owners_of,
-    ownership,
-    shares_of,
-    without,
-)
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.models.loaded import LoadedModel, as_tokens
@@ -128,14 +121,31 @@ class Attributor:
         return jax.jit(self.kernel.score)
 
     def kernel_of(self, owners: int, steps: int = 1) -> Kernel:
-        """Return the kernel for so many owners, fitted in ``steps`` if it is."""
-        return kernel_for(
-            self.model,
-            self.options,
+        """Return the kernel for so many owners, fitted in ``steps`` if it is.
+
+        Raises:
+          UserError: the kernel reads snapshots and there are none.
+        """
+        options, vocab = self.options, self.model.decoder.cfg.vocab
+        shape = decoder_config(options.classifier.model, vocab)
+        backbone = dataclasses.replace(shape, dropout=options.classifier.dropout)
+        setup = Setup(
+            model=self.model.decoder,
             owners=owners,
+            cfg=options.attribution,
+            classifier=options.classifier,
             steps=steps,
-            snapshots=self.snapshots,
+            backbone=Decoder(backbone),
+            snapshots=lambda: self.snapshots,
         )
+        kernel = KERNELS.get(options.kernel)(setup)
+        if kernel.reads_snapshots and not self.snapshots:
+            raise UserError(
+                f"kernel {options.kernel} needs checkpoints of the model's training: "
+                "in Python, attribute(..., snapshots=[(params, weight)]); or take "
+                "grad_dot"
+            )
+        return kernel
 
     def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
         """Return records as tokens, see `as_tokens`."""
@@ -165,16 +175,15 @@ class Attributor:
             self.tokens(records), self.model.rows(size), options.seed
         )
         steps = training_steps(options.classifier, stream)
-        return BatchesOf(stream, ownership(records, self.owners), fitted, steps)
+        owner = ownership.ownership(records, self.owners)
+        return BatchesOf(stream, owner, fitted, steps)
 
     def top_records(
         self, queries: Queries, count: int = 5, owner: str | None = None
     ) -> list[list[Named]]:
         """Return the records that each answer is most attributed to, best first.
 
-        Args:
-          queries: Q answers; count: records of each.
-          owner: whose records; None: anybody's.
+        They are those of ``owner``, or anybody's.
 
         Raises:
           UserError: no such owner, the records are not at hand, or the kernel knows
@@ -184,8 +193,8 @@ class Attributor:
         rows = np.arange(len(self.records))
         if owner is not None:
             self.check_owner(owner)
-            mine = [owner in dict(shares_of(record)) for record in self.records]
-            rows = np.flatnonzero(mine)
+            shares = map(ownership.shares_of, self.records)
+            rows = np.flatnonzero([owner in dict(each) for each in shares])
         scores = single_scores(
             self.model,
             self.kernel,
@@ -218,13 +227,13 @@ class Attributor:
             be built again for that.
         """
         self.check_additive("cannot take in more records")
-        records = tuple(record for record in records if shares_of(record))
-        held = self._joined(digests(records))
-        more = self._widened((*self.owners, *owners_of(records)))
+        records = tuple(record for record in records if ownership.shares_of(record))
+        held = self._joined(ownership.digests(records))
+        more = self._widened((*self.owners, *ownership.owners_of(records)))
         kernel, mesh, batches = more.kernel, self.model.mesh, more.batches(records)
         with jax.set_mesh(mesh):
             empty = columns_of(kernel, more.index, (-1,) * len(more.owners), mesh)
-            each = (self.model.place(batches(step)) for step in range(len(batches)))
+            each = map(self.model.place, batches)
             new = filled(kernel, self.model.params, empty, each)
             index = both(kernel, more.index, new, mesh)
         known = (*self.records, *records) if self.records else ()
@@ -249,7 +258,7 @@ class Attributor:
             owners=tuple(self.owners[column] for column in stay),
             index=columns_of(self.kernel, self.index, stay, self.model.mesh),
             held={name: d for name, d in self.held.items() if name != owner},
-            records=without(self.records, owner),
+            records=ownership.without(self.records, owner),
         )
 
     def merge(self, other: "Attributor") -> "Attributor":
@@ -284,19 +293,16 @@ class Attributor:
                     f"the records of {owner!r} are in this index already; "
                     "they would count twice"
                 )
-        return joined(self.held, more)
+        return ownership.joined(self.held, more)
 
     def _check_like(self, other: "Attributor") -> None:
         """Raise `UserError` unless both indices are of one model and kernel."""
-        mine, theirs = (
-            (
-                one.model.fingerprint,
-                one.options.read_by_kernel(),
-                [weight for _, weight in one.snapshots],
-            )
-            for one in (self, other)
-        )
-        if mine != theirs:
+
+        def described(one: Attributor) -> tuple[Any, ...]:
+            weights = [weight for _, weight in one.snapshots]
+            return one.model.fingerprint, one.options.read_by_kernel(), weights
+
+        if described(self) != described(other):
             raise UserError(
                 "indices of different models or options cannot be merged; build both "
                 "with the same ones"
@@ -327,41 +333,3 @@ class Attributor:
                 f"kernel {self.kernel.name} {what}: its index does not add up over "
                 "owners; build it again, or take one such as grad_dot or ekfac"
             )
-
-
-def kernel_for(
-    model: LoadedModel,
-    options: Options,
-    *,
-    owners: int,
-    steps: int,
-    snapshots: Snapshots,
-) -> Kernel:
-    """Return the kernel of ``options`` for so many owners.
-
-    Args:
-      model: what is attributed; options: the kernel's.
-      owners: O; steps: of the training of a kernel that is fitted.
-      snapshots: of the model's training.
-
-    Raises:
-      UserError: the kernel reads snapshots and there are none.
-    """
-    classifier = options.classifier
-    shape = decoder_config(classifier.model, model.decoder.cfg.vocab)
-    setup = Setup(
-        model=model.decoder,
-        owners=owners,
-        cfg=options.attribution,
-        classifier=classifier,
-        steps=steps,
-        backbone=Decoder(dataclasses.replace(shape, dropout=classifier.dropout)),
-        snapshots=lambda: snapshots,
-    )
-    kernel = KERNELS.get(options.kernel)(setup)
-    if kernel.reads_snapshots and not snapshots:
-        raise UserError(
-            f"kernel {options.kernel} needs checkpoints of the model's training: in "
-            "Python, attribute(..., snapshots=[(params, weight)]); or take grad_dot"
-        )
-    return kernel

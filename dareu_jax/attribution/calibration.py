@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp
 
 from dareu_jax.attribution.kernel import OWNERS, Kernel, axes_of
 from dareu_jax.data.batches import TokenBatch
@@ -36,9 +37,7 @@ def fit_calibration(scores: np.ndarray, owner: np.ndarray) -> Calibration:
     right = z[np.arange(len(owner)), owner]
 
     def nll(beta: float) -> float:
-        top = beta * z.max(axis=1, keepdims=True)
-        total = np.exp(beta * z - top).sum(axis=1)
-        return float(np.mean(np.log(total) + top[:, 0] - beta * right))
+        return float(np.mean(logsumexp(beta * z, axis=1) - beta * right))
 
     beta = min(SHARPNESS, key=nll)
     return Calibration(*(jnp.asarray(x, jnp.float32) for x in (mean, scale, beta)))
@@ -77,8 +76,7 @@ def calibrated(kernel: Kernel) -> Kernel:
 def sliced(kernel: Kernel, width: int) -> Kernel:
     """Return the kernel with `prefix_score`: a token gets the score at its slice's end.
 
-    Args:
-      kernel: one that scores whole responses; width: tokens of a slice.
+    A slice has ``width`` tokens.
     """
     if kernel.prefix_score is not None:
         return kernel
@@ -98,21 +96,22 @@ def sliced(kernel: Kernel, width: int) -> Kernel:
     return dataclasses.replace(kernel, prefix_score=prefix_score)
 
 
+def sides(owners: int, columns: Sequence[int]) -> Array:
+    """Return 1 for the owners in ``columns``, and 1 for the others: ``[2, O]``."""
+    inside = jnp.zeros(owners, jnp.float32).at[jnp.asarray(columns)].set(1.0)
+    return jnp.stack([inside, 1.0 - inside])
+
+
 def margin_weights(owners: int, columns: Sequence[int]) -> Array:
     """Return ``[O]`` float32: the mean of the owners in ``columns`` less the rest's."""
-    inside = jnp.zeros(owners, jnp.float32).at[jnp.asarray(columns)].set(1.0)
-    rest = 1.0 - inside
+    inside, rest = sides(owners, columns)
     return inside / jnp.sum(inside) - rest / jnp.maximum(jnp.sum(rest), 1.0)
 
 
 def linear_reward(
     kernel: Kernel, weights: Array, params: Any, index: Any, queries: TokenBatch
 ) -> Array:
-    """Return sum_o r_o s(q, o) ``[B]``, by the kernel's shorter way where it has one.
-
-    Args:
-      weights: ``[O]`` float32, r; the rest as for `Kernel.score`.
-    """
+    """Return sum_o r_o s(q, o) ``[B]``, the shorter way where the kernel has one."""
     if kernel.fold is not None:
         return kernel.fold(params, index, weights, queries)
     return kernel.score(params, index, queries) @ weights
@@ -139,8 +138,7 @@ def spread(kernel: Kernel, columns: Sequence[int]) -> Kernel:
 
     The first is shared by the owners in ``columns``, the second by the others.
     """
-    inside = jnp.zeros(kernel.owners, jnp.float32).at[jnp.asarray(columns)].set(1.0)
-    shares = jnp.stack([inside, 1.0 - inside])
+    shares = sides(kernel.owners, columns)
     shares = shares / jnp.maximum(jnp.sum(shares, axis=1, keepdims=True), 1.0)
 
     def over_owners(score: Any) -> Any:

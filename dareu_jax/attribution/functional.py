@@ -18,26 +18,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax.attribution.gradients.bilinear import FLOOR, random_signs_and_columns
+from dareu_jax.attribution.gradients.bilinear import (
+    FLOOR,
+    GradientIndex,
+    random_signs_and_columns,
+)
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, or_one, owner_weights
+from dareu_jax.parallel import named_leaves
 
 Array = jax.Array
 LossFn = Callable[[Any, Any], Array]
 Draws = dict[str, tuple[Array, Array]]
-
-
-class OwnerGradients(NamedTuple):
-    """An index: the summed gradients, or projected gradients, of every owner.
-
-    Attributes:
-      sums: by the path of each parameter, ``[O, ...]`` float32.
-      counts: ``[O]`` float32, the number of examples.
-      seed: ``[]`` uint32, of the projection.
-    """
-
-    sums: dict[str, Array]
-    counts: Array
-    seed: Array
 
 
 def gradient(loss_fn: LossFn, params: Any, example: Any) -> Any:
@@ -54,17 +45,7 @@ def mapped(f: Callable[[Any], Any], xs: Any, chunk: int | None) -> Any:
 def per_example_gradients(
     loss_fn: LossFn, params: Any, examples: Any, *, chunk: int | None = None
 ) -> Any:
-    """Return the gradient of every example: a tree like ``params``.
-
-    Args:
-      loss_fn: ``(params, example) -> []``.
-      params: tree of float arrays.
-      examples: tree of arrays ``[N, ...]``.
-      chunk: examples that are differentiated at a time; None: all.
-
-    Returns:
-      A tree like ``params`` with leaves ``[N, ...]`` float32.
-    """
+    """Return the gradient of every example: a tree like ``params``, ``[N, ...]``."""
     return mapped(functools.partial(gradient, loss_fn, params), examples, chunk)
 
 
@@ -82,13 +63,6 @@ def grad_dot(
     This is TracIn at one checkpoint (Pruthi et al., 2020, arXiv 2002.08484). With
     ``chunk`` the gradients of all examples are made anew for every chunk of queries, so
     that at most two chunks of gradients exist at a time.
-
-    Args:
-      loss_fn: ``(params, example) -> []``.
-      params: tree of float arrays.
-      queries: tree of arrays ``[Q, ...]``.
-      examples: tree of arrays ``[N, ...]``.
-      chunk: examples, and queries, that are differentiated at a time; None: all.
     """
     of_one = functools.partial(gradient, loss_fn, params)
     return of_pairs(optax.tree.vdot, of_one, queries, examples, chunk=chunk)
@@ -103,11 +77,7 @@ def grad_cos(
     *,
     chunk: int | None = None,
 ) -> Array:
-    """Return the cosine of both gradients of every pair: ``[Q, N]`` float32.
-
-    Args:
-      loss_fn, params, queries, examples, chunk: as `grad_dot` takes them.
-    """
+    """Return the cosine of both gradients of every pair: ``[Q, N]`` float32."""
     of_one = functools.partial(gradient, loss_fn, params)
     return of_pairs(cosine_of, of_one, queries, examples, chunk=chunk)
 
@@ -151,7 +121,6 @@ def projected_gradients(
     gradients: ``projected @ projected.T`` estimates `grad_dot`. See `project`.
 
     Args:
-      loss_fn, params, examples, chunk: as `per_example_gradients` takes them.
       size: the most numbers that are kept of one leaf of ``params``.
       seed: of the projection; results with one seed can be compared.
     """
@@ -164,30 +133,15 @@ def projected_gradients(
     return mapped(of_one, examples, chunk)
 
 
-def named(tree: Any) -> dict[str, Array]:
-    """Return the leaves of a tree by their paths, such as ``layer/kernel``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
-
-
 def drawn(params: Any, size: int | None, seed: int | Array) -> Draws:
-    """Draw the projection of every leaf that has more than ``size`` numbers.
-
-    Returns:
-      By path: random signs ``[D]`` and ``size`` random columns of D; None: nothing.
-    """
+    """Draw, by path, signs ``[D]`` and ``size`` columns of leaves of more numbers."""
     start = jax.random.key(seed)
-    large = {
-        path: x.size for path, x in named(params).items() if size and x.size > size
-    }
     draws = {}
-    for path, d in large.items():
-        key = jax.random.fold_in(start, zlib.crc32(path.encode()))
-        signs, columns = random_signs_and_columns(1, d, size or d, key=key)
-        draws[path] = signs[0], columns[0]
+    for path, x in named_leaves(params):
+        if size and x.size > size:
+            key = jax.random.fold_in(start, zlib.crc32(path.encode()))
+            signs, columns = random_signs_and_columns(1, x.size, size, key=key)
+            draws[path] = signs[0], columns[0]
     return draws
 
 
@@ -206,7 +160,7 @@ def project(tree: Any, draws: Draws) -> dict[str, Array]:
         waves = jax.scipy.fft.dct(x.ravel() * signs, norm="ortho")
         return waves[columns] * (x.size / len(columns)) ** 0.5
 
-    return {path: of_leaf(path, x) for path, x in named(tree).items()}
+    return {path: of_leaf(path, x) for path, x in named_leaves(tree)}
 
 
 def summed(
@@ -219,8 +173,7 @@ def summed(
     """Return values ``[N]`` and ``sums + sum_n w_no features_n`` of every owner o.
 
     Args:
-      f: from a row of ``xs`` to its value and a tree of features.
-      xs: tree of arrays ``[N, ...]``.
+      f: from a row of ``xs [N, ...]`` to its value and a tree of features.
       weights: w ``[N, O]`` float32.
       sums: like the features, with O in front.
       chunk: rows at a time; None: all. Missing rows of the last chunk weigh nothing.
@@ -251,8 +204,8 @@ class How(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="how")
 def add_examples(
-    how: How, params: Any, batch: OwnerBatch, acc: OwnerGradients
-) -> tuple[OwnerGradients, dict[str, Array]]:
+    how: How, params: Any, batch: OwnerBatch, acc: GradientIndex
+) -> tuple[GradientIndex, dict[str, Array]]:
     """Add the gradients of a batch of examples to those of their owners."""
     draws = drawn(params, how.size, acc.seed)
     weights = owner_weights(batch, len(acc.counts))
@@ -261,29 +214,28 @@ def add_examples(
         loss, own = jax.value_and_grad(how.loss_fn)(params, example)
         return loss, project(optax.tree.cast(own, jnp.float32), draws)
 
-    losses, sums = summed(of_one, batch.text, weights, acc.sums, how.chunk)
+    losses, sums = summed(of_one, batch.text, weights, acc.owner_sums, how.chunk)
     counts = acc.counts + jnp.sum(weights, axis=0)
-    return OwnerGradients(sums, counts, acc.seed), {"loss": jnp.mean(losses)}
+    return GradientIndex(sums, counts, acc.seed), {"loss": jnp.mean(losses)}
 
 
 @functools.partial(jax.jit, static_argnames="how")
-def owner_scores(how: How, params: Any, index: OwnerGradients, queries: Any) -> Array:
+def owner_scores(how: How, params: Any, index: GradientIndex, queries: Any) -> Array:
     """Return the inner product, or cosine, of query and owner's mean: ``[Q, O]``."""
     draws = drawn(params, how.size, index.seed)
     compare = jax.vmap(cosine_of if how.cosine else optax.tree.vdot, in_axes=(None, 0))
 
     def of_one(query: Any) -> Array:
         own = project(gradient(how.loss_fn, params, query), draws)
-        return compare(own, index.sums)
+        return compare(own, index.owner_sums)
 
     found = mapped(of_one, queries, how.chunk)
     return found if how.cosine else found / or_one(index.counts)[None, :]
 
 
-def owner_first(tree: OwnerGradients) -> Any:
-    """Return the axis names of an index: owners are the first axis of every sum."""
-    sums = {path: ("owners", *[""] * (x.ndim - 1)) for path, x in tree.sums.items()}
-    return OwnerGradients(sums, ("owners",), ())  # type: ignore[arg-type]
+def owner_first(tree: GradientIndex) -> Any:
+    """Return the axis names of an index: owners are the first axis of every array."""
+    return jax.tree.map(lambda x: ("owners", *[""] * (x.ndim - 1))[: x.ndim], tree)
 
 
 def gradient_kernel(
@@ -303,19 +255,17 @@ def gradient_kernel(
     ``OwnerBatch(examples, owner)``.
 
     Args:
-      loss_fn: ``(params, example) -> []``.
       owners: O, the number of columns of its scores.
       size: the most numbers that are kept of one leaf, by `project`; None: all.
       cosine: whether to divide by the norms of both sides.
-      seed: of the projection.
       chunk: examples that are differentiated at a time; None: a whole batch.
     """
     how = How(loss_fn, size, cosine, chunk)
 
-    def init(params: Any, *, key: Array) -> OwnerGradients:
+    def init(params: Any, *, key: Array) -> GradientIndex:
         one = jax.eval_shape(lambda p: project(p, drawn(p, size, seed)), params)
         sums = {p: jnp.zeros((owners, *x.shape), jnp.float32) for p, x in one.items()}
-        return OwnerGradients(sums, jnp.zeros(owners, jnp.float32), jnp.uint32(seed))
+        return GradientIndex(sums, jnp.zeros(owners, jnp.float32), jnp.uint32(seed))
 
     return Kernel(
         name="grad_cos" if cosine else "grad_dot",

@@ -23,7 +23,7 @@ from dareu_jax.attribution.kernel import (
 )
 from dareu_jax.parallel import put_batch, shardings_for
 from dareu_jax.storage.checkpoints import Checkpoints
-from dareu_jax.training.loop import Stage, StepFn, run_stage
+from dareu_jax.training.loop import Stage, run_stage
 
 Array = jax.Array
 
@@ -90,8 +90,8 @@ class Build:
     def index(self, params: Any) -> Any:
         """Return the index at ``params``, from disk where it is finished."""
         with Checkpoints(self.folder, warn=self.where(0).progress.say) as saved:
-            shape = self._shape(params)
-            found = saved.latest(shapes_on(self.kernel, shape, self.mesh))
+            shapes = abstract_index(self.kernel, params)
+            found = saved.latest(shapes_on(self.kernel, shapes, self.mesh))
             if found is not None:
                 return found[1]
             index, wall = self._built(params)
@@ -99,20 +99,17 @@ class Build:
         self._forget_passes()
         return index
 
-    def _shape(self, params: Any) -> Any:
-        """Return the shapes of the finished index."""
-        kernel = self.kernel
-        return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
-
     def _built(self, params: Any) -> tuple[Any, float]:
         """Return the index and the seconds that all its passes took."""
         kernel, wall = self.kernel, 0.0
+
+        def step(acc: Any, step: int) -> tuple[Any, dict[str, Any]]:
+            return kernel.update(params, self._placed(step), acc)
+
         acc, done = self._finished(params)
         for number in range(done, kernel.passes):
             acc = kernel.advance(params, acc, number) if number else acc
-            acc, meta = run_stage(
-                self.where(number), acc, self.steps, self._step(params)
-            )
+            acc, meta = run_stage(self.where(number), acc, self.steps, step)
             wall += meta["wall_s"]
         return kernel.finalize(params, acc), wall
 
@@ -127,12 +124,6 @@ class Build:
     def _placed(self, step: int) -> OwnerBatch:
         return put_batch(self.batch(step), self.mesh)
 
-    def _step(self, params: Any) -> StepFn:
-        def step_fn(acc: Any, step: int):
-            return self.kernel.update(params, self._placed(step), acc)
-
-        return step_fn
-
     def _finished(self, params: Any) -> tuple[Any, int]:
         """Return an accumulator after the passes on disk, and how many those are.
 
@@ -141,8 +132,7 @@ class Build:
         kernel = self.kernel
         shapes = shapes_of(kernel, params)
         for number in reversed(range(kernel.passes - 1)):
-            where = self.where(number)
-            with Checkpoints(where.folder, warn=where.progress.say) as saved:
+            with self.where(number).checkpoints() as saved:
                 found = saved.latest(shapes_on(kernel, shapes[number], self.mesh))
             if found and found[2]["done"]:
                 return found[1], number + 1
@@ -179,6 +169,10 @@ class BatchesOf:
     def __len__(self) -> int:
         return self.steps
 
+    def __iter__(self) -> Iterator[OwnerBatch]:
+        """Yield the batches in order."""
+        return map(self, range(self.steps))
+
     def __call__(self, step: int) -> OwnerBatch:
         """Return the batch of one step."""
         if self.is_fitted:
@@ -194,13 +188,16 @@ class BatchesOf:
 
 def shapes_of(kernel: Kernel, params: Any) -> list[Any]:
     """Return the shapes of the accumulator that each pass begins with."""
-    init = functools.partial(kernel.init, key=jax.random.key(0))
-    shapes = [jax.eval_shape(init, params)]
-    for number in range(1, kernel.passes):
-        advance = functools.partial(_advanced, kernel, number)
-        shapes.append(jax.eval_shape(advance, params, shapes[-1]))
-    return shapes
+
+    def begun(params: Any) -> list[Any]:
+        accs = [kernel.init(params, key=jax.random.key(0))]
+        for number in range(1, kernel.passes):
+            accs.append(kernel.advance(params, accs[-1], number))
+        return accs
+
+    return jax.eval_shape(begun, params)
 
 
-def _advanced(kernel: Kernel, number: int, params: Any, acc: Any) -> Any:
-    return kernel.advance(params, acc, number)
+def abstract_index(kernel: Kernel, params: Any) -> Any:
+    """Return the shapes of the finished index."""
+    return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])

@@ -165,17 +165,15 @@ def axes_of(kernel: Kernel, tree: Any) -> Any:
 
 
 def by_field(table: Mapping[str, AxisNames]) -> Callable[[Any], Any]:
-    """Return `Kernel.axes` that finds the names of an array by its field.
+    """Return `Kernel.axes` that finds the names of an array by a field of its path.
 
-    Args:
-      table: names by field: of all arrays whose path in the tree has that field. An
-        array of no field in the table is replicated.
+    An array of no field in the table is replicated.
     """
 
     def axes(tree: Any) -> Any:
         def names(path: Any, leaf: Any) -> AxisNames:
-            fields = (x for x in path_name(path).split("/") if x in table)
-            return table[found] if (found := next(fields, None)) else ()
+            fields = path_name(path).split("/")
+            return next((table[field] for field in fields if field in table), ())
 
         return jax.tree_util.tree_map_with_path(names, tree)
 
@@ -193,10 +191,7 @@ def shapes_on(kernel: Kernel, shapes: Any, mesh: Mesh) -> Any:
 
 
 def owner_weights(batch: OwnerBatch, owners: int) -> Array:
-    """Return ``[B, O]`` float32: 1 for a record's owner, a row of 0 for nobody's.
-
-    Weights, for records of several owners, stay what they are.
-    """
+    """Return ``[B, O]`` float32: the batch's weights, or 1 for a record's owner."""
     if batch.owner.ndim == 2:
         return jnp.asarray(batch.owner, jnp.float32)
     return jax.nn.one_hot(batch.owner, owners, dtype=jnp.float32)
@@ -208,11 +203,7 @@ def or_one(weight: Array) -> Array:
 
 
 def from_prefixes(*, prefix_score: Callable[..., Array], **parts: Any) -> Kernel:
-    """Return a kernel whose score of a response is that of its last prefix.
-
-    Args:
-      prefix_score, parts: see `Kernel`.
-    """
+    """Return a kernel whose score of a response is that of its last prefix."""
 
     def score(params: Any, index: Index, queries: TokenBatch) -> Array:
         return last_valid(prefix_score(params, index, queries), queries.response_mask)
@@ -236,5 +227,4 @@ def last_valid(x: Array, mask: Array) -> Array:
 
 def is_owned(batch: OwnerBatch, owners: int) -> Array:
     """Return ``[B]`` float32: 1 for a record that somebody owns, else 0."""
-    held = jnp.sum(owner_weights(batch, owners), axis=1) > 0.0
-    return held.astype(jnp.float32)
+    return (owner_weights(batch, owners).sum(axis=1) > 0.0).astype(jnp.float32)

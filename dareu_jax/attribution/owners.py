@@ -31,7 +31,7 @@ def merge(kernel: Kernel, a: Index, b: Index) -> Index:
     """Return the index of the records of both; what owners share is taken from ``a``.
 
     Raises:
-      ValueError: the kernel's indices do not add up.
+      ValueError: the kernel's indices do not add up, in all functions of this module.
     """
 
     def add(axis: int, x: Array, y: Array) -> Array:
@@ -41,11 +41,7 @@ def merge(kernel: Kernel, a: Index, b: Index) -> Index:
 
 
 def select(kernel: Kernel, index: Index, columns: Sequence[int]) -> Index:
-    """Return the index of the owners in ``columns``, in that order; -1: a new one.
-
-    Raises:
-      ValueError: the kernel's indices do not add up.
-    """
+    """Return the index of the owners in ``columns``, in that order; -1: a new one."""
     rows = jnp.asarray(columns, jnp.int32)
 
     def keep(axis: int, x: Array) -> Array:
@@ -61,19 +57,9 @@ def select(kernel: Kernel, index: Index, columns: Sequence[int]) -> Index:
 def extend(
     kernel: Kernel, params: Any, index: Index, batches: Sequence[OwnerBatch]
 ) -> Index:
-    """Return the index with more records in it; what owners share stays as it is.
-
-    Raises:
-      ValueError: the kernel's indices do not add up.
-    """
-
-    def empty(axis: int, x: Array) -> Array:
-        return x if axis < 0 else jnp.zeros_like(x)
-
-    more = jax.tree.map(empty, owner_axes(kernel, index), index)
-    for batch in batches:
-        more, _ = kernel.update(params, batch, more)
-    return merge(kernel, index, kernel.finalize(params, more))
+    """Return the index with more records in it; what owners share stays as it is."""
+    empty = select(kernel, index, (-1,) * kernel.owners)
+    return merge(kernel, index, filled(kernel, params, empty, batches))
 
 
 def columns_of(

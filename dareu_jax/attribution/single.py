@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.attribution.kernel import Index, Kernel, OwnerBatch
+from dareu_jax.attribution.index import BatchesOf
+from dareu_jax.attribution.kernel import Index, Kernel
 from dareu_jax.attribution.owners import columns_of, filled
 from dareu_jax.models.loaded import LoadedModel
 from dareu_jax.parallel import named_leaves
@@ -33,10 +34,9 @@ def single_scores(
     owner may depend on the others'; gradients are compared one by one.
 
     Args:
-      model: whose answers these are; kernel, index: of the owners.
-      kernel_of: the same kernel for so many owners.
-      tokens: N records, those of the index; asked: Q answers.
-      rows: which of the records; batch_size: texts at a time.
+      kernel, index: of the owners; kernel_of: the same kernel for so many owners.
+      tokens: N records, those of the index, of which ``rows`` are scored.
+      asked: Q answers; batch_size: texts at a time.
     """
     together = kernel.prefix_score is not None
     places = np.arange(len(tokens.index)) if together else rows
@@ -67,17 +67,8 @@ def index_of(
     batch_size: int,
 ) -> Index:
     """Return an index in which every record of ``block`` is an owner."""
-    size = model.rows(batch_size)
-    batches = [
-        OwnerBatch(batch, columns(number * size, size, valid))
-        for number, (batch, valid) in enumerate(data.sequential(block, size))
-    ]
+    stream = data.BatchStream(block, model.rows(batch_size), seed=0)
+    owner = np.arange(len(block.index), dtype=np.int32)
+    batches = BatchesOf(stream, owner, is_fitted=False, steps=0)
     with jax.set_mesh(model.mesh):
-        placed = [model.place(batch) for batch in batches]
-        return filled(kernel, model.params, empty, placed)
-
-
-def columns(first: int, size: int, valid: int) -> np.ndarray:
-    """Return columns ``[size]`` from ``first`` on for valid rows, -1 for the others."""
-    own = np.arange(size, dtype=np.int32)
-    return np.where(own < valid, own + np.int32(first), np.int32(-1))
+        return filled(kernel, model.params, empty, map(model.place, batches))

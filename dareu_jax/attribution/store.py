@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import dareu_jax
 from dareu_jax.attribution.attributor import Attributor, Options, Snapshots
 from dareu_jax.attribution.gradients.probe import attributed
-from dareu_jax.attribution.index import shapes_of
-from dareu_jax.attribution.kernel import Kernel, shapes_on
+from dareu_jax.attribution.index import abstract_index
+from dareu_jax.attribution.kernel import shapes_on
 from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.data import NOBODY, Record
 from dareu_jax.data.ownership import digests, shares_of
@@ -127,10 +126,8 @@ def load(
     """Read an index for the model that it was built with, onto that model's devices.
 
     Args:
-      folder: what `save` wrote; model: as for `attribute`.
+      folder: what `save` wrote; model, snapshots: as for `attribute`.
       records: what it was built from, for `Attributor.top_records`.
-      snapshots: for ``tracin``, those it was built with.
-      batch_size: texts at a time.
 
     Raises:
       UserError: no index there, or it was built with another model, other records or
@@ -155,7 +152,7 @@ def load(
     check_fits(folder, spec, spec_of(made))
     shapes = abstract_index(made.kernel, loaded.params)
     there = shapes_on(made.kernel, shapes, loaded.mesh)
-    with Checkpoints(folder / ARRAYS, warn=_ignore) as saved:
+    with Checkpoints(folder / ARRAYS, warn=lambda message: None) as saved:
         found = saved.latest(there)
     if found is None or Spec.model_validate(found[2]) != spec:
         what = ARRAYS if found is None else SPEC
@@ -205,12 +202,3 @@ def check_fits(folder: Path, built: Spec, now: Spec) -> None:
                 f"{folder} was built with {what} {before!s:.60}, not {after!s:.60}; "
                 "give what it was built with, or build the index again"
             )
-
-
-def abstract_index(kernel: Kernel, params: Any) -> Any:
-    """Return the shapes of the kernel's index."""
-    return jax.eval_shape(kernel.finalize, params, shapes_of(kernel, params)[-1])
-
-
-def _ignore(message: str) -> None:
-    """The error that follows says the same."""

@@ -70,12 +70,12 @@ def print_estimate(console: Console, found: "Estimate") -> None:
 
 
 def _steps(found: "Estimate", unit: int, name: str) -> Table:
-    """One line per step; methods are named where a step differs between them."""
+    """One line per step; stages are named where their sizes differ."""
     steps = _table(f"{name} per device", list(COLUMNS))
     names = [row.name for row in found.rows]
     for row in found.rows:
         many = names.count(row.name) > 1
-        step = f"{row.name}: {', '.join(row.methods)}" if many else row.name
+        step = f"{row.name}: {', '.join(row.stages)}" if many else row.name
         sizes = [f"{of(row) / unit:.2f}" for of in COLUMNS.values()]
         steps.add_row(step, *sizes, style="bold" if row is found.peak else None)
     return steps

@@ -11,7 +11,6 @@ from dareu_jax.rl.losses import (
 )
 from dareu_jax.rl.reward import (
     chi,
-    mean_likelihood,
     on_last_token,
     prior_bonus,
     running_mean,

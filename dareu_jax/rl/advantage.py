@@ -17,8 +17,7 @@ def gae(
 
     Args:
       rewards, values: ``[B, T]`` float32; values[:, t] = V(c_t).
-      mask: ``[B, T]`` bool.
-      gamma: discount; lam: lambda.
+      mask: ``[B, T]`` bool; lam: lambda.
 
     Returns:
       ``(advantages, returns)`` ``[B, T]``; returns = advantages + values.
@@ -55,11 +54,8 @@ def group_advantage(
     Dr. GRPO (Liu et al., 2025, arXiv 2503.20783): r_b - mean.
 
     Args:
-      rewards: ``[B]`` float32, one for each whole response.
-      mask: ``[B, T]`` bool.
+      rewards: ``[B]`` float32, one for each whole response; mask: ``[B, T]`` bool.
       group_size: G, the responses to one prompt; they are rows next to each other.
-      eps: added to the sd.
-      scale: whether to divide by the sd.
 
     Returns:
       ``[B, T]`` float32; 0 where the mask is false.

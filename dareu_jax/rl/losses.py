@@ -1,4 +1,8 @@
-"""PPO, value and divergence losses; every one a mean over response tokens."""
+"""PPO, value and divergence losses: means over response tokens.
+
+Log-probabilities, values, advantages and returns are ``[B, T]`` float32, masks
+``[B, T]`` bool.
+"""
 
 import chex
 import jax
@@ -14,12 +18,7 @@ def policy_loss(
 ) -> Array:
     """-E_t min(s_t A_t, clip(s_t, 1-eps, 1+eps) A_t), s = pi / pi_old.
 
-    PPO's clipped surrogate (Schulman et al., 2017), to be minimised.
-
-    Args:
-      logps, old_logps, advantages: ``[B, T]`` float32.
-      mask: ``[B, T]`` bool.
-      clip: eps.
+    PPO's clipped surrogate (Schulman et al., 2017), to be minimised; ``clip`` is eps.
     """
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([logps, old_logps, advantages, mask])

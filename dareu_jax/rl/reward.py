@@ -1,4 +1,7 @@
-"""From attribution scores to token rewards (DareU, Lu et al. 2026, section 4)."""
+"""From attribution scores to token rewards (DareU, Lu et al. 2026, section 4).
+
+Arrays are ``[B, T]`` float32, masks ``[B, T]`` bool.
+"""
 
 import math
 
@@ -24,10 +27,7 @@ def segment_scores(scores: Array, mask: Array, kappa: int) -> Array:
 
     Token t' (1-based) takes the prefix of length min(ceil(t'/kappa) kappa, |y|).
 
-    Args:
-      scores: ``[B, T]`` float, scores[:, t-1] = DA(i, y[:t]).
-      mask: ``[B, T]`` bool, a run of true from the left.
-      kappa: tokens per segment.
+    Here scores[:, t-1] = DA(i, y[:t]); true entries of the mask stand on the left.
     """
     chex.assert_rank([scores, mask], 2)
     chex.assert_type([scores, mask], [float, bool])
@@ -70,8 +70,7 @@ def token_rewards(penalty: Array, mask: Array, shape: str) -> Array:
     """Spreads the penalty chi of every prefix over the tokens, ``[B, T]``.
 
     Args:
-      penalty: ``[B, T]``, chi(DA) of the prefix that ends at each token's segment.
-      mask: ``[B, T]`` bool.
+      penalty: chi(DA) of the prefix that ends at each token's segment.
       shape: ``paper`` (running mean), ``token``, ``sequence`` or ``potential``.
 
     Raises:
@@ -88,20 +87,13 @@ def token_rewards(penalty: Array, mask: Array, shape: str) -> Array:
     return spread[shape](penalty, mask)
 
 
-def mean_likelihood(logps: Array, mask: Array) -> Array:
-    """Mean log-likelihood per token of every prefix, ``[B, T]`` in nats."""
-    return running_mean(logps, mask)
-
-
 def prior_bonus(logps: Array, mask: Array, floor: float) -> Array:
     """clip(1 + mean log-likelihood / floor, 0, 1) of every prefix, ``[B, T]``.
 
-    Args:
-      logps: ``[B, T]`` float, of the response under the counterfactual prior.
-      mask: ``[B, T]`` bool.
-      floor: nats per token at which an answer is worth nothing.
+    ``logps`` are those of the counterfactual prior; at ``floor`` nats per token an
+    answer is worth nothing.
     """
-    return jnp.clip(1.0 + mean_likelihood(logps, mask) / floor, 0.0, 1.0)
+    return jnp.clip(1.0 + running_mean(logps, mask) / floor, 0.0, 1.0)
 
 
 def segment_length(max_new_tokens: int, slices: int) -> int:

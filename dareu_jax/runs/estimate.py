@@ -1,27 +1,48 @@
-"""What a run needs on every device, before anything is loaded."""
+"""Go down the plan of a run: what every step needs on each device, by shapes alone."""
 
 import dataclasses
-import functools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jax.sharding import AbstractMesh
-
-from dareu_jax.config import ModelConfig, RunConfig
+from dareu_jax.config import FinetuneConfig, RunConfig
 from dareu_jax.errors import UserError
-from dareu_jax.models import DecoderConfig, decoder_config, over_imported
-from dareu_jax.models.hf.imported import DECODER, open_imported
-from dareu_jax.parallel import abstract_mesh, check_divisible, rollout_mesh
-from dareu_jax.registry import KERNELS, METHODS, MODELS
-from dareu_jax.runs.checks import check_oracle, check_part
-from dareu_jax.runs.inputs import Inputs, parts_of
-from dareu_jax.runs.memory import Footprint, OnDevice
-from dareu_jax.unlearning import make_dareu, method_config, uses_prior
+from dareu_jax.models import Decoder
+from dareu_jax.parallel import check_divisible, named_leaves, state_axes
+from dareu_jax.registry import METHODS
+from dareu_jax.runs.inputs import Inputs
+from dareu_jax.runs.memory import Footprint, leaf_bytes
+from dareu_jax.runs.pipeline import needed_after
+from dareu_jax.runs.plan import Planned, plan
+from dareu_jax.runs.reward_index import classifier_of
+from dareu_jax.runs.shapes import Shapes, traced_kernel, traced_state
+from dareu_jax.runs.stages import FITTED, is_imported
+from dareu_jax.unlearning import (
+    Prior,
+    RewardIndex,
+    make_dareu,
+    method_config,
+    needs_of,
+    uses_prior,
+)
+from dareu_jax.unlearning.dareu import reward_stage
+from dareu_jax.unlearning.method import Need
 
+Parts = Counter[str]
+"""Bytes per device by what they are for."""
+Step = tuple[str, int, Footprint]
+"""The name of a step, rows of its batch, and what it needs itself."""
+REST = "rest of the state"
+STATE = {
+    "opt_state": "optimiser",
+    "behaviour": "behaviour policy",
+    "attributed": "attributed policy",
+}
+"""Fields of a method's state, and what they are for."""
 GIB = 2**30
 MEMORY = {"v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
 """High-bandwidth memory of one chip, from Google's TPU documentation."""
@@ -36,12 +57,17 @@ class Chips(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A step of the run: what is held while it runs, and what it needs itself."""
+    """A step of the run: what is held while it runs, and what it needs itself.
+
+    Attributes:
+      name: of the step; held: bytes per device; own: beside them.
+      stages: names of those that have it, at the same size.
+    """
 
     name: str
     held: int
     own: Footprint
-    methods: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -50,10 +76,10 @@ class Row(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Bytes per device: what unlearning holds, by name, and every step."""
+    """Bytes per device: the most that unlearning holds, by name, and every step."""
 
     chips: Chips
-    held: dict[str, int]
+    held: Parts
     rows: list[Row]
 
     @property
@@ -68,7 +94,7 @@ class Estimate(NamedTuple):
 
 
 def read_chips(name: str) -> Chips:
-    """Returns the slice that ``v5e-16``, ``v5p-8``, ``v6e-8`` or ``cpu`` names.
+    """Return the slice that ``v5e-16``, ``v5p-8``, ``v6e-8`` or ``cpu`` names.
 
     Raises:
       UserError: no such slice.
@@ -87,9 +113,9 @@ def read_chips(name: str) -> Chips:
 
 
 def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
-    """Works out the bytes of every step of a run on every device.
+    """Go through the plan of a run; return the bytes of every step on every device.
 
-    Batches of tokens and heads of one number per owner are left out: they are small.
+    Batches of tokens are left out: they are small.
 
     Args:
       cfg: the run; chips: where.
@@ -97,215 +123,174 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
     Raises:
       UserError: a shape that cannot be known yet, or one that does not fit the mesh.
     """
+    stages, rows = plan(cfg), dict[Row, list[str]]()
+    todo = {stage.name: True for stage in stages}
     with tempfile.TemporaryDirectory() as trial:
-        sizes = Sizes(cfg, chips, Inputs(cfg, cfg.seeds[0], Path(trial)))
-    by_method: dict[Row, list[str]] = {}
-    for name in cfg.methods:
-        own = sizes.dareus.get(name)
-        rows = sizes.loss(name, sizes.losses[name]) if own is None else sizes.dareu(own)
-        for row in rows:
-            by_method.setdefault(row, []).append(name)
-    unlearning = [row._replace(methods=tuple(by_method[row])) for row in by_method]
-    every = [*sizes.training(), *unlearning, *sizes.evaluation()]
-    return Estimate(chips, sizes.held, every)
+        shapes = Shapes(cfg, chips.devices, Inputs(cfg, cfg.seeds[0], Path(trial)))
+        sizes = Sizes(cfg, shapes)
+        for stage in stages:
+            for row in sizes.steps[stage.kind](stage):
+                rows.setdefault(row, []).append(stage.row)
+            sizes.results = needed_after(stage, stages, todo, sizes.results)
+    every = [row._replace(stages=tuple(names)) for row, names in rows.items()]
+    return Estimate(chips, sizes.unlearning, every)
 
 
 class Sizes:
-    """The decoders of a run as one device sees them, and what each step needs."""
+    """What is held on a device while the plan is gone through, and what steps need.
 
-    def __init__(self, cfg: RunConfig, chips: Chips, inputs: Inputs):
-        mesh = cfg.mesh
-        self.cfg, self.inputs, self.parts = cfg, inputs, parts_of(cfg)
-        self.mesh = abstract_mesh(mesh.data, mesh.fsdp, mesh.tensor, chips.devices)
-        check_oracle(cfg)
-        KERNELS.get(cfg.reward.kernel)
-        if cfg.reward.kernel not in ("classifier", "watermark"):
-            raise UserError(
-                f"reward.kernel = {cfg.reward.kernel}: an estimate knows the size of "
-                "the classifier and of watermark alone; leave the key out to see the "
-                "rest"
-            )
-        configs = {name: method_config(cfg, name) for name in cfg.methods}
-        self.dareus = {
-            n: c for n, c in configs.items() if METHODS.get(n).make is make_dareu
-        }
-        self.losses = {n: c for n, c in configs.items() if n not in self.dareus}
-        self.sides: dict[str, OnDevice] = {}
-        for name in self.parts:
-            self.sides[name] = self._side(name, self.mesh)
-        kv_heads = self.sides["model"].cfg.kv_heads
-        self.sampling = rollout_mesh(self.mesh, kv_heads, mesh.rollout_tensor)
-        self.there = self._side("model", self.sampling)
-        self.is_moved = self.sampling != self.mesh
-        self.prompt, self.response = self._lengths()
+    Attributes:
+      bases: frozen parameters that parts of the run adapt, from their first use on.
+      results: bytes of what stages left and later ones read.
+      given: shapes of what a method that reads a stage is given.
+      builds: rows of a batch and needs of the build of an index.
+      unlearning: the most that any method holds, by name.
+      steps: ``stage -> rows`` for every kind of stage.
+    """
 
-    def _lengths(self) -> tuple[int, int]:
-        """P and T: as set, or as the tokenizer finds them in the corpus."""
-        corpus = self.cfg.corpus
-        prompt, response = corpus.max_prompt_tokens, corpus.max_response_tokens
-        if prompt is not None and response is not None:
-            return prompt, response
-        if corpus.tokenizer is None and self._is_awaited(self.cfg.model):
-            raise UserError(
-                "corpus.max_prompt_tokens and corpus.max_response_tokens must be set "
-                f"until {self.cfg.model.path} is there, to read its tokenizer"
-            )
-        return self.inputs.lengths
-
-    def _is_awaited(self, model: ModelConfig) -> bool:
-        """Whether a part is to be imported, and has not been yet."""
-        return model.path is not None and not (Path(model.path) / DECODER).exists()
-
-    def _side(self, name: str, mesh: AbstractMesh) -> OnDevice:
-        part, shape = self.parts[name], self._shape(name)
-        vocab = self.sides["model"].cfg.vocab if self.sides else shape.vocab
-        check_part(part, shape, vocab)
-        lora = part.lora
-        adapters = () if lora is None else (lora.rank, lora.targets)
-        return OnDevice(part.trained(shape), mesh, *adapters)
-
-    def _shape(self, name: str) -> DecoderConfig:
-        """The shape of a part: imported, of its preset, or of the run's vocabulary."""
-        part = self.parts[name]
-        key, model = f"{part.prefix}model", part.model
-        if self._is_awaited(model):
-            return over_imported(model, self._preset(model, key), key)
-        if model.path is not None:
-            return over_imported(model, open_imported(Path(model.path)).cfg, key)
-        if name == "model":
-            return self.inputs.decoder(name).cfg
-        return decoder_config(model, self.sides["model"].cfg.vocab)
-
-    def _preset(self, model: ModelConfig, key: str) -> DecoderConfig:
-        """The shape that ``preset`` gives a model which is not there yet."""
-        vocab = MODELS.get(model.preset).get("vocab")
-        if vocab is None:
-            known = [n for n in MODELS.names() if "vocab" in MODELS.get(n)]
-            raise UserError(
-                f"{key}.path: nothing is imported in {model.path} yet; set "
-                f"{key}.preset to its shape: {', '.join(known)}"
-            )
-        return decoder_config(ModelConfig(preset=model.preset), vocab)
-
-    @functools.cached_property
-    def held(self) -> dict[str, int]:
-        """What stays on the devices while the policy is updated."""
-        one, cfg = self.sides["model"], self.cfg
-        adapts, imported = one.rank is not None, cfg.model.path is not None
-        weights = one.frozen if adapts else one.trainable
-        own = one.trainable if adapts and imported else weights
-        oracle = own if cfg.retrained.path is None else weights
-        return {
-            "weights": weights,
-            "adapters": one.trainable if adapts else 0,
-            "optimiser": one.optimiser,
-            "behaviour policy": one.trainable,
-            "weights to sample with": self.there.frozen if self.is_moved else 0,
-            "reference": one.trainable if adapts else weights,
-            "retrained": 0 if cfg.retrained.skip else oracle,
-            **{name: self._beside(name) for name in ("classifier", "judge")},
-            "shuffled classifier": self._second_classifier(),
-            "prior": self._beside("prior") if self._reads_prior() else 0,
+    def __init__(self, cfg: RunConfig, shapes: Shapes):
+        self.cfg, self.shapes, self.one = cfg, shapes, shapes.sides["model"]
+        self.bases: dict[tuple[Path, str], Parts] = {}
+        self.results: dict[str, Parts] = {}
+        self.given: dict[str, Any] = {}
+        self.builds: dict[str, tuple[int, Footprint]] = {}
+        self.unlearning = Parts()
+        self.policy = "adapters" if cfg.lora else "weights"
+        self.steps: dict[str, Callable[[Planned], Iterator[Row]]] = {
+            "model": self.model,
+            "index": self.index,
+            "method": self.method,
+            "evaluation": self.evaluation,
         }
 
-    def _reads_prior(self) -> bool:
-        return any(map(uses_prior, self.dareus.values()))
+    def held(self) -> Parts:
+        """Return what is held: bases, and results that are still read."""
+        return sum([*self.bases.values(), *self.results.values()], Parts())
 
-    def _second_classifier(self) -> int:
-        """The control's classifier, trained on shuffled labels; a base is shared."""
-        one = self.sides["classifier"]
-        shuffles = any(cfg.reward.shuffle_owners for cfg in self.dareus.values())
-        return one.trainable if shuffles else 0
-
-    def _beside(self, name: str) -> int:
-        """A decoder beside the policy; a base that is adapted before is there."""
-        names = list(self.parts)
-        before = {self._base(other) for other in names[: names.index(name)]}
-        one, base = self.sides[name], self._base(name)
-        return one.trainable + (0 if base and base in before else one.frozen)
-
-    def _base(self, name: str) -> tuple[Path, str] | None:
-        """What identifies the frozen parameters of a part; None: it has none."""
-        part = self.parts[name]
-        if part.lora is None or part.model.path is None:
-            return None
-        return Path(part.model.path).resolve(), self.sides[name].cfg.param_dtype
+    def use_base(self, part: str, name: str) -> None:
+        """Count what a part adapts as ``name`` from now on, unless another did so."""
+        model, lora = self.shapes.parts[part].model, self.shapes.parts[part].lora
+        if lora is not None and model.path is not None:
+            side = self.shapes.sides[part]
+            key = Path(model.path).resolve(), side.cfg.param_dtype
+            self.bases.setdefault(key, Parts({name: side.frozen}))
 
     def row(self, name: str, batch: int, held: int, own: Footprint) -> Row:
-        """A step of ``batch`` rows, which the mesh must divide."""
-        check_divisible(batch, self.mesh)
+        """Return a step of ``batch`` rows, which the mesh must divide."""
+        check_divisible(batch, self.shapes.mesh)
         return Row(name, held, own)
 
-    def training(self) -> Iterator[Row]:
-        """Fine-tuning, kernel, judge and prior; what came before stays."""
-        cfg, there, p, t = self.cfg, self.held, self.prompt, self.response
-        tuned = self.sides["model"]
-        if tuned.rank is not None and cfg.model.path is None:
-            tuned = OnDevice(tuned.cfg, self.mesh)
-        held = tuned.frozen + tuned.trainable
-        classifier, judge = cfg.classifier.batch_size, cfg.evaluation.judge.batch_size
-        for name, size in (("classifier", classifier), ("judge", judge)):
-            side = self.sides[name]
-            held += there[name]
-            own = side.train(size, 0, t, copies=0)
-            yield self.row(name, size, held + side.optimiser, own)
-        if cfg.finetune.epochs:
-            size, state = cfg.finetune.batch_size, tuned.trainable + tuned.optimiser
-            own = tuned.train(size, p, t, copies=2)
-            yield self.row("fine-tuning", size, held + state, own)
-        held += there["retrained"]
-        if there["shuffled classifier"]:
-            side, held = self.sides["classifier"], held + there["shuffled classifier"]
-            own = side.train(classifier, 0, t, copies=0)
-            yield self.row(
-                "shuffled classifier", classifier, held + side.optimiser, own
-            )
-        if self._reads_prior():
-            side, size = self.sides["prior"], cfg.prior.batch_size
-            held += there["prior"] + side.optimiser
-            yield self.row("prior", size, held, side.train(size, p, t, copies=2))
+    def model(self, stage: Planned) -> Iterator[Row]:
+        """Yield the training of ``original``, ``retrained`` or ``prior``."""
+        cfg, one, at = self.cfg, self.one, self.shapes
+        hp: FinetuneConfig = cfg.finetune
+        side, name, part = at.original, "fine-tuning", "model"
+        if stage.name == "prior":
+            side, name, part, hp = at.sides["prior"], "prior", "prior", cfg.prior
+            self.given["prior"] = Prior(Decoder(side.cfg), side.params)
+        self.use_base(part, "prior" if part == "prior" else "weights")
+        if not is_imported(cfg, stage):
+            held = self.held().total() + side.trainable + side.optimiser
+            own = side.train(hp.batch_size, at.prompt, at.response, copies=2)
+            yield self.row(name, hp.batch_size, held, own)
+        left = {stage.name: side.trainable}
+        if stage.name == "original":
+            own_base = 0 if cfg.model.path else one.frozen
+            left = {"reference": one.trainable, "weights": own_base}
+        elif stage.name == "retrained" and cfg.retrained.path:
+            left = {"retrained": one.frozen or one.trainable}
+        self.results[stage.name] = Parts(left)
 
-    def dareu(self, cfg: RunConfig) -> Iterator[Row]:
-        """Rollout, judging, PPO and distillation."""
-        hp, one, p = cfg.options("dareu"), self.sides["model"], self.prompt
-        t, held = hp.max_new_tokens or self.response, sum(self.held.values())
-        size = hp.batch_size * hp.samples_per_prompt
+    def index(self, stage: Planned) -> Iterator[Row]:
+        """Yield the build of an attribution index."""
+        at, fitted, reward = self.shapes, FITTED[stage.name], self.cfg.reward.kernel
+        kernel = "classifier" if stage.name == "judge" else reward
+        names = {"reward": reward, "reward_shuffled": f"shuffled {reward}"}
+        name = names.get(stage.name, stage.name)
+        built = traced_kernel(at, kernel, fitted)
+        size = classifier_of(at.inputs, fitted).batch_size
+        if built.kernel.is_fitted:
+            self.use_base(fitted.part, name)
+            own = at.sides[fitted.part].train(size, 0, at.response, copies=0)
+            own = dataclasses.replace(own, results=built.state)
+        else:
+            added = built.state if built.kernel.differentiates else 0
+            own = at.attribution(built.kernel, fitted, size, at.response)
+            own = dataclasses.replace(own, gradients=added, results=2 * built.state)
+        held = self.held().total() + built.snapshots
+        yield self.row(name, size, held, own)
+        self.builds[stage.name] = size, own
+        self.given[stage.name] = RewardIndex(built.kernel, built.index, lambda _: None)
+        self.results[stage.name] = Parts({name: built.size + built.snapshots})
+
+    def method(self, stage: Planned) -> Iterator[Row]:
+        """Yield the steps of an unlearning method."""
+        cfg, name = method_config(self.cfg, stage.name), stage.name
+        held = self.held() + self.state(name, cfg)
+        is_dareu = METHODS.get(name).make is make_dareu
+        if is_dareu:
+            held += self.beside_dareu(cfg)
+        self.unlearning |= held
+        steps = self.dareu(cfg) if is_dareu else self.losses(needs_of(name, cfg))
+        for step, size, own in steps:
+            yield self.row(step, size, held.total(), own)
+        self.results[name] = Parts({self.policy: self.one.trainable})
+
+    def state(self, name: str, cfg: RunConfig) -> Parts:
+        """Return the bytes of a method's state, by what they are for."""
+        state = traced_state(self.shapes, name, cfg, self.given)
+        parts, mesh = Parts(), self.shapes.mesh
+        sizes = leaf_bytes(state, mesh, state_axes(state))
+        for (path, _), size in zip(named_leaves(state), sizes, strict=True):
+            known = (STATE[field] for field in path.split("/") if field in STATE)
+            parts[next(known, REST)] += size
+        policy = min(parts[REST], self.one.trainable)
+        return parts - Parts({REST: policy}) + Parts({self.policy: policy})
+
+    def beside_dareu(self, cfg: RunConfig) -> Parts:
+        """Return what DareU holds beside its state and what it reads."""
+        parts, at = Parts(), self.shapes
+        if at.is_moved:
+            parts["weights to sample with"] = at.there.frozen
+        if cfg.reward.refresh_every:
+            parts["index built again"] = self.results[reward_stage(cfg)].total()
+        return parts
+
+    def dareu(self, cfg: RunConfig) -> Iterator[Step]:
+        """Yield rollout, attribution, judging, PPO, distillation and a new index."""
+        hp, one, at, p = cfg.options("dareu"), self.one, self.shapes, self.shapes.prompt
+        t, reward = hp.max_new_tokens or at.response, reward_stage(cfg)
+        size, kept = hp.batch_size * hp.samples_per_prompt, hp.retain_batch_size
         others = 1 + uses_prior(cfg) + (hp.kl_anchor == "behaviour")
-        trunks, kept = (2 if hp.kl_in == "loss" else 1), hp.retain_batch_size
-        taught = self.response if hp.distil_on == "gold" else t
-        steps = {
-            "rollout": (size, self.rollout(size, p, t)),
-            "judge answers": (size, one.judge(size, p, t, others)),
-            "PPO update": (size, one.train(size, p, t, 2 * trunks, trunks)),
-            "distillation": (kept, one.train(kept, p, taught, 5, trunks=2)),
-        }
+        trunks = 2 if hp.kl_in == "loss" else 1
+        kernel = self.given[reward].kernel
+        check_divisible(hp.batch_size, at.mesh)
+        yield "rollout", size, at.rollout(size, p, t)
+        yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
+        yield "judge answers", size, one.judge(size, p, t, others)
+        own = one.train(size, p, t, 2 * trunks, trunks)
+        yield "PPO update", size, dataclasses.replace(own, results=one.trainable)
+        own = one.train(kept, p, at.response if hp.distil_on == "gold" else t, 5, 2)
+        yield "distillation", kept, dataclasses.replace(own, results=one.trainable)
         if hp.distil_on == "reference":
-            steps["retain rollout"] = (kept, self.rollout(kept, p, t))
-        check_divisible(hp.batch_size, self.mesh)
-        for step, (batch, own) in steps.items():
-            if own.gradients:
-                own = dataclasses.replace(own, results=one.trainable)
-            yield self.row(step, batch, held, own)
+            yield "retain rollout", kept, at.rollout(kept, p, t)
+        if cfg.reward.refresh_every:
+            yield "index built again", *self.builds[reward]
 
-    def rollout(self, size: int, prompt: int, response: int) -> Footprint:
-        """Sampling, in its own layout; what is trained is moved there for it."""
-        check_divisible(size, self.sampling)
-        own = self.there.rollout(size, prompt, response)
-        moved = self.there.trainable if self.is_moved else 0
-        return dataclasses.replace(own, results=own.results + moved)
+    def losses(self, needs: Mapping[str, Need]) -> Iterator[Step]:
+        """Yield a step on losses of all batches that a method needs."""
+        size = max(need.batch_size for need in needs.values())
+        count = sum(need.batches for need in needs.values())
+        prompt, response = self.shapes.prompt, self.shapes.response
+        yield "loss update", size, self.one.losses(size, prompt, response, count)
 
-    def loss(self, name: str, cfg: RunConfig) -> Iterator[Row]:
-        """One step on a forget and a retain batch."""
-        one, size = self.sides["model"], getattr(cfg, name).batch_size
-        own = one.losses(size, self.prompt, self.response)
-        held = sum(self.held.values()) - self.held["behaviour policy"]
-        yield self.row("loss update", size, held, own)
-
-    def evaluation(self) -> Iterator[Row]:
-        """Greedy answers of one model and log-probs, while the others stay."""
-        cfg, one, p = self.cfg.evaluation, self.sides["model"], self.prompt
-        size, tokens = cfg.batch_size, cfg.max_new_tokens or self.response
-        held, longest = sum(self.held.values()), max(tokens, self.response)
-        yield self.row("answers to judge", size, held, self.rollout(size, p, tokens))
-        scores = one.judge(size, p, longest, others=0)
-        yield self.row("log-probs to judge", size, held, scores)
+    def evaluation(self, stage: Planned) -> Iterator[Row]:
+        """Yield greedy answers and log-probs of one model."""
+        cfg, at, held = self.cfg.evaluation, self.shapes, self.held().total()
+        size, tokens = cfg.batch_size, cfg.max_new_tokens or at.response
+        own = at.rollout(size, at.prompt, tokens)
+        moved = at.is_moved * at.there.frozen
+        own = dataclasses.replace(own, results=own.results + moved)
+        yield self.row("answers to judge", size, held, own)
+        own = self.one.judge(size, at.prompt, max(tokens, at.response), others=0)
+        yield self.row("log-probs to judge", size, held, own)

@@ -60,14 +60,17 @@ class Footprint:
 
 
 def device_bytes(tree: Any, mesh: AbstractMesh) -> int:
-    """Bytes per device of a tree of arrays or their shapes, sharded by the rules."""
-    whole = zip(
-        jax.tree.leaves(tree), jax.tree.leaves(shardings_for(tree, mesh)), strict=True
-    )
-    return sum(
+    """Return the bytes per device of a model's tree of arrays or of their shapes."""
+    return sum(leaf_bytes(tree, mesh))
+
+
+def leaf_bytes(tree: Any, mesh: AbstractMesh, axes: Any = None) -> list[int]:
+    """Return the bytes per device of every leaf; arguments as of `shardings_for`."""
+    places = jax.tree.leaves(shardings_for(tree, mesh, axes))
+    return [
         math.prod(to.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, to in whole
-    )
+        for leaf, to in zip(jax.tree.leaves(tree), places, strict=True)
+    ]
 
 
 class OnDevice:
@@ -86,7 +89,8 @@ class OnDevice:
         targets: tuple[str, ...] = (),
     ):
         self.cfg, self.mesh, self.rank, self.targets = cfg, mesh, rank, targets
-        trainable, frozen = split(_params(cfg, rank, targets))
+        self.params = _params(cfg, rank, targets)
+        trainable, frozen = split(self.params)
         self.trainable = device_bytes(trainable, mesh)
         self.frozen = device_bytes(frozen, mesh)
         moments = jax.eval_shape(make_optimiser(1.0, 1).init, trainable)
@@ -98,10 +102,8 @@ class OnDevice:
         """Bytes of one layer and of the vocabulary's table, where ``fsdp`` splits."""
         if self.mesh.shape["fsdp"] == 1:
             return 0, 0
-        params, size = (
-            _params(self.local, self.rank, self.targets),
-            jnp.dtype(self.cfg.param_dtype).itemsize,
-        )
+        params = _params(self.local, self.rank, self.targets)
+        size = jnp.dtype(self.cfg.param_dtype).itemsize
         layers = jax.tree.leaves(params["layers"])
         one = sum(x.size * x.dtype.itemsize for x in layers) // self.cfg.layers
         return one, self._split(self.cfg.vocab) * self.cfg.embed * size
@@ -184,13 +186,15 @@ class OnDevice:
             logits=copies * self.logits(batch, response, trunks) + table,
         )
 
-    def losses(self, batch: int, prompt: int, response: int) -> Footprint:
-        """A gradient step on a forget and a retain batch, under way side by side."""
+    def losses(
+        self, batch: int, prompt: int, response: int, batches: int = 2
+    ) -> Footprint:
+        """A gradient step on losses of several batches, under way side by side."""
         one = self.train(batch, prompt, response, copies=3)
         return dataclasses.replace(
             one,
-            gradients=2 * one.gradients,
-            kept=2 * one.kept,
+            gradients=min(batches, 2) * one.gradients,
+            kept=batches * one.kept,
             gathered=2 * self.gathered()[1],
         )
 
@@ -218,6 +222,7 @@ class OnDevice:
         )
 
 
+@functools.cache
 def _params(cfg: DecoderConfig, rank: int | None, targets: tuple[str, ...]) -> Any:
     """Shapes of a decoder's parameters, with adapters where there is a rank."""
     params = abstract_params(cfg)

@@ -25,14 +25,13 @@ from dareu_jax.training.finetune import (
     finetune_step,
     init_training,
     keeping_snapshots,
-    optimiser_of,
     snapshot_folder,
     snapshot_steps,
     training_steps,
 )
 from dareu_jax.training.guards import Guards
 from dareu_jax.training.loop import Stage, StepFn, run_stage, watched
-from dareu_jax.training.optimiser import make_schedule
+from dareu_jax.training.optimiser import make_schedule, optimiser_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
@@ -87,13 +86,13 @@ def is_done(inputs: Inputs, stage: Planned) -> bool:
     if stage.kind == "evaluation":
         path = log_path(inputs.folder, inputs.seed, stage.row)
         return agreed(path.exists())
-    if _is_imported(inputs.cfg, stage):
+    if is_imported(inputs.cfg, stage):
         return True
     folder = stage_folder(inputs.folder, inputs.seed, stage.label)
     return finished_step(folder) is not None
 
 
-def _is_imported(cfg: RunConfig, stage: Planned) -> bool:
+def is_imported(cfg: RunConfig, stage: Planned) -> bool:
     """Return whether a model is taken as it was imported, without training."""
     if stage.name == "original":
         return cfg.finetune.epochs == 0
@@ -111,7 +110,7 @@ def carry_out(session: Session, stage: Planned, results: Results) -> Any:
     if stage.name == "prior":
         params = finetune(session, "prior", inputs.split.retain, "prior")
         return inputs.decoder("prior"), params
-    if _is_imported(inputs.cfg, stage):
+    if is_imported(inputs.cfg, stage):
         return load(inputs, stage, results)
     records = {"original": inputs.corpus.train, "retrained": inputs.split.retain}
     return finetune(session, stage.label, records[stage.name])

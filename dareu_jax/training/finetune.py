@@ -15,7 +15,7 @@ from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
 from dareu_jax.rl import cross_entropy
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.training.loop import StepFn
-from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.training.optimiser import updated
 
 Array = jax.Array
 
@@ -45,8 +45,7 @@ def apply_gradients(
     optimiser: optax.GradientTransformation, state: TrainState, grads: Any
 ) -> TrainState:
     """Return the state after one optimiser update."""
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = updated(optimiser, state.params, state.opt_state, grads)
     return TrainState(params, opt_state, state.step + 1)
 
 
@@ -74,11 +73,9 @@ def finetune_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Do one AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
 
-    Args:
-      model, optimiser, state, batch: what to train on what.
-      frozen: parameters beside the trainable ones, or ``{}``.
-      prompt_dropout: share of prompt tokens hidden from the model at random.
-      key: decides which; also where adapters drop inputs out.
+    ``frozen`` are the parameters beside the trainable ones, or ``{}``. The key decides
+    which share ``prompt_dropout`` of prompt tokens is hidden from the model, and where
+    adapters drop inputs out.
     """
     drop = key if frozen else None
     if prompt_dropout:
@@ -118,14 +115,3 @@ def keeping_snapshots(step_fn: StepFn, folder: Path, steps: list[int]) -> StepFn
         return state, metrics
 
     return keeping
-
-
-def optimiser_of(cfg: OptimiserConfig, steps: int):
-    """Return the optimiser of a fine-tuning stage."""
-    return make_optimiser(
-        cfg.learning_rate,
-        steps,
-        warmup=cfg.warmup,
-        weight_decay=cfg.weight_decay,
-        clip_norm=cfg.clip_norm,
-    )

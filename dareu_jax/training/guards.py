@@ -8,9 +8,7 @@ from dareu_jax.config import GuardConfig
 class Guards:
     """Watches the metrics of each step; a rule broken ``patience`` times stops.
 
-    Args:
-      cfg: the limits.
-      broken: violations in a row so far per rule, from a checkpoint.
+    ``broken`` counts the violations in a row so far by rule, from a checkpoint.
     """
 
     def __init__(self, cfg: GuardConfig, broken: Mapping[str, int] | None = None):

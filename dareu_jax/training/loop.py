@@ -53,7 +53,7 @@ class Stage:
     keep_best: int = 0
 
     def checkpoints(self) -> Checkpoints:
-        """The states on disk."""
+        """Return the states on disk."""
         return Checkpoints(self.folder, self.keep, self.progress.say, self.keep_best)
 
 
@@ -68,9 +68,8 @@ def run_stage(
     """Run ``step_fn`` from the newest checkpoint on; return state and meta.
 
     Args:
-      stage: names and places.
       state: the initial state, also the target that a checkpoint must fit.
-      steps: how many; step_fn: ``(state, step) -> (state, metrics)``.
+      step_fn: ``(state, step) -> (state, metrics)``.
       make_guards: from violations so far to guards that may stop early.
       model_of: ``state -> parameters`` that are to be read by themselves later.
 
@@ -80,9 +79,7 @@ def run_stage(
     """
     with stage.checkpoints() as checkpoints:
         found = checkpoints.latest(state)
-        start, meta = 0, new_meta()
-        if found is not None:
-            start, state, meta = found
+        start, state, meta = found or (0, state, new_meta())
         if meta["done"]:
             return state, meta
         stage.tracker.truncate(stage.name, stage.seed, start)
@@ -124,14 +121,8 @@ def run_stage(
 def watched(step_fn: StepFn, name: str) -> StepFn:
     """Return ``step_fn`` as a step that copies between host and devices by name alone.
 
-    One number that a step reads or writes in passing makes all devices wait.
-
-    Args:
-      step_fn: ``(state, step) -> (state, metrics)``.
-      name: whose step it is, for the message.
-
-    Raises:
-      UserError: by the step, where it copies something unasked.
+    One number that a step reads or writes in passing makes all devices wait. Where it
+    copies something unasked, it raises `UserError`; ``name``: whose step it is.
     """
 
     def step(state: Any, step: int) -> tuple[Any, dict[str, Any]]:
@@ -170,23 +161,22 @@ def new_meta() -> dict[str, Any]:
 
 
 def _check_state(stage: Stage, step: int, state: Any) -> None:
-    """Raise `TrainingError` when a number of the state is NaN or infinite."""
-    leaves = [
-        x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
-    if not all(on_host([jnp.isfinite(x).all() for x in leaves])):
-        raise TrainingError(
-            f"seed {stage.seed} {stage.name}: a parameter is no number at step {step}; "
-            f"the last good checkpoint in {stage.folder} is kept; {stage.remedy}"
-        )
+    leaves = jax.tree.leaves(state)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not all(on_host([jnp.isfinite(x).all() for x in floats])):
+        raise _broken(stage, step, "a parameter is no number")
 
 
 def _checked(stage: Stage, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     values = {name: float(x) for name, x in on_host(dict(metrics)).items()}
     for name, value in values.items():
         if not math.isfinite(value):
-            raise TrainingError(
-                f"seed {stage.seed} {stage.name}: {name} is {value} at step {step}; "
-                f"the last good checkpoint in {stage.folder} is kept; {stage.remedy}"
-            )
+            raise _broken(stage, step, f"{name} is {value}")
     return values
+
+
+def _broken(stage: Stage, step: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"seed {stage.seed} {stage.name}: {what} at step {step}; the last good "
+        f"checkpoint in {stage.folder} is kept; {stage.remedy}"
+    )

@@ -1,5 +1,7 @@
 """AdamW with linear warm-up, cosine decay and global-norm clipping."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -13,7 +15,7 @@ def make_optimiser(
     clip_norm: float = 1.0,
     decay: bool = True,
 ) -> optax.GradientTransformation:
-    """Returns the one optimiser recipe of this library.
+    """Return the one optimiser recipe of this library.
 
     Args:
       learning_rate: the peak.
@@ -32,10 +34,32 @@ def make_optimiser(
     )
 
 
+def optimiser_of(
+    cfg: Any, steps: int, *, decay: bool = True
+) -> optax.GradientTransformation:
+    """Return `make_optimiser` as a section of the configuration describes it."""
+    return make_optimiser(
+        cfg.learning_rate,
+        steps,
+        warmup=cfg.warmup,
+        weight_decay=cfg.weight_decay,
+        clip_norm=cfg.clip_norm,
+        decay=decay,
+    )
+
+
+def updated(
+    optimiser: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any
+) -> tuple[Any, optax.OptState]:
+    """Return parameters and optimiser state after one update."""
+    updates, opt_state = optimiser.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
 def make_schedule(
     learning_rate: float, steps: int, *, warmup: float = 0.0, decay: bool = True
 ) -> optax.Schedule:
-    """Returns the learning rate by step; arguments as for `make_optimiser`."""
+    """Return the learning rate by step; arguments as for `make_optimiser`."""
     rising = int(steps * warmup)
     low = 0.0 if rising else learning_rate
     if decay:
@@ -48,7 +72,7 @@ def make_schedule(
 def _in_standard_promotion(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Lets optax mix integer counts with floats where the caller is strict."""
+    """Let optax mix integer counts with floats where the caller is strict."""
 
     def update(grads, state, params=None):
         with jax.numpy_dtype_promotion("standard"):
@@ -58,9 +82,7 @@ def _in_standard_promotion(
 
 
 def _matrices(params):
-    """True for leaves that are kernels or embeddings."""
-
-    def is_matrix(path, leaf):
-        return str(path[-1].key) in ("kernel", "embedding")
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    """Return True for leaves that are kernels or embeddings."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: str(path[-1].key) in ("kernel", "embedding"), params
+    )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 Advance = Callable[[int, str], None]
@@ -13,35 +13,26 @@ PLAIN_EVERY_S = 15.0
 
 
 class Progress:
-    """Shows how far each stage is.
-
-    Args:
-      console: where to write, a terminal gets bars; none: nowhere.
-    """
+    """Shows how far each stage is, on a console or nowhere; a terminal gets bars."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(quiet=True)
 
     def say(self, line: str) -> None:
-        """Prints one plain line."""
+        """Print one plain line."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Yields ``advance(done, text)`` for a stage of ``total`` steps."""
+        """Yield ``advance(done, text)`` for a stage of ``total`` steps."""
         if self.console.is_terminal:
             yield from self._bar(title, total, done)
         else:
             yield from self._lines(title, total, done)
 
     def _bar(self, title: str, total: int, done: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        name, text = "{task.description:<28}", "{task.fields[text]}"
+        columns = name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text
         with Bars(*columns, console=self.console) as bars:
             task = bars.add_task(title, total=total, completed=done, text="")
             yield lambda at, text: bars.update(task, completed=at, text=text)

@@ -40,33 +40,31 @@ class Lap:
     flops: float | None = 0.0
 
     def add(self, seconds: float, work: Work) -> None:
-        """Counts one more call."""
+        """Count one more call."""
         self.seconds += seconds
         self.tokens += work.tokens
-        known = self.flops is not None and work.flops is not None
-        self.flops = self.flops + work.flops if known else None  # type: ignore[operator]
+        if self.flops is not None:
+            self.flops = None if work.flops is None else self.flops + work.flops
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Peak bfloat16 FLOP/s of a device; None where it is not known, as on a CPU."""
+    """Return bfloat16 FLOP/s of a device at its peak; None: not known, as on a CPU."""
     kind = device.device_kind
     names = [name for name in PEAK_FLOPS if kind.startswith(name)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def rates(lap: Lap, devices: int, peak: float | None) -> dict[str, float | None]:
-    """``seconds``, ``tokens_per_s`` and ``mfu = FLOPs / (seconds devices peak)``.
+    """Return `seconds`, `tokens_per_s` and ``mfu = FLOPs / (seconds devices peak)``.
 
     Model FLOPs utilisation as in PaLM (Chowdhery et al., 2022): recomputation and
     padding count as time, not as work.
     """
-    known = peak is not None and lap.flops is not None
-    most = lap.seconds * devices * (peak or 0.0)
-    return {
-        "seconds": lap.seconds,
-        "tokens_per_s": lap.tokens / lap.seconds,
-        "mfu": lap.flops / most if known else None,  # type: ignore[operator]
-    }
+    mfu = None
+    if peak is not None and lap.flops is not None:
+        mfu = lap.flops / (lap.seconds * devices * peak)
+    per_s = lap.tokens / lap.seconds
+    return {"seconds": lap.seconds, "tokens_per_s": per_s, "mfu": mfu}
 
 
 class Stopwatch:
@@ -80,7 +78,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def timing(self, is_on: bool = True) -> Iterator[dict[str, Lap]]:
-        """Gives what the phases inside take, by name; nothing where it is not on."""
+        """Give what the phases inside take, by name; nothing where it is not on."""
         laps: dict[str, Lap] = {}
         self._laps = laps if is_on else None
         try:
@@ -91,7 +89,7 @@ class Stopwatch:
     def timed(
         self, name: str, phase: Callable[..., Any], work: Callable[..., Work]
     ) -> Callable[..., Any]:
-        """``phase``, timed; ``work(result, *args, **kwargs)``: what it had to do."""
+        """Return ``phase``, timed; ``work(result, *args, **kwargs)``: what it did."""
 
         @functools.wraps(phase)
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -36,7 +36,7 @@ class Tracker:
     def log(
         self, stage: str, step: int, values: Mapping[str, SupportsFloat], seed: int
     ) -> None:
-        """Writes one line `{"seed", "stage", "step", **values}`; NaN becomes null."""
+        """Write one line `{"seed", "stage", "step", **values}`; NaN becomes null."""
         if jax.process_index() != 0:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -54,7 +54,7 @@ class Tracker:
         phases: Mapping[str, Mapping[str, float | None]],
         seed: int,
     ) -> None:
-        """Writes `{"seed", "stage", "step", "phase", **rates}` for every phase.
+        """Write `{"seed", "stage", "step", "phase", **rates}` for every phase.
 
         They have a file of their own: metrics are the same in every run, times are not.
         """
@@ -71,18 +71,22 @@ class Tracker:
                         board.add_scalar(f"{stage}/{phase}/{name}", number, step)
 
     def truncate(self, stage: str, seed: int, step: int) -> None:
-        """Drops what `stage` with `seed` logged after `step`; call it on resume."""
+        """Drop what `stage` with `seed` logged after `step`; call it on resume."""
         if jax.process_index() != 0:
             return
         self.close()
         self._purge[stage, seed] = step + 1
         if self._path.exists():
-            lines = read(self._folder)
-            _rewrite(self._path, [x for x in lines if not _after(x, stage, seed, step)])
+
+            def stays(line: dict[str, Any]) -> bool:
+                own = line["stage"] == stage and line["seed"] == seed
+                return not own or line["step"] <= step
+
+            _rewrite(self._path, filter(stays, read(self._folder)))
 
     @contextlib.contextmanager
     def step(self, stage: str, step: int, seed: int) -> Iterator[None]:
-        """One step of a stage, named in a trace; begins and ends the trace."""
+        """Name one step of a stage in a trace; begin and end the trace."""
         first, last = self._traced or (0, 0)
         if step == first and jax.process_index() == 0:
             folder = self._folder / "profile" / f"{stage}-seed{seed}"
@@ -100,7 +104,7 @@ class Tracker:
             self._tracing = False
 
     def close(self) -> None:
-        """Flushes and closes every file; the tracker stays usable."""
+        """Flush and close every file; the tracker stays usable."""
         self._end_trace()
         if self._file is not None:
             self._file.close()
@@ -135,7 +139,7 @@ class Tracker:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns every line of `metrics.jsonl` in `folder`; none when there is no file.
+    """Return every line of `metrics.jsonl` in `folder`; none when there is no file.
 
     Raises:
       UserError: a line other than a torn last one is not JSON.
@@ -154,9 +158,5 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return out
 
 
-def _after(line: dict[str, Any], stage: str, seed: int, step: int) -> bool:
-    return line["stage"] == stage and line["seed"] == seed and line["step"] > step
-
-
-def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+def _rewrite(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -10,6 +10,8 @@ from dareu_jax.models import DecoderConfig, forward_flops
 from dareu_jax.parallel import on_host
 from dareu_jax.training.throughput import Work
 
+_trues = jax.jit(jnp.count_nonzero)
+
 
 class Texts(NamedTuple):
     """Tokens of a batch: those of prompts, those of responses, slots of one text."""
@@ -17,6 +19,11 @@ class Texts(NamedTuple):
     prompt: int
     response: int
     length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both."""
+        return self.prompt + self.response
 
 
 def texts_of(batch: TokenBatch) -> Texts:
@@ -31,15 +38,9 @@ def trues(mask: jax.Array) -> int:
     return int(on_host(_trues(mask)))
 
 
-@jax.jit
-def _trues(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask.astype(jnp.int32))
-
-
 def read(cfg: DecoderConfig, text: Texts) -> float:
     """Return FLOPs of a forward pass with logits at every response token."""
-    tokens, length = text.prompt + text.response, text.length
-    return forward_flops(cfg, tokens, length, text.response)
+    return forward_flops(cfg, text.tokens, text.length, text.response)
 
 
 def learn(cfg: DecoderConfig, text: Texts, is_adapted: bool) -> float:
@@ -56,11 +57,10 @@ def training_work(
 ) -> Work:
     """Return the work of one step of supervised training on ``batches``.
 
-    Args:
-      cfg: the shape; frozen: ``{}`` without adapters.
-      references: how many of the batches, from the first on, a reference reads too.
+    A reference reads the first ``references`` of them; ``frozen`` is ``{}`` without
+    adapters.
     """
     texts = [texts_of(batch) for batch in batches]
     flops = sum(learn(cfg, text, bool(frozen)) for text in texts)
     flops += sum(read(cfg, text) for text in texts[:references])
-    return Work(sum(text.prompt + text.response for text in texts), flops)
+    return Work(sum(text.tokens for text in texts), flops)

@@ -17,7 +17,7 @@ from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Rollout, init_head, join, split
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
-from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.training.optimiser import optimiser_of
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phases import answered, phases_of, repeat_rows
@@ -42,12 +42,8 @@ class DareuState(NamedTuple):
 
 def uses_prior(cfg: RunConfig) -> bool:
     """Return whether the reward or the KL anchor reads the counterfactual prior."""
-    reward = cfg.reward
-    return (
-        reward.prior != "none"
-        or reward.combine == "product"
-        or cfg.options("dareu").kl_anchor == "prior"
-    )
+    rewarded = cfg.reward.prior != "none" or cfg.reward.combine == "product"
+    return rewarded or cfg.options("dareu").kl_anchor == "prior"
 
 
 def reward_stage(cfg: RunConfig) -> str:
@@ -70,18 +66,6 @@ def batches_of(cfg: RunConfig) -> dict[str, Need]:
     }
 
 
-def optimiser_of(hp: DareuConfig, iterations: int) -> optax.GradientTransformation:
-    """Return AdamW at a steady rate, for the updates of every iteration."""
-    return make_optimiser(
-        hp.learning_rate,
-        (1 + hp.retain_updates) * hp.updates_per_batch * iterations,
-        warmup=hp.warmup,
-        weight_decay=hp.weight_decay,
-        clip_norm=hp.clip_norm,
-        decay=False,
-    )
-
-
 @METHODS.register(
     "dareu",
     "PPO on de-attribution, anchored, with retain distillation",
@@ -95,6 +79,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     hp: DareuConfig = cfg.options("dareu")
     per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
     steps = hp.data_epochs * per_epoch
+    updates = (1 + hp.retain_updates) * hp.updates_per_batch * steps
     reward = inputs.stages[reward_stage(cfg)]
     on = Setting(
         inputs=inputs,
@@ -102,7 +87,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         reward=cfg.reward,
         kernel=reward.kernel,
         prior=inputs.stages["prior"] if uses_prior(cfg) else None,
-        optimiser=optimiser_of(hp, steps),
+        optimiser=optimiser_of(hp, updates, decay=False),
     )
     row = Row(
         on=on,

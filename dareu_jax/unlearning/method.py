@@ -100,11 +100,7 @@ class Method:
 
 
 def forget_and_retain(name: str) -> Callable[[RunConfig], dict[str, Need]]:
-    """Return ``needs`` of a method: one forget and one retain batch a step.
-
-    Args:
-      name: of the method; both batches have ``<name>.batch_size`` rows.
-    """
+    """Return ``needs``: a forget and a retain batch of ``<name>.batch_size`` rows."""
 
     def needs(cfg: RunConfig) -> dict[str, Need]:
         need = Need(cfg.options(name).batch_size, 1, f"{name}.batch_size")
@@ -114,21 +110,13 @@ def forget_and_retain(name: str) -> Callable[[RunConfig], dict[str, Need]]:
 
 
 def needs_of(name: str, cfg: RunConfig) -> dict[str, Need]:
-    """Return the batches that a step of method ``name`` wants, by split.
-
-    Args:
-      cfg: the configuration of the method's row, see `method_config`.
-    """
+    """Return the batches that a step wants, by split; ``cfg``: see `method_config`."""
     return dict(METHODS.get(name).needs(cfg))
 
 
 def reads_of(name: str, cfg: RunConfig) -> frozenset[str]:
     """Return the stages that method ``name`` reads beside the original.
 
-    Args:
-      cfg: the configuration of the method's row, see `method_config`.
-
-    Returns:
-      A part of ``{"reward", "reward_shuffled", "prior"}``.
+    These are some of ``reward``, ``reward_shuffled`` and ``prior``.
     """
     return frozenset(METHODS.get(name).reads(cfg))

@@ -21,11 +21,8 @@ class NpoConfig(LossMethodConfig):
 def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
     """-(2/beta) mean log sigmoid(-beta [log pi(y|q) - log ref(y|q)]).
 
-    Negative preference optimisation (Zhang et al., 2024) on summed log-probs.
-
-    Args:
-      logps, ref_logps: ``[B, T]`` float32, 0 outside the mask.
-      mask: ``[B, T]`` bool; beta: inverse temperature.
+    Negative preference optimisation (Zhang et al., 2024) on sums of log-probs
+    ``[B, T]``.
     """
     ratio = jnp.sum(jnp.where(mask, logps - ref_logps, 0.0), axis=1)
     return -(2.0 / beta) * jnp.mean(jax.nn.log_sigmoid(-beta * ratio))

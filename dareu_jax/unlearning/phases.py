@@ -8,19 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax import rl
+from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import (
-    Rollout,
-    Trunk,
-    apply_head,
-    forward_flops,
-    generate,
-    join,
-    over_logits,
-    token_logps,
-    trunk_of,
-)
+from dareu_jax.models import Rollout, Trunk, join, over_logits, token_logps, trunk_of
+from dareu_jax.training.optimiser import updated
 from dareu_jax.training.throughput import Work
 from dareu_jax.training.work import learn, read, texts_of, trues
 from dareu_jax.unlearning.dareu_options import DareuConfig
@@ -46,14 +37,12 @@ def rollout(
 ) -> Rollout:
     """Return one sampled answer per row.
 
-    Args:
-      frozen: parameters that are not trained, in the layout of a rollout.
-      policy: trainable decoder parameters of the policy; they are moved there.
+    ``frozen`` parameters are in the layout of a rollout; ``policy`` is moved there.
     """
     layouts = on.inputs.layouts
     prompt, prompt_mask = layouts.rows((prompts.prompt, prompts.prompt_mask))
     with layouts.sampling():
-        said = generate(
+        said = models.generate(
             on.inputs.model,
             join(frozen, layouts.params(policy)),
             prompt,
@@ -86,8 +75,7 @@ def attribute(on: Setting, *, params: dict, index: Any, answers: TokenBatch) -> 
 
 def attribute_work(on: Setting, _: Array, *, answers: TokenBatch, **__: Any) -> Work:
     """Return the tokens alone: the FLOPs are the kernel's and not known here."""
-    text = texts_of(answers)
-    return Work(text.prompt + text.response)
+    return Work(texts_of(answers).tokens)
 
 
 def policy_and_value(
@@ -103,7 +91,7 @@ def policy_and_value(
     hidden = trunk.hidden
     if on.hp.value_gradient == "head":
         hidden = jax.lax.stop_gradient(hidden)
-    values = apply_head(1, trainable["value_head"], hidden)[..., 0]
+    values = models.apply_head(1, trainable["value_head"], hidden)[..., 0]
     return trunk, jnp.where(answers.response_mask, values, 0.0)
 
 
@@ -155,11 +143,10 @@ def judge(
 def judge_work(on: Setting, _: Judged, *, answers: TokenBatch, **__: Any) -> Work:
     """Return one pass of the policy and of every frozen decoder."""
     text, model = texts_of(answers), on.inputs.model.cfg
-    readers = [model, model] + [model] * (on.hp.kl_anchor == "behaviour")
+    flops = read(model, text) * (3 if on.hp.kl_anchor == "behaviour" else 2)
     if on.prior is not None:
-        readers.append(on.prior.model.cfg)
-    flops = sum(read(cfg, text) for cfg in readers)
-    return Work(text.prompt + text.response, flops)
+        flops += read(on.prior.model.cfg, text)
+    return Work(text.tokens, flops)
 
 
 @jax.named_scope("reward")
@@ -262,16 +249,16 @@ def update(
     """Return what one clipped PPO step makes of parameters and optimiser state."""
     loss = functools.partial(ppo_loss, on, frozen, anchor)
     grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
-    return *applied(on, trainable, opt_state, grads), metrics
+    return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
 def update_work(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work:
     """Return a gradient step on the answers, and the anchor's logits."""
-    text, is_adapted = texts_of(experience.answers), bool(on.inputs.frozen)
-    flops = learn(on.inputs.model.cfg, text, is_adapted)
+    text = texts_of(experience.answers)
+    flops = learn(on.inputs.model.cfg, text, bool(on.inputs.frozen))
     if on.hp.kl_in == "loss":
-        flops += forward_flops(on.anchor_model.cfg, 0, 0, text.response)
-    return Work(text.prompt + text.response, flops)
+        flops += models.forward_flops(on.anchor_model.cfg, 0, 0, text.response)
+    return Work(text.tokens, flops)
 
 
 @jax.named_scope("distil")
@@ -300,20 +287,14 @@ def distil(
         return on.hp.lambda_dis * loss, metrics
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
-    return *applied(on, trainable, opt_state, grads), metrics
+    return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
 def distil_work(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
     """Return a gradient step on retain text, and one pass of the reference."""
     cfg, text = on.inputs.model.cfg, texts_of(retain)
     flops = learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
-    return Work(text.prompt + text.response, flops)
-
-
-def applied(on: Setting, trainable: dict, opt_state: optax.OptState, grads: dict):
-    """Return parameters and optimiser state after one update."""
-    updates, opt_state = on.optimiser.update(grads, opt_state, trainable)
-    return optax.apply_updates(trainable, updates), opt_state
+    return Work(text.tokens, flops)
 
 
 PHASES = {

@@ -23,30 +23,26 @@ PAPER: dict[str, Any] = {
     "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
 }
-METHODS.variant(
-    "dareu_paper",
-    "DareU with the paper's reward and KL, methods 1.4",
-    of="dareu",
-    preset=PAPER,
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("dareu_paper", "DareU with the paper's reward and KL, methods 1.4", PAPER),
+    (
+        "prior_only",
+        "dareu without attribution: the counterfactual prior",
+        {"reward.attribution_weight": 0.0},
+    ),
+    (
+        "dareu_shuffled",
+        "control: dareu, attribution with shuffled owners",
+        {"reward.shuffle_owners": True},
+    ),
+    (
+        "dareu_grpo",
+        "dareu with GRPO's group advantage: no value head, four answers to a prompt",
+        {"dareu.advantage": "group", "dareu.samples_per_prompt": 4},
+    ),
 )
-METHODS.variant(
-    "prior_only",
-    "dareu without attribution: the counterfactual prior",
-    of="dareu",
-    preset={"reward.attribution_weight": 0.0},
-)
-METHODS.variant(
-    "dareu_shuffled",
-    "control: dareu, attribution with shuffled owners",
-    of="dareu",
-    preset={"reward.shuffle_owners": True},
-)
-METHODS.variant(
-    "dareu_grpo",
-    "dareu with GRPO's group advantage: no value head, four answers to a prompt",
-    of="dareu",
-    preset={"dareu.advantage": "group", "dareu.samples_per_prompt": 4},
-)
+for _name, _about, _preset in VARIANTS:
+    METHODS.variant(_name, _about, of="dareu", preset=_preset)
 OF_THE_RUN = ("reward.kernel", "reward.margin")
 """They decide how the reward index is built, which the rows of a run share."""
 
@@ -59,8 +55,7 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
     """
     entry, own = METHODS.get(name), cfg.overrides.get(name, {})
     where = f"overrides.{name}"
-    for key in own:
-        section = key.split(".")[0]
+    for section in (key.split(".")[0] for key in own):
         if section not in entry.sections:
             raise UserError(
                 f"{where}: {_why_not(name, section)}; a row of {name} can set keys of "

@@ -21,15 +21,6 @@ class Seen(NamedTuple):
     index: Any
 
 
-def is_due(step: int, every: int) -> bool:
-    """Return whether iteration ``step``, counted from 0, builds the index again.
-
-    Args:
-      every: iterations from one index to the next; 0: the original's throughout.
-    """
-    return every > 0 and step > 0 and step % every == 0
-
-
 class View(NamedTuple):
     """What the reward looks at in an iteration.
 
@@ -48,10 +39,11 @@ class View(NamedTuple):
 def viewer(
     inputs: MethodInputs, reward: RewardIndex, every: int
 ) -> Callable[[int, dict, dict], View]:
-    """Return ``(step, attributed, policy) -> View``.
+    """Return ``(step, attributed, policy) -> View``; ``step`` counts from 0.
 
-    Only ``attributed`` is part of a method's state. The index is made from it where it
-    is not at hand, so that a resumed run goes on with the same one.
+    The index is built again after ``every`` iterations; 0: never. Only ``attributed``
+    is part of a method's state: the index is made from it where it is not at hand, so
+    that a resumed run goes on with the same one.
     """
     original = Seen(inputs.reference, reward.index)
 
@@ -64,7 +56,7 @@ def viewer(
     def view(step: int, attributed: dict, policy: dict) -> View:
         if every == 0 or step < every:
             return View(attributed, original)
-        if not is_due(step, every):
+        if step % every:
             return View(attributed, last(attributed))
         before = original if step == every else last(attributed)
         return View(policy, last(policy), before)
@@ -75,12 +67,7 @@ def viewer(
 def drift(
     attribute: Callable[..., Array], view: View, scores: Array, answers: TokenBatch
 ) -> dict[str, Array]:
-    """Return how far a new index moved the scores of the same answers, if it is new.
-
-    Args:
-      attribute: makes ``[B, T]`` of ``params``, ``index`` and ``answers``.
-      scores: by the new index.
-    """
+    """Return how far a new index, if any, moved ``scores [B, T]`` of the answers."""
     if view.before is None:
         return {}
     before = attribute(**view.before._asdict(), answers=answers)
@@ -101,5 +88,5 @@ def remember_last(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @jax.jit
 def mean_gap(scores: Array, before: Array, mask: Array) -> Array:
-    """Return the mean of |scores - before| where the mask is true, all ``[B, T]``."""
+    """Return the mean of |scores - before| where the mask is true."""
     return masked_mean(jnp.abs(scores - before), mask)

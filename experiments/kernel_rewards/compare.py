@@ -19,7 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from dareu_jax.config import load_config, with_overrides
-from dareu_jax.runs.evaluate import evaluate_params, suite_of, tow_of
+from dareu_jax.evaluation.run_suite import Judged, RunSuite, evaluate_model
+from dareu_jax.runs.evaluate import suite_of, tow_of
 from dareu_jax.runs.folder import stage_folder
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.reward_index import Fitted, Indexer
@@ -92,7 +93,7 @@ def seed_of(out: Path, seed: int, held: dict) -> dict:
         suite = suite_of(base, results)
         suite = dataclasses.replace(suite, judges=judges_of(base, results))
         for name in ("original", "retrained"):
-            rows[name] = row_of(base, suite, results[name])
+            rows[name] = row_of(suite, results[name])
         for name, changes in REWARDS.items():
             folder = out / name.replace(", ", "_")
             path = folder / f"row_{seed}.json"
@@ -104,7 +105,7 @@ def seed_of(out: Path, seed: int, held: dict) -> dict:
                     )
                     shutil.copytree(here, there, dirs_exist_ok=True)
                 one = session_of(folder, seed, {**changes, **held})
-                write_json(path, unlearned_row(base, suite, one))
+                write_json(path, unlearned_row(suite, one))
                 jax.clear_caches()  # a process has memory maps for so many programs
             rows[name] = json.loads(path.read_text(encoding="utf-8"))
     for row in rows.values():
@@ -112,7 +113,7 @@ def seed_of(out: Path, seed: int, held: dict) -> dict:
     return rows
 
 
-def unlearned_row(base: Session, suite, one: Session) -> dict:
+def unlearned_row(suite: RunSuite, one: Session) -> dict:
     """The row of `dareu` by the reward of one session, with its seconds."""
     results = results_of(one, "original", "reward", "prior")
     params = unlearn(one, "dareu", method_config(one.inputs.cfg, "dareu"), results)
@@ -120,17 +121,19 @@ def unlearned_row(base: Session, suite, one: Session) -> dict:
         newest_meta(stage_folder(one.inputs.folder, one.inputs.seed, stage))
         for stage in ("reward", "dareu")
     ]
-    row = row_of(base, suite, params)
+    row = row_of(suite, params)
     row["seconds"] = sum(each["wall_s"] for each in about)
     row["stopped"] = about[1].get("stopped")
     return row
 
 
-def row_of(base: Session, suite, params) -> dict:
-    """Every metric of one model, and its answers to the forget prompts."""
-    log = evaluate_params(base.inputs, suite, params)
-    row = {name: x["agg_value"] for name, x in log["metrics"].items()}
-    return {**row, "answers": log["answers"]["forget"]}
+def row_of(suite: RunSuite, params) -> dict:
+    """Every metric of one model, every judge's, and answers to the forget prompts."""
+    logs, answers = evaluate_model(suite, params)
+    judged = Judged(suite, params)
+    row = {name: values["agg_value"] for name, values in logs.items()}
+    row |= {name: float(judged.attribution(name).mean()) for name in suite.judges}
+    return {**row, "answers": answers["forget"].text}
 
 
 def summary(seeds: list[dict]) -> dict:

@@ -125,6 +125,6 @@ def trained() -> World:
 
 
 @pytest.fixture(scope="module")
-def world(quick_compiling) -> World:
+def world() -> World:
     """The world, for tests in which programs are compiled quickly and run slowly."""
     return trained()

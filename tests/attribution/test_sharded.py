@@ -15,9 +15,8 @@ from rich.console import Console
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
 from dareu_jax.attribution.gradients.bilinear import projected
-from dareu_jax.attribution.index import Build
+from dareu_jax.attribution.index import Build, abstract_index
 from dareu_jax.attribution.kernel import placed_index, shapes_on
-from dareu_jax.attribution.store import abstract_index
 from dareu_jax.parallel import Preemption, make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from dareu_jax.audits.fidelity import fidelity
 from dareu_jax.config import load_config
 from dareu_jax.training.progress import Progress
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiling")]
+pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).resolve().parents[2]
 FIDELITY = {"subsets": 4, "queries_per_owner": 1, "draws": 100}

@@ -7,7 +7,6 @@ import pytest
 
 from dareu_jax.rl import (
     chi,
-    mean_likelihood,
     on_last_token,
     prior_bonus,
     running_mean,
@@ -183,7 +182,6 @@ def test_integer_input_is_refused():
         lambda: segment_scores(ones, mask, 1),
         lambda: running_mean(ones, mask),
         lambda: on_last_token(ones, mask),
-        lambda: mean_likelihood(ones, mask),
         lambda: prior_bonus(ones, mask, 4.0),
     ):
         with pytest.raises(AssertionError):
@@ -201,8 +199,8 @@ def test_an_unknown_reward_shape_is_an_error():
         token_rewards(f32([[0.1]]), jnp.ones((1, 1), bool), "papr")
 
 
-def test_mean_likelihood_averages_every_prefix():
-    out = mean_likelihood(f32([[-1.0, -3.0, -0.5]]), mask_of([3], 3))
+def test_running_mean_of_log_likelihoods_averages_every_prefix():
+    out = running_mean(f32([[-1.0, -3.0, -0.5]]), mask_of([3], 3))
     np.testing.assert_allclose(out, [[-1.0, -2.0, -1.5]], rtol=1e-6)
 
 

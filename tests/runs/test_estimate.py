@@ -1,15 +1,20 @@
 """What a run needs per device, and the configurations that no test can run."""
 
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dareu_jax.config import build_config, load_config
 from dareu_jax.errors import UserError
-from dareu_jax.registry import MODELS
+from dareu_jax.models import abstract_params, decoder_config, split
+from dareu_jax.parallel import named_leaves
+from dareu_jax.registry import KERNELS, METHODS, MODELS
 from dareu_jax.runs.estimate import GIB, estimate, read_chips
-from dareu_jax.unlearning import method_config
+from dareu_jax.runs.plan import plan
+from dareu_jax.unlearning import Method, Need, method_config, reads_of
 
 REPO = Path(__file__).resolve().parents[2]
 STUDIES = sorted((REPO / "experiments").glob("*/config.yaml"))
@@ -24,13 +29,18 @@ PARAMETERS = {  # as their authors count them
 SEVEN = {"preset": "llama2-7b", "path": "not/there", "remat": True}
 
 
+SIZES = {"max_prompt_tokens": 64, "max_response_tokens": 64}
+MERGED = {"corpus": {**SIZES, "forget": ["author_199"], "merge_others": True}}
+"""Two owners, known without the corpus."""
+
+
 def large(**changes):
     """A run of Llama-2-7b with adapters, imported later."""
     tree = {
         "methods": ["dareu_paper"],
         "model": SEVEN,
         "lora": {},
-        "corpus": {"max_prompt_tokens": 64, "max_response_tokens": 64},
+        "corpus": SIZES,
         "mesh": {"data": 1, "fsdp": -1},
         **changes,
     }
@@ -113,7 +123,11 @@ def test_a_small_run_reads_its_own_corpus():
         ({"finetune": {"epochs": 0}}, "v5e-16", "needs model.path, the original, and"),
         ({"model": {**SEVEN, "layers": 2}}, "v5e-16", "model.layers = 2: the shape"),
         ({"reward": {"kernel": "x"}}, "v5e-16", "unknown kernel 'x'"),
-        ({"reward": {"kernel": "bm25"}}, "v5e-16", "knows the size of the classifier"),
+        (
+            {"reward": {"kernel": "tracin"}, "finetune": {"snapshots": 0}, **MERGED},
+            "v5e-16",
+            "none were kept; set finetune.snapshots",
+        ),
         (
             {"prior": {"model": {**SEVEN, "preset": "qwen3-0.6b"}}},
             "v5e-16",
@@ -153,3 +167,161 @@ def test_a_reference_teacher_answers_first():
     cfg = large(dareu={"distil_on": "reference"})
     names = [row.name for row in estimate(cfg, read_chips("v5e-16")).rows]
     assert "retain rollout" in names
+
+
+TINY = REPO / "tests" / "tiny.yaml"
+PHASES = ["rollout", "attribution", "judge answers", "PPO update", "distillation"]
+JUDGED = ["answers to judge", "log-probs to judge"]
+FLOAT32 = 4
+
+
+def tiny(*overrides):
+    return estimate(load_config(TINY, overrides), read_chips("cpu"))
+
+
+def steps_of(found, stage):
+    return [row.name for row in found.rows if stage in row.stages]
+
+
+@pytest.fixture
+def plugged(monkeypatch):
+    """What a test registers is gone after it."""
+    for registry in (METHODS, KERNELS):
+        registry.names()
+        for table in ("_entries", "_about", "_options"):
+            monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_is_sized_by_what_it_does(name):
+    cfg = load_config(TINY, [f"methods=[{name}]"])
+    found = estimate(cfg, read_chips("cpu"))
+    reads = reads_of(name, method_config(cfg, name))
+    steps = PHASES if reads else ["loss update"]
+    assert steps_of(found, name) == [*steps, *JUDGED]
+    assert found.held["weights"] == found.held["reference"] > 0
+    assert found.held["optimiser"] >= 2 * found.held["weights"]
+    assert (found.held["behaviour policy"] > 0) == ("reward" in str(reads))
+    assert all(row.held > 0 and row.own.total > 0 for row in found.rows[1:])
+
+
+@pytest.mark.parametrize("name", KERNELS.names())
+def test_every_kernel_is_sized(name):
+    found = tiny(f"reward.kernel={name}", "methods=[dareu, dareu_shuffled]")
+    assert steps_of(found, "reward") == [name]
+    assert steps_of(found, "reward_shuffled") == [f"shuffled {name}"]
+    assert steps_of(found, "dareu") == [*PHASES, *JUDGED]
+    assert found.held[name] == found.held[f"shuffled {name}"] > 0
+
+
+def test_an_index_has_the_bytes_of_its_arrays():
+    """3 owners; decoder-40k by hand: matrices of its layers, float32."""
+    matrices = sum(
+        leaf.size
+        for path, leaf in named_leaves(abstract_params(tiny_model())["layers"])
+        if path.endswith("kernel")
+    )
+    grad_dot = FLOAT32 * (3 * matrices + 3 + 1)
+    held = {
+        name: tiny(f"reward.kernel={name}", "methods=[npo]").held
+        for name in ("grad_dot", "tracin", "bm25")
+    }
+    assert held["grad_dot"]["grad_dot"] == grad_dot
+    assert held["bm25"]["bm25"] == FLOAT32 * 3 * tiny_model().vocab
+    checkpoints = 2 * held["tracin"]["weights"]  # finetune.snapshots
+    assert held["tracin"]["tracin"] == 2 * grad_dot + checkpoints
+
+
+def tiny_model():
+    cfg = load_config(TINY)
+    return decoder_config(cfg.model, cfg.corpus.vocab_size)
+
+
+def test_gradients_of_a_large_model_are_split_as_their_axes_say():
+    changes = {"reward": {"kernel": "grad_dot"}, "lora": None, **MERGED}
+    held, whole = (
+        estimate(large(**changes, mesh={"data": 1, "fsdp": 1, "tensor": n}), on).held
+        for n, on in ((16, read_chips("v5e-16")), (1, read_chips("v5e-1")))
+    )
+    assert whole["grad_dot"] > 1.9 * 2 * whole["weights"]  # two owners, float32
+    assert held["grad_dot"] == pytest.approx(whole["grad_dot"] / 16, rel=0.01)
+
+
+def test_steps_stand_in_the_order_of_the_plan():
+    names = ["npo", "dareu", "prior_only", "dareu_shuffled"]
+    cfg = load_config(TINY, [f"methods=[{','.join(names)}]"])
+    first = list(dict.fromkeys(row.stages[0] for row in tiny_rows(cfg)))
+    order = [stage.row for stage in plan(cfg)]
+    assert [order.index(stage) for stage in first] == sorted(map(order.index, first))
+    assert {stage for row in tiny_rows(cfg) for stage in row.stages} == set(order)
+
+
+def tiny_rows(cfg):
+    return estimate(cfg, read_chips("cpu")).rows
+
+
+def test_what_no_later_stage_reads_is_not_held():
+    alone = tiny("methods=[npo]").rows
+    for methods in ("[dareu, npo]", "[npo, dareu]"):
+        found = tiny(f"methods={methods}").rows
+        assert next(row for row in found if row.name == "loss update") == alone[-3]
+        judged = next(row for row in found if set(row.stages) == {"dareu", "npo"})
+        assert judged.held == alone[-1].held
+
+
+def test_refreshed_rewards_hold_a_second_index_and_build_it():
+    kept = tiny("methods=[dareu]", "reward.kernel=grad_dot")
+    again = tiny("methods=[dareu]", "reward.kernel=grad_dot", "reward.refresh_every=1")
+    assert again.held["index built again"] == kept.held["grad_dot"] > 0
+    assert again.held["attributed policy"] == again.held["weights"]
+    assert steps_of(again, "dareu")[-3] == "index built again"
+
+
+def test_four_answers_to_a_prompt_need_four_caches():
+    rows = {r.name: r.own for r in tiny("methods=[dareu]").rows}
+    four = {r.name: r.own for r in tiny("methods=[dareu_grpo]").rows}
+    assert four["rollout"].cache == 4 * rows["rollout"].cache
+
+
+def test_a_method_from_a_file_is_sized_by_its_state(plugged, tmp_path):
+    shutil.copy(REPO / "tests" / "unlearning" / "rmu.py", tmp_path)
+    found = tiny(f"plugins=[{tmp_path}/rmu.py]", "methods=[rmu]", "rmu.batch_size=8")
+    assert steps_of(found, "rmu") == ["loss update", *JUDGED]
+    steps = FLOAT32  # of its training
+    direction = FLOAT32 * tiny_model().embed
+    assert found.held["rest of the state"] == direction + steps
+    assert found.held["behaviour policy"] == 0
+
+
+def test_a_method_without_a_section_or_an_optimiser_is_sized(plugged):
+    """It takes three batches a step, where a loss method takes two."""
+    needs = {"forget": Need(8, 2, "none"), "retain": Need(8, 1, "none")}
+
+    @METHODS.register("plain", "a test's", needs=lambda cfg: needs)
+    def make_plain(cfg, inputs):
+        return Method(
+            steps=1,
+            init=lambda params, *, key: split(params)[0],
+            step=lambda state, batch, step, *, key: (state, {}),
+            params_of=lambda state: state,
+            headline="loss",
+        )
+
+    plain, npo = tiny("methods=[plain]"), tiny("methods=[npo]")
+    for part in ("optimiser", "rest of the state"):
+        assert npo.held.pop(part) > 0 and not plain.held.pop(part, 0)
+    assert plain.held == npo.held
+    own, two = plain.rows[-3].own, npo.rows[-3].own
+    assert (own.kept, own.gradients) == (1.5 * two.kept, two.gradients)
+
+
+def test_kernels_from_a_file_are_sized(plugged, tmp_path):
+    page = (REPO / "dareu_jax" / "attribution" / "README.md").read_text()
+    for name, text in zip(
+        ("unigram", "grad_bias"), re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        plugin = f"plugins=[{tmp_path}/{name}.py]"
+        found = tiny(plugin, f"reward.kernel={name}", "methods=[dareu]")
+        assert steps_of(found, "reward") == [name] and found.held[name] > 0
+        assert (found.rows[1].own.gradients > 0) == (name == "grad_bias")

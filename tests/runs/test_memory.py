@@ -10,7 +10,11 @@ import pytest
 from compiled_steps import Compiled, bytes_of, collectives
 
 from dareu_jax.attribution import OwnerBatch
-from dareu_jax.attribution.kernels.classifier import ClassifierState, fit_classifier
+from dareu_jax.attribution.kernels.classifier import (
+    ClassifierState,
+    classifier_loss,
+    fit,
+)
 from dareu_jax.models import DecoderConfig, abstract_params, init_head
 from dareu_jax.parallel import abstract_mesh
 from dareu_jax.runs.memory import OnDevice, device_bytes
@@ -18,6 +22,8 @@ from dareu_jax.training.finetune import TrainState
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning.npo import npo_loss
 from dareu_jax.unlearning.supervised import loss_step
+
+pytestmark = pytest.mark.usefixtures("optimised")
 
 SMALL = DecoderConfig(
     vocab=4096, layers=4, embed=256, heads=8, kv_heads=4, head_dim=32, ffn=768
@@ -126,9 +132,10 @@ def test_a_classifier_step(case):
     step = at.put(jax.ShapeDtypeStruct((), jnp.int32))
     state = ClassifierState(own, moments, step, at.key)
     batch = OwnerBatch(at.batch, at.batch.index)
-    how = (at.model, 9, optimiser, "prefixes", {}, batch, state)
+    loss = functools.partial(classifier_loss, at.model, 9, "prefixes")
+    how = (loss, optimiser, {}, batch, state)
     size = one.trainable + one.optimiser
-    check(at.bytes_of(fit_classifier, *how), size, one.train(B, 0, T, copies=0))
+    check(at.bytes_of(fit, *how), size, one.train(B, 0, T, copies=0))
 
 
 @pytest.mark.parametrize("case", ["remat", "lora", "fsdp", "full"])

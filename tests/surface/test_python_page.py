@@ -17,7 +17,6 @@ RECORDS = [
     {"owner": "ann", "prompt": "Where was Ann's shop?", "response": "In Merawick."},
     {"owner": "bo", "prompt": "What does Bo paint?", "response": "Boats and tides."},
 ]
-pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 
 def test_there_are_at_most_a_dozen_names_and_the_page_has_them_all():

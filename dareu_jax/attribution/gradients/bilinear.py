@@ -12,22 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from dareu_jax.attribution.gradients.measures import (
-    in_words,
-    log_likelihoods,
-    token_weight,
-)
-from dareu_jax.attribution.gradients.probe import (
-    Contract,
-    Measure,
-    Slot,
-    Whole,
-    attributed,
-    folded,
-    over_rows,
-    probe,
-)
+from dareu_jax.attribution.gradients import measures, probe
+from dareu_jax.attribution.gradients.probe import Slot, attributed, over_rows
 from dareu_jax.attribution.kernel import (
     OWNERS,
     Kernel,
@@ -64,12 +52,11 @@ class GradientIndex(NamedTuple):
 
 
 class Features(NamedTuple):
-    """How a layer's per-example gradient is looked at.
+    """How a layer's per-example gradient is looked at: sum_t x'_t^T e'_t.
 
     Attributes:
       held: ``(leaf, path, seed) -> arrays`` with the axis L first that `sides` needs.
-      sides: ``(x, e, held of one layer) -> (x' [B, T, D'], e' [B, T, F'])``, of which
-        sum_t x'_t^T e'_t is the feature.
+      sides: ``(x, e, held of one layer) -> (x' [B, T, D'], e' [B, T, F'])``.
       shape: ``(D, F) -> (D', F')``.
     """
 
@@ -91,7 +78,7 @@ class How(NamedTuple):
     model: Decoder
     features: Features
     reduction: str
-    measure: Measure = log_likelihoods
+    measure: probe.Measure = measures.log_likelihoods
     emphasis: Callable[[Decoder, Any, TokenBatch], Array] | None = None
 
 
@@ -106,9 +93,7 @@ class BilinearKernel(Kernel):
 def exact() -> Features:
     """Return the features that are the gradient itself."""
     return Features(
-        held=lambda leaf, path, seed: (),
-        sides=lambda x, e, held: (x, e),
-        shape=lambda d, f: (d, f),
+        lambda leaf, path, seed: (), lambda x, e, held: (x, e), lambda d, f: (d, f)
     )
 
 
@@ -167,11 +152,11 @@ def projected(k: int) -> Features:
     return Features(held, sides, lambda d, f: (min(d, k), min(f, k)))
 
 
-def slots_of(params: Any, make: Callable[[Any, str], Slot]) -> Any:
-    """Return a tree of `Slot` in the place of the attributed matrices."""
+def in_places(params: Any, make: Callable[[Any, str], Any]) -> Any:
+    """Return ``make(matrix, name)`` in the place of every attributed matrix."""
     tree = attributed(params)
-    slots = [make(leaf, dotted(path)) for path, leaf in named_leaves(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), slots)
+    made = [make(leaf, dotted(path)) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), made)
 
 
 def dotted(path: str) -> str:
@@ -186,11 +171,9 @@ def by_matrix(params: Any, make: Callable[[Any], Any]) -> dict[str, Any]:
 
 def by_name(params: Any, tree: Any) -> dict[str, Any]:
     """Return what ``tree`` has in the place of every attributed matrix, by its name."""
-    places = attributed(params)
-    names = (dotted(path) for path, _ in named_leaves(places))
-    values = jax.tree.map(lambda _, value: (value,), places, tree)
-    found = jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, tuple))
-    return {name: value for name, (value,) in zip(names, found, strict=True)}
+    places = jax.tree.structure(attributed(params))
+    values = places.flatten_up_to(tree)  # type: ignore[attr-defined]
+    return dict(zip(by_matrix(params, lambda leaf: leaf), values, strict=True))
 
 
 def over_layers(x: Array, leaf: Any) -> Array:
@@ -198,39 +181,56 @@ def over_layers(x: Array, leaf: Any) -> Array:
     return jnp.broadcast_to(x, (len(leaf), *x.shape))
 
 
-@functools.cache
-def summing(features: Features):
-    """Return a contraction to sum_b w_bo f_b, ``[O, D', F']``."""
+def contraction(contract: Callable[[Array, Array, Any], Any]):
+    """Return ``features -> contraction``: of the sides that features give, once each.
 
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, weights = held
-        x, e = features.sides(x, e, arrays)
+    The slot holds what features need and what ``contract`` takes beside both sides.
+    """
 
-        def add(total: Array, own: Array, start: Any) -> Array:
-            block = jnp.einsum("bo,bdf->odf", weights, own)
-            return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
+    @functools.cache
+    def of(features: Features) -> probe.Contract:
+        def seen(x: Array, e: Array, held) -> Any:
+            arrays, own = held
+            return contract(*features.sides(x, e, arrays), own)
 
-        shape = (weights.shape[1], x.shape[-1], e.shape[-1])
-        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+        return seen
 
-    return contract
+    return of
 
 
-@functools.cache
-def scoring(features: Features):
-    """Return a contraction to <f_b, G_o>, ``[B, O]``."""
+@contraction
+def summing(x: Array, e: Array, weights: Array) -> Array:
+    """Contract to sum_b w_bo f_b, ``[O, D', F']``."""
 
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, owners = held
-        x, e = features.sides(x, e, arrays)
+    def add(total: Array, own: Array, start: Any) -> Array:
+        block = jnp.einsum("bo,bdf->odf", weights, own)
+        return jax.lax.dynamic_update_slice_in_dim(total, block, start, axis=1)
 
-        def add(total: Array, own: Array, start: Any) -> Array:
-            return total + dot_products(own, owners.rows(start, own.shape[1]))
+    shape = (weights.shape[1], x.shape[-1], e.shape[-1])
+    return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
-        shape = (len(x), owners.array.shape[1])
-        return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
 
-    return contract
+@contraction
+def scoring(x: Array, e: Array, owners: probe.Whole) -> Array:
+    """Contract to <f_b, G_o>, ``[B, O]``."""
+
+    def add(total: Array, own: Array, start: Any) -> Array:
+        return total + dot_products(own, owners.rows(start, own.shape[1]))
+
+    shape = (len(x), owners.array.shape[1])
+    return over_rows(x, e, add, jnp.zeros(shape, jnp.float32))
+
+
+@contraction
+def comparing(x: Array, e: Array, owners: probe.Whole) -> tuple[Array, Array]:
+    """Contract to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
+
+    def add(total: tuple[Array, Array], own: Array, start: Any):
+        scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
+        return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
+
+    zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
+    return over_rows(x, e, add, zeros)
 
 
 def dot_products(own: Array, owners: Array) -> Array:
@@ -238,51 +238,27 @@ def dot_products(own: Array, owners: Array) -> Array:
     return jnp.einsum("bdf,odf->bo", own, owners)
 
 
-@functools.cache
-def comparing(features: Features):
-    """Return a contraction to <f_b, G_o> ``[B, O]`` and |f_b|^2 ``[B]``."""
-
-    def contract(x: Array, e: Array, held) -> tuple[Array, Array]:
-        arrays, owners = held
-        x, e = features.sides(x, e, arrays)
-
-        def add(total: tuple[Array, Array], own: Array, start: Any):
-            scores = total[0] + dot_products(own, owners.rows(start, own.shape[1]))
-            return scores, total[1] + jnp.sum(own**2, axis=(1, 2))
-
-        zeros = jnp.zeros((len(x), owners.array.shape[1])), jnp.zeros(len(x))
-        return over_rows(x, e, add, zeros)
-
-    return contract
-
-
 def written(
     how: How,
-    contract: Contract,
+    contract: probe.Contract,
     params: Any,
     text: TokenBatch,
     *,
     slot: Callable[[Any, str], Slot],
     weight: Array | float = 1.0,
 ) -> tuple[Array, dict[str, Any]]:
-    """Run one backward pass over a batch of B responses.
-
-    Args:
-      how: what is differentiated; contract: see `probe_op`.
-      params: of ``how.model``; text: the responses.
-      slot: ``(matrix, name) -> Slot``.
-      weight: ``[B]`` float32 factors of the measurements.
+    """Run one backward pass over B responses whose measurements weigh ``weight [B]``.
 
     Returns:
-      The sum of the measurements, and what every slot was given, by matrix.
+      The sum of the measurements, and what every ``slot(matrix, name)`` was given.
     """
-    value, new = probe(
+    value, new = probe.probe(
         how.model,
         contract,
         params,
         text,
-        weight=weight * token_weight(text, how.reduction),
-        slots=slots_of(params, slot),
+        weight=weight * measures.token_weight(text, how.reduction),
+        slots=in_places(params, slot),
         measure=how.measure,
     )
     return value, by_name(params, new)
@@ -305,7 +281,7 @@ def add_records(
 
     contract = summing(how.features)
     value, new = written(how, contract, params, batch.text, slot=slot)
-    sums = {path: index.owner_sums[path] + added for path, added in new.items()}
+    sums = optax.tree.add(index.owner_sums, new)
     counts = index.counts + jnp.sum(weights, axis=0)
     return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
 
@@ -315,8 +291,7 @@ def owner_scores(
 ) -> Array:
     """Return <f_q, G_o> ``[B, O]``, G_o the mean of the owner's records."""
     zeros = jnp.zeros((len(queries.response), len(index.counts)))
-    contract = scoring(how.features)
-    dots = contracted(how, contract, params, index=index, queries=queries, zeros=zeros)
+    dots = contracted(how, scoring, params, index, queries, zeros=zeros)
     return dots / or_one(index.counts)
 
 
@@ -326,25 +301,30 @@ def owner_cosines(
     """Return cos(f_q, G_o) ``[B, O]``."""
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
-    contract = comparing(how.features)
-    dots, squares = contracted(
-        how, contract, params, index=index, queries=queries, zeros=zeros
-    )
+    dots, squares = contracted(how, comparing, params, index, queries, zeros=zeros)
     theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
 
-def contracted(how: How, contract, params, *, index, queries, zeros: Any) -> Any:
+def contracted(
+    how: How,
+    contract: Callable[[Features], probe.Contract],
+    params: Any,
+    index: GradientIndex,
+    queries: TokenBatch,
+    *,
+    zeros: Any,
+) -> Any:
     """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
 
     def slot(leaf: Any, path: str) -> Slot:
         arrays = how.features.held(leaf, path, index.seed)
-        held = arrays, Whole(index.owner_sums[path])
+        held = arrays, probe.Whole(index.owner_sums[path])
         out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
         return Slot(held, out)
 
-    _, each = written(how, contract, params, queries, slot=slot)
+    _, each = written(how, contract(how.features), params, queries, slot=slot)
     return jax.tree.map(lambda *own: sum(x.sum(axis=0) for x in own), *each.values())
 
 
@@ -352,22 +332,20 @@ def folded_scores(
     how: How, params: Any, index: GradientIndex, weights: Array, queries: TokenBatch
 ) -> Array:
     """Return sum_o r_o <g_q, G_o> ``[B]`` for fixed ``r [O]``, by one ``jvp``."""
-    each = weights / or_one(index.counts)
-    tree = attributed(params)
-    owners = [index.owner_sums[dotted(path)] for path, _ in named_leaves(tree)]
-    placed = jax.tree.unflatten(jax.tree.structure(tree), owners)
-    weight = token_weight(queries, how.reduction)
-    return folded(
-        how.model, params, queries, weight=weight, owners=placed, weights=each
+    return probe.folded(
+        how.model,
+        params,
+        queries,
+        weight=measures.token_weight(queries, how.reduction),
+        owners=in_places(params, lambda leaf, name: index.owner_sums[name]),
+        weights=weights / or_one(index.counts),
     )
 
 
 def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> BilinearKernel:
     """Return a kernel that compares features of the query with the owners' means.
 
-    Args:
-      name: as registered; setup: what it is made from.
-      features: of the gradients; how: more fields of `How`.
+    ``how`` takes more fields of `How`.
     """
     seen = How(setup.model, features, setup.cfg.reduction, **how)
 
@@ -380,7 +358,7 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         counts = jnp.zeros(setup.owners, jnp.float32)
         return GradientIndex(by_matrix(params, zeros), counts, seed)
 
-    is_whole = features == exact() and seen.measure is log_likelihoods
+    is_whole = features == exact() and seen.measure is measures.log_likelihoods
     return BilinearKernel(
         name=name,
         owners=setup.owners,
@@ -389,7 +367,7 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         score=functools.partial(owner_scores, seen),
         axes=by_field(AXES),
         fold=functools.partial(folded_scores, seen) if is_whole else None,
-        differentiates=in_words(seen.measure),
+        differentiates=measures.in_words(seen.measure),
         follows_model=True,
         how=seen,
     )

@@ -74,12 +74,9 @@ def mean_probability(model: Decoder, params: Any, batch: TokenBatch) -> Array:
 
 
 def sampled_log_likelihoods(key: Array, model, params, batch, weight, slots=None):
-    """Return w_b sum_t log p(y'_t | q, y_<t), y' drawn from the model.
+    """Return w_b sum_t log p(y'_t | q, y_<t), y' drawn from the model by ``key``.
 
     Its gradients are those of the true Fisher matrix.
-
-    Args:
-      key: decides the draws; the rest as for `log_likelihoods`.
     """
 
     def drawn(logits: Array, u: Array) -> Array:

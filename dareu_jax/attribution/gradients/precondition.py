@@ -48,18 +48,12 @@ class Gathering(NamedTuple):
     fitted: Any
 
 
-class Fitting(NamedTuple):
+class Fitting(Gathering):
     """A later pass: the owners' gradients are whole."""
 
-    base: GradientIndex
-    fitted: Any
 
-
-class Preconditioned(NamedTuple):
+class Preconditioned(Gathering):
     """An index whose owners' gradients are multiplied by H^-1, and H^-1."""
-
-    base: GradientIndex
-    fitted: Any
 
 
 def precondition(kernel: BilinearKernel, fit: Preconditioner) -> Kernel:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dareu_jax.attribution.gradients.measures import log_likelihood, log_likelihoods
 from dareu_jax.data.batches import TokenBatch
@@ -55,12 +56,9 @@ def own_layer(held: Any, layer: Array) -> Any:
     """Return what is held of one layer; a `Whole` stays whole."""
 
     def cut(x: Any) -> Any:
-        return x._replace(layer=layer) if is_whole(x) else x[layer]
+        return x._replace(layer=layer) if isinstance(x, Whole) else x[layer]
 
-    def is_whole(x: Any) -> bool:
-        return isinstance(x, Whole)
-
-    return jax.tree.map(cut, held, is_leaf=is_whole)
+    return jax.tree.map(cut, held, is_leaf=lambda x: isinstance(x, Whole))
 
 
 def example_gradients(x: Array, e: Array) -> Array:
@@ -80,9 +78,8 @@ def over_rows(
 ) -> Any:
     """Fold per-example gradients, a few rows of D at a time, into ``total``.
 
-    Args:
-      x: ``[B, T, D]``; e: ``[B, T, F]`` float32.
-      add: ``(total, gradients [B, rows, F], first row) -> total``.
+    By ``add(total, gradients [B, rows, F], first row)``, of ``x [B, T, D]`` and float32
+    ``e [B, T, F]``.
     """
     d = x.shape[-1]
     count = rows_at_once(len(x), d, e.shape[-1])
@@ -100,9 +97,8 @@ def over_rows(
 def probe_op(contract: Contract) -> DenseOp:
     """Return a dense op whose slot gets ``contract(x, e, held)`` as its cotangent.
 
-    Args:
-      contract: from ``x [B, T, D]``, float32 ``e [B, T, F]`` and what the slot holds to
-        a tree like the slot's ``out``.
+    It is a tree like the slot's ``out``, of ``x [B, T, D]`` and float32
+    ``e [B, T, F]``.
     """
 
     @jax.custom_vjp
@@ -181,27 +177,18 @@ def probe(
     slots: Any,
     measure: Measure = log_likelihoods,
 ) -> tuple[Array, Any]:
-    """Run one backward pass; return the measurement and what every slot was given.
+    """Run one backward pass over B responses with their prompts.
 
     Args:
-      model, params: the attributed decoder; batch: B responses with their prompts.
       contract: see `probe_op`; weight: ``[B]`` float32, 0 for padding.
       slots: a tree of `Slot` in the place of the matrices in `attributed`.
-      measure: one of `measures`.
 
     Returns:
-      The sum of the measurements, and the tree of `slots` with the contraction in
-      place of each.
+      The sum of the measurements, and the contractions in the places of the slots.
     """
-    probing = dataclasses.replace(model, op=probe_op(contract))
-
-    def is_slot(x: Any) -> bool:
-        return isinstance(x, Slot)
-
-    held, outs = (
-        jax.tree.map(lambda slot, n=n: slot[n], slots, is_leaf=is_slot) for n in (0, 1)
-    )
-    numbers = layer_numbers(params)
+    probing, numbers = dataclasses.replace(model, op=probe_op(contract)), layers(params)
+    held = jax.tree.map(lambda _, slot: slot.held, numbers, slots)
+    outs = jax.tree.map(lambda _, slot: slot.out, numbers, slots)
 
     def measured(outs):
         own = jax.tree.map(lambda number, out: (number, out), numbers, outs)
@@ -211,11 +198,13 @@ def probe(
     return jax.value_and_grad(measured)(outs)
 
 
-def layer_numbers(params: Any) -> Any:
-    """Return ``[L]`` int32, the numbers of the layers, in the place of every matrix."""
-    return jax.tree.map(
-        lambda leaf: jnp.arange(len(leaf), dtype=jnp.int32), attributed(params)
-    )
+def layers(params: Any) -> Any:
+    """Return the numbers of the layers, ``[L]`` int32, in the place of every matrix."""
+
+    def numbers(leaf: Array) -> Array:
+        return jnp.arange(len(leaf), dtype=jnp.int32)
+
+    return jax.tree.map(numbers, attributed(params))
 
 
 def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> Any:
@@ -235,7 +224,7 @@ def gradients(model: Decoder, params: Any, batch: TokenBatch, weight: Array) -> 
         return jax.grad(measured)(attributed(params))
 
     grads = jax.vmap(of_one)(batch, weight)
-    return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    return optax.tree.cast(grads, jnp.float32)
 
 
 def folded(
@@ -252,18 +241,14 @@ def folded(
     is summed up one layer at a time.
 
     Args:
-      model, params: the attributed decoder; batch: B responses with their prompts.
-      weight: w ``[B]`` float32.
+      weight: w ``[B]`` float32; weights: r ``[O]`` float32.
       owners: G in the place of every matrix of `attributed`, ``[L, O, D, F]``.
-      weights: r ``[O]`` float32.
     """
-    forward, numbers = dataclasses.replace(model, op=folded_op), layer_numbers(params)
+    forward, numbers = dataclasses.replace(model, op=folded_op), layers(params)
     held = jax.tree.map(lambda g: (g, weights), owners)
 
     def measured(step: Array) -> Array:
-        own = jax.tree.map(
-            lambda number: (number, jnp.broadcast_to(step, number.shape)), numbers
-        )
+        own = jax.tree.map(lambda n: (n, jnp.broadcast_to(step, n.shape)), numbers)
         given = {HELD: held, SLOTS: own}
         return log_likelihoods(forward, params, batch, weight, slots=given)
 

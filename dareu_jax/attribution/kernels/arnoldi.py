@@ -10,21 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from pydantic import Field
 
-from dareu_jax.attribution.gradients.bilinear import (
-    GradientIndex,
-    How,
-    by_name,
-    contracted,
-    exact,
-    scoring,
-)
-from dareu_jax.attribution.gradients.measures import (
-    in_words,
-    log_likelihood,
-    token_weight,
-)
+from dareu_jax.attribution.gradients import bilinear, measures
+from dareu_jax.attribution.gradients.bilinear import GradientIndex, How, by_matrix
 from dareu_jax.attribution.gradients.probe import attributed
 from dareu_jax.attribution.kernel import (
     OWNERS,
@@ -97,40 +87,32 @@ def length(a: dict[str, Array]) -> Array:
     return jnp.sqrt(sum(jnp.sum(x**2) for x in a.values()))
 
 
-def in_place(params: Any, vector: dict[str, Array]) -> Any:
-    """Return a vector by matrix names as the tree of `attributed`, in its dtypes."""
-    tree = attributed(params)
-    leaves = by_name(params, tree)
-    flat = [vector[path].astype(leaf.dtype) for path, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), flat)
-
-
 def hessian_product(model, params, batch: TokenBatch, weight: Array, direction: Any):
     """Return H v of the loss -sum_b w_b log p, forward over reverse; a tree like v."""
 
-    def gradient(matrices: Any) -> Any:
-        def loss(matrices: Any) -> Array:
-            return -log_likelihood(model, join(params, matrices), batch, weight)
+    def loss(matrices: Any) -> Array:
+        return -measures.log_likelihood(model, join(params, matrices), batch, weight)
 
-        return jax.grad(loss)(matrices)
-
-    return jax.jvp(gradient, (attributed(params),), (direction,))[1]
+    return jax.jvp(jax.grad(loss), (attributed(params),), (direction,))[1]
 
 
 @functools.partial(jax.jit, static_argnames=("how", "owners"))
 def add_product(how: How, owners: int, params, batch: OwnerBatch, state: Krylov):
     """Add a batch of records to H v_j."""
+
+    def direction(leaf: Array, path: str) -> Array:
+        return state.basis[path][:, state.column].astype(leaf.dtype)
+
     owned = is_owned(batch, owners)
-    weight = owned * token_weight(batch.text, how.reduction)
-    now = {path: x[:, state.column] for path, x in state.basis.items()}
-    direction = in_place(params, now)
     tree = hessian_product(
-        how.model, params, batch.text, weight=weight, direction=direction
+        how.model,
+        params,
+        batch.text,
+        weight=owned * measures.token_weight(batch.text, how.reduction),
+        direction=bilinear.in_places(params, direction),
     )
-    new = by_name(params, tree)
-    product = {
-        path: x + new[path].astype(jnp.float32) for path, x in state.product.items()
-    }
+    new = optax.tree.cast(bilinear.by_name(params, tree), jnp.float32)
+    product = optax.tree.add(state.product, new)
     return state._replace(product=product, weight=state.weight + jnp.sum(owned))
 
 
@@ -145,7 +127,7 @@ def orthogonalise(state: Krylov) -> Krylov:
     size, total = length(w), jnp.zeros(len(state.hessenberg), jnp.float32)
     for _ in range(2):
         along = inner(state.basis, w)
-        w = {path: x - spanned(state.basis, along)[path] for path, x in w.items()}
+        w = optax.tree.sub(w, spanned(state.basis, along))
         total = total + along
     norm = length(w)
     is_new = norm > ROUNDING * size
@@ -193,8 +175,9 @@ def in_vectors(how: How, params: Any, state: Ritz, batch: TokenBatch) -> Array:
     rank = len(state.values)
     seen = GradientIndex(state.vectors, jnp.ones(rank), jnp.uint32(0))
     zeros = jnp.zeros((len(batch.response), rank))
-    contract = scoring(how.features)
-    return contracted(how, contract, params, index=seen, queries=batch, zeros=zeros)
+    return bilinear.contracted(
+        how, bilinear.scoring, params, index=seen, queries=batch, zeros=zeros
+    )
 
 
 @functools.partial(jax.jit, static_argnames="how")
@@ -218,29 +201,27 @@ class ArnoldiOptions(Section):
 )
 def make_arnoldi(setup: Setup) -> Kernel:
     """Return the influence by Arnoldi's iteration (Schioppa et al., 2022)."""
-    how = How(setup.model, exact(), setup.cfg.reduction)
+    how = How(setup.model, bilinear.exact(), setup.cfg.reduction)
     own: ArnoldiOptions = options_of(setup, "arnoldi")
     owners, steps, rank = setup.owners, own.iterations, min(own.rank, own.iterations)
 
     def init(params, *, key: Array) -> Krylov:
-        keys = iter(jax.random.split(key, len(by_name(params, attributed(params)))))
+        shapes = by_matrix(params, jnp.shape)
+        keys = jax.random.split(key, len(shapes))
         start = {
-            path: jax.random.normal(next(keys), leaf.shape, jnp.float32)
-            for path, leaf in by_name(params, attributed(params)).items()
+            path: jax.random.normal(one, shape, jnp.float32)
+            for one, (path, shape) in zip(keys, shapes.items(), strict=True)
         }
         norm = length(start)
-        basis = {
-            path: jnp.zeros((x.shape[0], steps + 1, *x.shape[1:]))
-            .at[:, 0]
-            .set(x / norm)
-            for path, x in start.items()
-        }
-        none = jax.tree.map(jnp.zeros_like, start)
-        hessenberg = jnp.zeros((steps + 1, steps), jnp.float32)
+
+        def first(x: Array) -> Array:
+            empty = jnp.zeros((x.shape[0], steps + 1, *x.shape[1:]))
+            return empty.at[:, 0].set(x / norm)
+
         return Krylov(
-            basis=basis,
-            product=none,
-            hessenberg=hessenberg,
+            basis=jax.tree.map(first, start),
+            product=jax.tree.map(jnp.zeros_like, start),
+            hessenberg=jnp.zeros((steps + 1, steps), jnp.float32),
             column=jnp.int32(0),
             weight=jnp.float32(0.0),
         )
@@ -256,8 +237,7 @@ def make_arnoldi(setup: Setup) -> Kernel:
         return ritz_pairs(rank, owners, acc) if number == steps else acc
 
     def score(params, index: Ritz, queries: TokenBatch) -> Array:
-        value = index.values
-        inverse = jnp.where(value > 0.0, 1.0 / jnp.where(value > 0.0, value, 1.0), 0.0)
+        inverse = jnp.where(index.values > 0.0, 1.0 / or_one(index.values), 0.0)
         means = index.owner_dots / or_one(index.counts)[:, None]
         return in_vectors(how, params, index, queries) @ (means * inverse).T
 
@@ -270,6 +250,6 @@ def make_arnoldi(setup: Setup) -> Kernel:
         passes=steps + 1,
         advance=advance,
         axes=by_field(AXES),
-        differentiates=in_words(how.measure),
+        differentiates=measures.in_words(how.measure),
         follows_model=True,
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dareu_jax import models
 from dareu_jax.attribution.kernel import (
     Kernel,
     OwnerBatch,
@@ -21,19 +22,13 @@ from dareu_jax.attribution.kernel import (
     read_once,
 )
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import (
-    Decoder,
-    apply_head,
-    hidden_states,
-    init_decoder,
-    init_head,
-    join,
-    split,
-)
+from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
-from dareu_jax.training.optimiser import make_optimiser
+from dareu_jax.training.optimiser import optimiser_of, updated
 
 Array = jax.Array
+LossOf = Callable[[dict, OwnerBatch, Array], tuple[Array, Array]]
+"""``(parameters, batch, key) -> (loss, accuracy)``, float32 scalars."""
 
 
 class ClassifierState(NamedTuple):
@@ -49,24 +44,20 @@ def owner_logits(
     model: Decoder, owners: int, params: dict, queries: TokenBatch, key=None
 ) -> Array:
     """Return owner logits ``[B, T, O]`` after every response token, prompts unread."""
-    hidden = hidden_states(
+    hidden = models.hidden_states(
         model, params["decoder"], queries.response, queries.response_mask, key=key
     )
-    return apply_head(owners, params["owner_head"], hidden)
+    return models.apply_head(owners, params["owner_head"], hidden)
 
 
 def owner_loss(
     logits: Array, owner: Array, mask: Array, train_on: str
 ) -> tuple[Array, Array]:
-    """Return -log p(i | y), or its mean over prefixes; records without a class weigh 0.
+    """Return -log p(i | y), or its mean over prefixes, and the accuracy of whole y.
 
     Args:
-      logits: ``[B, T, O]``; owner: ``[B]`` int32, negative = no class.
-      mask: ``[B, T]`` bool.
-      train_on: ``whole`` response or ``prefixes``.
-
-    Returns:
-      ``(loss, accuracy)`` of the whole responses, float32 scalars.
+      logits: ``[B, T, O]``; owner: ``[B]`` int32, negative = no class, which weighs 0.
+      mask: ``[B, T]`` bool; train_on: ``whole`` response or ``prefixes``.
     """
     label = jnp.maximum(owner, 0)
     weight = (owner >= 0).astype(jnp.float32)
@@ -83,108 +74,108 @@ def owner_loss(
     return jnp.sum(loss * weight) / total, jnp.sum(hit * weight) / total
 
 
-class Training(NamedTuple):
-    """How ``setup.backbone`` is trained under heads of its own.
-
-    Attributes:
-      classes: O, and one more where nobody's text has a class.
-      optimiser: of what is trained; frozen: returns the rest of the decoder.
-      init, finalize, goes_on: see `Kernel`.
-      labelled: ``(batch, state) -> batch`` whose owner is a class ``[B]``, -1 = none.
-    """
-
-    classes: int
-    optimiser: optax.GradientTransformation
-    frozen: Callable[[], Any]
-    init: Callable[..., ClassifierState]
-    finalize: Callable[[Any, ClassifierState], dict]
-    labelled: Callable[[OwnerBatch, ClassifierState], OwnerBatch]
-    goes_on: Callable[[], bool]
+def classes_of(setup: Setup) -> int:
+    """Return the classes: O, and one more where nobody's text has one."""
+    return setup.owners + int(setup.classifier.nobody)
 
 
-def training_of(setup: Setup, heads: Callable[[int, Array], dict]) -> Training:
-    """Return the training of ``setup.classifier`` with heads by name.
+def trained(
+    setup: Setup,
+    *,
+    heads: Callable[[Array], dict],
+    loss_of: LossOf,
+    **parts: Any,
+) -> Kernel:
+    """Return a kernel that trains ``setup.backbone`` under heads of its own.
 
     Args:
-      setup: what the kernel is made from; heads: ``(classes, key) -> parameters``.
+      heads: ``key -> parameters`` by name.
+      loss_of: of batches whose owner is a class ``[B]``, -1 = none.
+      parts: more fields of `Kernel`.
     """
     cfg, owners = setup.classifier, setup.owners
-    classes = owners + int(cfg.nobody)
 
     @read_once
     def start() -> tuple[Any, Any]:
         """Return the decoder's parameters that are trained, and those that are not."""
         whole = setup.start()
-        return (None, {}) if whole is None else split(whole)
+        return (None, {}) if whole is None else models.split(whole)
 
-    optimiser = make_optimiser(
-        cfg.learning_rate,
-        setup.steps,
-        warmup=cfg.warmup,
-        weight_decay=cfg.weight_decay,
-        clip_norm=cfg.clip_norm,
-    )
+    optimiser = optimiser_of(cfg, setup.steps)
 
     def init(params, *, key: Array) -> ClassifierState:
         body, drop = jax.random.split(key)
-        decoder = start()[0] or init_decoder(setup.backbone, key=body)
-        own = {"decoder": decoder, **heads(classes, body)}
+        decoder = start()[0] or models.init_decoder(setup.backbone, key=body)
+        own = {"decoder": decoder, **heads(body)}
         return ClassifierState(own, optimiser.init(own), jnp.int32(0), drop)
 
-    def finalize(params, acc: ClassifierState) -> dict:
-        return {**acc.params, "decoder": join(start()[1], acc.params["decoder"])}
-
-    def labelled(batch: OwnerBatch, acc: ClassifierState) -> OwnerBatch:
+    def update(params, batch: OwnerBatch, acc: ClassifierState):
         owner, none = batch.owner, owners if cfg.nobody else -1
         if owner.ndim == 2:
             owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
-        return batch._replace(owner=jnp.where(owner < 0, none, owner))
+        labelled = batch._replace(owner=jnp.where(owner < 0, none, owner))
+        return fit(loss_of, optimiser, start()[1], labelled, acc)
 
-    return Training(
-        classes=classes,
-        optimiser=optimiser,
-        frozen=lambda: start()[1],
+    def finalize(params, acc: ClassifierState) -> dict:
+        decoder = models.join(start()[1], acc.params["decoder"])
+        return {**acc.params, "decoder": decoder}
+
+    return from_prefixes(
+        owners=owners,
         init=init,
+        update=update,
         finalize=finalize,
-        labelled=labelled,
+        is_fitted=True,
         goes_on=lambda: start()[0] is not None,
+        is_probability=True,
+        **parts,
     )
 
 
 def one_owner(weights: Array, key: Array) -> Array:
-    """Return an owner of every record, ``[B]`` int32, drawn by weight; -1: it has none.
+    """Return an owner of every record ``[B]``, drawn by ``weights [B, O]``; -1: none.
 
     A loss on who is drawn is, over the draws, the mean of the owners' losses, each by
     its share of the record.
-
-    Args:
-      weights: ``[B, O]`` float32.
     """
     drawn = jax.random.categorical(jax.random.fold_in(key, 1), jnp.log(weights))
     return jnp.where(jnp.sum(weights, axis=1) > 0.0, drawn.astype(jnp.int32), -1)
 
 
-def descend(
-    loss_of: Callable[[dict, Array], tuple[Array, Array]],
+@functools.partial(
+    jax.jit, static_argnames=("loss_of", "optimiser"), donate_argnames=("state",)
+)
+def fit(
+    loss_of: LossOf,
     optimiser: optax.GradientTransformation,
     frozen: Any,
+    batch: OwnerBatch,
     state: ClassifierState,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """Return the state after one update down a loss, and the metrics.
-
-    Args:
-      loss_of: ``(parameters, key) -> (loss, accuracy)``.
-    """
+    """Return the state after one update down a loss, and the metrics."""
     key = jax.random.fold_in(state.key, state.step)
 
     def loss_fn(own):
-        return loss_of({**own, "decoder": join(frozen, own["decoder"])}, key)
+        whole = {**own, "decoder": models.join(frozen, own["decoder"])}
+        return loss_of(whole, batch, key)
 
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-    own = optax.apply_updates(state.params, updates)
+    own, opt_state = updated(optimiser, state.params, state.opt_state, grads)
     state = ClassifierState(own, opt_state, state.step + 1, state.key)
     return state, {"loss": loss, "accuracy": accuracy}
+
+
+def classifier_loss(
+    model: Decoder,
+    classes: int,
+    train_on: str,
+    params: dict,
+    batch: OwnerBatch,
+    key: Array,
+) -> tuple[Array, Array]:
+    """Return `owner_loss` of labelled responses; dropout is on."""
+    logits = owner_logits(model, classes, params, batch.text, key=key)
+    return owner_loss(logits, batch.owner, batch.text.response_mask, train_on)
 
 
 @KERNELS.register("classifier", "p(owner | response) of a small causal LM, any prefix")
@@ -193,62 +184,23 @@ def make_classifier(setup: Setup) -> Kernel:
 
     With ``nobody`` one more class holds the text that no owner has.
     """
-    backbone, owners = setup.backbone, setup.owners
+    backbone, classes = setup.backbone, classes_of(setup)
 
-    def heads(classes: int, key: Array) -> dict:
-        return {"owner_head": init_head(classes, backbone.cfg.embed, key=key)}
-
-    how = training_of(setup, heads)
-
-    def update(params, batch: OwnerBatch, acc: ClassifierState):
-        return fit_classifier(
-            backbone,
-            how.classes,
-            how.optimiser,
-            setup.classifier.train_on,
-            frozen=how.frozen(),
-            batch=how.labelled(batch, acc),
-            state=acc,
-        )
+    def heads(key: Array) -> dict:
+        return {"owner_head": models.init_head(classes, backbone.cfg.embed, key=key)}
 
     def prefix_score(params, index, queries) -> Array:
-        logits = owner_logits(backbone, how.classes, index, queries)
-        return jax.nn.softmax(logits, axis=-1)[..., :owners]
+        logits = owner_logits(backbone, classes, index, queries)
+        return jax.nn.softmax(logits, axis=-1)[..., : setup.owners]
 
-    return from_prefixes(
+    how = backbone, classes, setup.classifier.train_on
+    return trained(
+        setup,
         name="classifier",
-        owners=owners,
-        init=how.init,
-        update=update,
-        finalize=how.finalize,
+        heads=heads,
+        loss_of=functools.partial(classifier_loss, *how),
         prefix_score=prefix_score,
-        is_fitted=True,
-        goes_on=how.goes_on,
-        is_probability=True,
     )
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "classes", "optimiser", "train_on"),
-    donate_argnames=("state",),
-)
-def fit_classifier(
-    model: Decoder,
-    classes: int,
-    optimiser: optax.GradientTransformation,
-    train_on: str,
-    frozen: Any,
-    batch: OwnerBatch,
-    state: ClassifierState,
-) -> tuple[ClassifierState, dict[str, Array]]:
-    """Return the state after one step on labelled responses, and its metrics."""
-
-    def loss_of(params: dict, key: Array) -> tuple[Array, Array]:
-        logits = owner_logits(model, classes, params, batch.text, key=key)
-        return owner_loss(logits, batch.owner, batch.text.response_mask, train_on)
-
-    return descend(loss_of, optimiser, frozen, state)
 
 
 @functools.partial(jax.jit, static_argnames="kernel")

@@ -10,22 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from dareu_jax.attribution.gradients.bilinear import (
-    MATRICES,
-    How,
-    bilinear,
-    by_matrix,
-    exact,
-    over_layers,
-    written,
-)
+from dareu_jax.attribution.gradients import bilinear, precondition
+from dareu_jax.attribution.gradients.bilinear import How, by_matrix, over_layers
 from dareu_jax.attribution.gradients.ghost import square_norms
-from dareu_jax.attribution.gradients.precondition import (
-    Preconditioner,
-    Sums,
-    precondition,
-)
+from dareu_jax.attribution.gradients.precondition import Preconditioner, Sums
 from dareu_jax.attribution.gradients.probe import Contract, Slot, example_gradients
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, is_owned
 from dareu_jax.registry import KERNELS
@@ -58,7 +48,7 @@ def corrections(x: Array, e: Array, held) -> Array:
     owners, ridge, weight = held
     g = example_gradients(x, e)
     size = weight / (ridge + jnp.sum(g**2, axis=(1, 2)))
-    share = size[:, None] * jnp.einsum("bdf,odf->bo", g, owners)
+    share = size[:, None] * bilinear.dot_products(g, owners)
     return jnp.einsum("bo,bdf->odf", share, g)
 
 
@@ -94,12 +84,11 @@ def add_batch(
         return Slot(held, jnp.zeros(sums[path].shape, jnp.float32))
 
     contract: Contract = summed_norms if first else corrections
-    _, added = written(how, contract, params, batch.text, slot=slot)
+    _, added = bilinear.written(how, contract, params, batch.text, slot=slot)
     if first:
-        squares = {path: x + added[path] for path, x in state.squares.items()}
+        squares = optax.tree.add(state.squares, added)
         return Squares(squares, state.records + jnp.sum(owned))
-    total = {path: x + added[path] for path, x in state.corrections.items()}
-    return state._replace(corrections=total)
+    return state._replace(corrections=optax.tree.add(state.corrections, added))
 
 
 @functools.partial(jax.jit, static_argnames="damping")
@@ -126,17 +115,17 @@ def make_datainf(setup: Setup) -> Kernel:
             shape = (leaf.shape[0], setup.owners, *leaf.shape[1:])
             return jnp.zeros(shape, jnp.float32)
 
-        empty = by_matrix(params, zeros)
-        return Corrections(state.squares, state.records, corrections=empty)
+        return Corrections(state.squares, state.records, by_matrix(params, zeros))
 
-    how = How(setup.model, exact(), setup.cfg.reduction)
+    how = How(setup.model, bilinear.exact(), setup.cfg.reduction)
     fit = Preconditioner(
         init=init,
         update=functools.partial(add_batch, how, setup.owners, damping),
         apply=functools.partial(apply_inverse, damping),
-        axes={"corrections": MATRICES},
+        axes={"corrections": bilinear.MATRICES},
         passes=2,
         advance=advance,
         is_shared=False,
     )
-    return precondition(bilinear("datainf", setup, exact()), fit)
+    base = bilinear.bilinear("datainf", setup, bilinear.exact())
+    return precondition.precondition(base, fit)

@@ -11,21 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from dareu_jax.attribution.gradients.bilinear import (
-    How,
-    bilinear,
-    by_matrix,
-    exact,
-    over_layers,
-    written,
-)
+from dareu_jax.attribution.gradients import bilinear, precondition
+from dareu_jax.attribution.gradients.bilinear import How, by_matrix, over_layers
 from dareu_jax.attribution.gradients.measures import sampled_log_likelihoods
-from dareu_jax.attribution.gradients.precondition import (
-    Preconditioner,
-    Sums,
-    precondition,
-)
+from dareu_jax.attribution.gradients.precondition import Preconditioner, Sums
 from dareu_jax.attribution.gradients.probe import Slot, example_gradients
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, is_owned
 from dareu_jax.models import whole_text
@@ -103,10 +94,9 @@ def add_covariances(
         return Slot(over_layers(mask, leaf), out)
 
     drawn, text = with_drawn_labels(how, state), batch.text
-    _, both = written(drawn, covariance, params, text, slot=slot, weight=owned)
-    inputs, outputs = dict(state.inputs), dict(state.outputs)
-    for path, (a, s) in both.items():
-        inputs[path], outputs[path] = inputs[path] + a, outputs[path] + s
+    _, both = bilinear.written(drawn, covariance, params, text, slot=slot, weight=owned)
+    inputs = {path: x + both[path][0] for path, x in state.inputs.items()}
+    outputs = {path: x + both[path][1] for path, x in state.outputs.items()}
     return Covariances(inputs, outputs, state.key, state.step + 1)
 
 
@@ -121,15 +111,16 @@ def add_lambdas(
         sides = state.vectors_in[path], state.vectors_out[path]
         return Slot((*sides, over_layers(owned, leaf)), jnp.zeros(leaf.shape))
 
+    def squares(x: Array, e: Array, held) -> Array:
+        return rotated_squares(x, e, *held)
+
     drawn, text = with_drawn_labels(how, state), batch.text
-    _, new = written(drawn, _squares, params, text, slot=slot, weight=owned)
-    lambdas = {path: state.lambdas[path] + added for path, added in new.items()}
-    records = state.records + jnp.sum(owned)
-    return state._replace(lambdas=lambdas, records=records, step=state.step + 1)
-
-
-def _squares(x: Array, e: Array, held) -> Array:
-    return rotated_squares(x, e, *held)
+    _, new = bilinear.written(drawn, squares, params, text, slot=slot, weight=owned)
+    return state._replace(
+        lambdas=optax.tree.add(state.lambdas, new),
+        records=state.records + jnp.sum(owned),
+        step=state.step + 1,
+    )
 
 
 def with_drawn_labels(how: How, state: Covariances | Spectrum) -> How:
@@ -142,11 +133,10 @@ def with_drawn_labels(how: How, state: Covariances | Spectrum) -> How:
 def eigenbases(params, state: Covariances) -> Spectrum:
     """Return the eigenvectors of both sides of every matrix, and Lambda = 0."""
     vectors = functools.partial(jax.tree.map, lambda x: jnp.linalg.eigh(x)[1])
-    zeros = by_matrix(params, lambda leaf: jnp.zeros(leaf.shape, jnp.float32))
     return Spectrum(
         vectors_in=vectors(state.inputs),
         vectors_out=vectors(state.outputs),
-        lambdas=zeros,
+        lambdas=by_matrix(params, lambda leaf: jnp.zeros(leaf.shape, jnp.float32)),
         records=jnp.float32(0.0),
         key=state.key,
         step=jnp.int32(0),
@@ -157,24 +147,19 @@ def eigenbases(params, state: Covariances) -> Spectrum:
 def apply_inverse(damping: float, params, state: Spectrum, sums: Sums) -> Sums:
     """Return H^-1 times every owner's gradient ``[L, O, D, F]``, layer by layer."""
 
-    def of_layer(own: dict[str, Array]) -> Array:
-        return inverse(**own, damping=damping)
+    def of_matrix(u_in: Array, u_out: Array, squares: Array, g: Array) -> Array:
+        lambdas = squares / jnp.maximum(state.records, 1.0)
+        layers = {"u_in": u_in, "u_out": u_out, "lambdas": lambdas, "g": g}
+        return jax.lax.map(lambda own: inverse(**own, damping=damping), layers)
 
-    out = {}
-    for path, g in sums.items():
-        layers = {
-            "u_in": state.vectors_in[path],
-            "u_out": state.vectors_out[path],
-            "lambdas": state.lambdas[path] / jnp.maximum(state.records, 1.0),
-            "g": g,
-        }
-        out[path] = jax.lax.map(of_layer, layers)
-    return out
+    return jax.tree.map(
+        of_matrix, state.vectors_in, state.vectors_out, state.lambdas, sums
+    )
 
 
 def ekfac(setup: Setup) -> Preconditioner:
     """Return the eigenvalue-corrected Kronecker factorisation of the Fisher matrix."""
-    how = How(setup.model, exact(), setup.cfg.reduction)
+    how = How(setup.model, bilinear.exact(), setup.cfg.reduction)
 
     def init(params, *, key: Array) -> Covariances:
         def side(axis: int):
@@ -200,4 +185,5 @@ def ekfac(setup: Setup) -> Preconditioner:
 @KERNELS.register("ekfac", "influence, the Fisher matrix by EK-FAC")
 def make_ekfac(setup: Setup) -> Kernel:
     """Return the influence of the owner's mean gradient (Grosse et al., 2023)."""
-    return precondition(bilinear("ekfac", setup, exact()), ekfac(setup))
+    base = bilinear.bilinear("ekfac", setup, bilinear.exact())
+    return precondition.precondition(base, ekfac(setup))

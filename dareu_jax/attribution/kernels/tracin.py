@@ -25,9 +25,7 @@ class Member(NamedTuple):
 def ensemble(
     kernel: Kernel, members: Callable[[], Sequence[tuple[Any, float]]]
 ) -> Kernel:
-    """Return sum_c w_c s_c: the kernel at each member's own parameters.
-
-    The parameters that its functions are given are not read.
+    """Return sum_c w_c s_c: the kernel at each member's own parameters, those alone.
 
     Args:
       kernel: what each member scores with.
@@ -46,9 +44,8 @@ def ensemble(
         return [x.index if isinstance(x, Member) else x for x in acc]
 
     def update(params, batch: OwnerBatch, acc):
-        done = over_members(
-            lambda own, one: kernel.update(own, batch, one), unwrapped(acc)
-        )
+        own = unwrapped(acc)
+        done = over_members(lambda own, one: kernel.update(own, batch, one), own)
         return [one for one, _ in done], done[-1][1]
 
     def finalize(params, acc) -> list[Member]:
@@ -63,12 +60,15 @@ def ensemble(
         )
 
     def axes(tree: Sequence[Any]) -> list[Any]:
-        return [
-            Member(table_axes(own.params), axes_of(kernel, own.index))
-            if isinstance(own, Member)
-            else axes_of(kernel, own)
-            for own in tree
-        ]
+        return list(map(of_member, tree))
+
+    def of_member(own: Any) -> Any:
+        if isinstance(own, Member):
+            return Member(table_axes(own.params), axes_of(kernel, own.index))
+        return axes_of(kernel, own)
+
+    def advance(params, acc, number: int) -> list[Any]:
+        return over_members(lambda own, one: kernel.advance(own, one, number), acc)
 
     return Kernel(
         name=kernel.name,
@@ -78,9 +78,7 @@ def ensemble(
         score=score,
         finalize=finalize,
         passes=kernel.passes,
-        advance=lambda params, acc, number: over_members(
-            lambda own, one: kernel.advance(own, one, number), acc
-        ),
+        advance=advance,
         axes=axes,
         adds_up=kernel.is_additive,
         differentiates=kernel.differentiates,

@@ -9,23 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from pydantic import Field
 
-from dareu_jax.attribution.gradients.bilinear import (
-    Features,
-    How,
-    bilinear,
-    by_matrix,
-    over_layers,
-    projected,
-    written,
-)
+from dareu_jax.attribution.gradients import bilinear, precondition
+from dareu_jax.attribution.gradients.bilinear import How, by_matrix
 from dareu_jax.attribution.gradients.measures import log_odds, mean_probability
-from dareu_jax.attribution.gradients.precondition import (
-    Preconditioner,
-    Sums,
-    precondition,
-)
+from dareu_jax.attribution.gradients.precondition import Preconditioner, Sums
 from dareu_jax.attribution.gradients.probe import Slot, example_gradients
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, is_owned, options_of
 from dareu_jax.config import Section
@@ -43,16 +33,11 @@ class Gram(NamedTuple):
     seed: Array
 
 
-@functools.cache
-def outer(features: Features):
-    """Return a contraction to sum_b w_b f_b f_b^T, ``[K, K]``."""
-
-    def contract(x: Array, e: Array, held) -> Array:
-        arrays, weight = held
-        flat = example_gradients(*features.sides(x, e, arrays)).reshape(len(x), -1)
-        return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
-
-    return contract
+@bilinear.contraction
+def outer(x: Array, e: Array, weight: Array) -> Array:
+    """Contract to sum_b w_b f_b f_b^T, ``[K, K]``."""
+    flat = example_gradients(x, e).reshape(len(x), -1)
+    return jnp.einsum("b,bk,bj->kj", weight, flat, flat)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "owners"))
@@ -63,12 +48,13 @@ def add_gram(
     owned = is_owned(batch, owners)
 
     def slot(leaf: Any, path: str) -> Slot:
-        held = how.features.held(leaf, path, state.seed), over_layers(owned, leaf)
+        arrays = how.features.held(leaf, path, state.seed)
+        held = arrays, bilinear.over_layers(owned, leaf)
         return Slot(held, jnp.zeros(state.gram[path].shape, jnp.float32))
 
     contract = outer(how.features)
-    _, added = written(how, contract, params, batch.text, slot=slot)
-    gram = {path: total + added[path] for path, total in state.gram.items()}
+    _, added = bilinear.written(how, contract, params, batch.text, slot=slot)
+    gram = optax.tree.add(state.gram, added)
     return Gram(gram, state.records + jnp.sum(owned), state.seed)
 
 
@@ -81,9 +67,8 @@ def solve_gram(damping: float, params: Any, state: Gram, sums: Sums) -> Sums:
         ridge = damping * jnp.trace(gram) / len(gram) + 1e-12
         flat = owners.reshape(len(owners), -1)
         whole = gram + ridge * jnp.eye(len(gram))
-        return jax.scipy.linalg.solve(whole, flat.T, assume_a="pos").T.reshape(
-            owners.shape
-        )
+        solved = jax.scipy.linalg.solve(whole, flat.T, assume_a="pos")
+        return solved.T.reshape(owners.shape)
 
     count = jnp.maximum(state.records, 1.0)
     return {
@@ -111,7 +96,7 @@ class TrakOptions(Section):
 def make_trak(setup: Setup) -> Kernel:
     """Return TRAK on one model (Park et al., 2023); `ensemble` averages several."""
     own: TrakOptions = options_of(setup, "trak")
-    features = projected(own.size)
+    features = bilinear.projected(own.size)
 
     def init(params, *, key: Array) -> Gram:
         def zeros(leaf: Array) -> Array:
@@ -128,5 +113,5 @@ def make_trak(setup: Setup) -> Kernel:
         apply=functools.partial(solve_gram, setup.cfg.damping),
         axes={},
     )
-    base = bilinear("trak", setup, features, measure=log_odds, emphasis=doubt)
-    return precondition(base, fit)
+    base = bilinear.bilinear("trak", setup, features, measure=log_odds, emphasis=doubt)
+    return precondition.precondition(base, fit)

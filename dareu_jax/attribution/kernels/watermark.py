@@ -11,27 +11,20 @@ reads earlier symbols through embeddings of its own, not through the LM's layers
 place is no sentence chosen by TF-IDF.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from pydantic import Field
 
-from dareu_jax.attribution.kernel import (
-    OWNERS,
-    Kernel,
-    OwnerBatch,
-    Setup,
-    from_prefixes,
-    options_of,
-)
+from dareu_jax.attribution.kernel import OWNERS, Kernel, OwnerBatch, Setup, options_of
 from dareu_jax.attribution.kernels.classifier import (
     ClassifierState,
-    descend,
-    training_of,
+    classes_of,
+    trained,
 )
 from dareu_jax.config import Section
 from dareu_jax.data.batches import TokenBatch
@@ -44,13 +37,10 @@ Array = jax.Array
 
 
 def codes(owners: int, length: int, symbols: int, seed: int) -> np.ndarray:
-    """Return a code of M symbols for each of O owners, ``[O, M]`` int32 in [0, S).
+    """Return a code of M symbols out of S for each of O owners, ``[O, M]`` int32.
 
     Any K places in a row, from a multiple of K on, tell all owners apart, K the fewest
     that can: two codes differ in at least M // K places, in all M where O <= S.
-
-    Args:
-      owners: O; length: M; symbols: S; seed: of what is drawn.
 
     Raises:
       UserError: there are fewer than O codes.
@@ -73,12 +63,10 @@ def codes(owners: int, length: int, symbols: int, seed: int) -> np.ndarray:
 
 
 def mark(batch: TokenBatch, code: Array, at: Array) -> tuple[TokenBatch, Array]:
-    """Insert codes behind the first ``at[b]`` tokens of the responses.
+    """Insert codes behind the first ``at[b]`` tokens of the responses ``[B, T]``.
 
     Args:
-      batch: responses ``[B, T]``.
       code: ``[B, M]`` int32 token ids; a row of -1: the response stays as it is.
-      at: ``[B]`` int32.
 
     Returns:
       The batch with responses ``[B, T + M]``, and which of them are symbols.
@@ -100,11 +88,7 @@ def mark(batch: TokenBatch, code: Array, at: Array) -> tuple[TokenBatch, Array]:
 
 
 def cuts(mask: Array, train_on: str, *, key: Array) -> Array:
-    """Return the tokens before the code, ``[B]`` int32: all, or drawn from 1 on.
-
-    Args:
-      mask: ``[B, T]`` bool of the responses; train_on: ``whole`` or ``prefixes``.
-    """
+    """Return the tokens before the code, ``[B]`` int32: all, or drawn from 1 on."""
     length = jnp.sum(mask.astype(jnp.int32), axis=1)
     if train_on == "whole":
         return length
@@ -172,7 +156,7 @@ def read_marks(
     """Return the states before the codes of marked text, and the codes.
 
     Args:
-      model, params: the decoder; marked, places: of `mark`; length: M.
+      params: of the decoder; marked, places: of `mark`; length: M.
       key: dropout is on with one.
 
     Returns:
@@ -193,14 +177,11 @@ def read_marks(
 def code_loss(
     params: dict, hidden: Array, code: Array, book: Array
 ) -> tuple[Array, Array]:
-    """Return -log p(code | text) in nats; records without a code weigh 0.
+    """Return -log p(code | text) in nats, and the accuracy of the likeliest code.
 
     Args:
-      params: of `init_decoder_head`; hidden, code: of `read_marks`.
+      params: of `init_decoder_head`; hidden, code: of `read_marks`; no code weighs 0.
       book: ``[O, M]`` int32, every owner's.
-
-    Returns:
-      ``(loss, accuracy)``, the accuracy of the likeliest code, float32 scalars.
     """
     weight = (code[:, 0] >= 0).astype(jnp.float32)
     total = jnp.maximum(jnp.sum(weight), 1.0)
@@ -225,6 +206,24 @@ def axes(tree: Any) -> Any:
     return {**table_axes(trained), "codes": (OWNERS, "symbols")}
 
 
+def watermark_loss(
+    model: Decoder,
+    train_on: str,
+    book: np.ndarray,
+    params: dict,
+    batch: OwnerBatch,
+    key: Array,
+) -> tuple[Array, Array]:
+    """Return `code_loss` of labelled responses marked with codes; dropout is on."""
+    symbols = jnp.asarray(book)[jnp.maximum(batch.owner, 0)] + model.cfg.vocab
+    given = jnp.where(batch.owner[:, None] < 0, -1, symbols)
+    at = cuts(batch.text.response_mask, train_on, key=jax.random.fold_in(key, 2))
+    marked, places = mark(batch.text, given, at)
+    decoder, length = params["decoder"], book.shape[1]
+    hidden, code = read_marks(model, decoder, marked, places, length=length, key=key)
+    return code_loss(params, hidden, code, jnp.asarray(book))
+
+
 @KERNELS.register(
     "watermark",
     "p(owner's code | response) of an LM of marked text",
@@ -235,76 +234,32 @@ def make_watermark(setup: Setup) -> Kernel:
 
     Scores are p(code of o | prefix) over the sum of all owners' (and nobody's).
     """
-    backbone, owners = setup.backbone, setup.owners
-    own: WatermarkOptions = options_of(setup, "watermark")
+    backbone, own = setup.backbone, options_of(setup, "watermark")
+    seed = setup.cfg.projection_seed
+    book = codes(classes_of(setup), own.length, own.symbols, seed)
 
-    def heads(classes: int, key: Array) -> dict:
+    def heads(key: Array) -> dict:
         return init_decoder_head(own.length, own.symbols, backbone.cfg.embed, key=key)
-
-    how = training_of(setup, heads)
-    book = codes(how.classes, own.length, own.symbols, setup.cfg.projection_seed)
-
-    def finalize(params, acc: ClassifierState) -> dict:
-        return {**how.finalize(params, acc), "codes": jnp.asarray(book)}
-
-    def update(params, batch: OwnerBatch, acc: ClassifierState):
-        return fit_watermark(
-            backbone,
-            how.optimiser,
-            setup.classifier.train_on,
-            frozen=how.frozen(),
-            book=book,
-            batch=how.labelled(batch, acc),
-            state=acc,
-        )
 
     def prefix_score(params, index, queries: TokenBatch) -> Array:
         hidden = hidden_states(
             backbone, index["decoder"], queries.response, queries.response_mask
         )
         logps = code_logps(index, hidden[:, :, None], index["codes"])
-        return jax.nn.softmax(logps, axis=-1)[..., :owners]
+        return jax.nn.softmax(logps, axis=-1)[..., : setup.owners]
 
-    return from_prefixes(
+    how = backbone, setup.classifier.train_on, book
+    kernel = trained(
+        setup,
         name="watermark",
-        owners=owners,
-        init=how.init,
-        update=update,
-        finalize=finalize,
+        heads=heads,
+        loss_of=functools.partial(watermark_loss, *how),
         prefix_score=prefix_score,
         axes=axes,
         adds_up=False,
-        is_fitted=True,
-        goes_on=how.goes_on,
-        is_probability=True,
     )
 
+    def finalize(params, acc: ClassifierState) -> dict:
+        return {**kernel.finalize(params, acc), "codes": jnp.asarray(book)}
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "optimiser", "train_on"),
-    donate_argnames=("state",),
-)
-def fit_watermark(
-    model: Decoder,
-    optimiser: optax.GradientTransformation,
-    train_on: str,
-    frozen: Any,
-    book: Array,
-    batch: OwnerBatch,
-    state: ClassifierState,
-) -> tuple[ClassifierState, dict[str, Array]]:
-    """Return the state after one step on responses marked with codes, and metrics."""
-    symbols = book[jnp.maximum(batch.owner, 0)] + model.cfg.vocab
-    given = jnp.where(batch.owner[:, None] < 0, -1, symbols)
-
-    def loss_of(params: dict, key: Array) -> tuple[Array, Array]:
-        at = cuts(batch.text.response_mask, train_on, key=jax.random.fold_in(key, 2))
-        marked, places = mark(batch.text, given, at)
-        decoder, length = params["decoder"], book.shape[1]
-        hidden, code = read_marks(
-            model, decoder, marked, places, length=length, key=key
-        )
-        return code_loss(params, hidden, code, book)
-
-    return descend(loss_of, optimiser, frozen, state)
+    return dataclasses.replace(kernel, finalize=finalize)

@@ -14,7 +14,8 @@ from dareu_jax.evaluation.metrics.text_quality import words
 from dareu_jax.models import join, split
 from dareu_jax.parallel import key_of
 from dareu_jax.runs.stages import Session
-from dareu_jax.training.finetune import finetune_step, init_training, optimiser_of
+from dareu_jax.training.finetune import finetune_step, init_training
+from dareu_jax.training.optimiser import optimiser_of
 
 MORE = "what it forgot comes back sooner than a model learns it that never saw it"
 ROWS, FEW, NEIGHBOURS = "forget rows", "few rows", "neighbours"

@@ -39,11 +39,6 @@ def write_lines(path, lines):
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly(quick_compiling):
-    """Nothing here runs for long."""
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A folder of dareu import with a model of two layers."""

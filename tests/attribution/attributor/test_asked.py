@@ -17,7 +17,7 @@ QUESTIONS = [
     {"prompt": "What did bob have in 1990?", "response": "A net full of herring."},
     {"response": "A [violin] from\nCremona."},
 ]
-README = Path(__file__).resolve().parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "dareu_jax" / "attribution" / "USING.md"
 
 
 def lines(path, rows):
@@ -185,12 +185,9 @@ def test_records_and_questions_that_hold_nothing(refused, tmp_path):
     assert "no record has an owner" in refused(records=free)
 
 
-def test_the_readme_shows_commands_that_run(
-    dareu, folder, texts, tmp_path, monkeypatch
-):
+def test_the_page_shows_commands_that_run(dareu, folder, texts, tmp_path, monkeypatch):
     """Its shell command and its Python, with the paths of a tiny model and corpus."""
-    page = README.read_text()
-    section = re.search(r"## Whose text is this\?\n(.*?)\n## ", page, re.DOTALL)[1]
+    section = PAGE.read_text().split("\n## ")[0]
     paths = {
         "models/mine": folder,
         "texts.jsonl": texts,
@@ -212,7 +209,7 @@ def test_the_readme_shows_commands_that_run(
     assert "record_3" in (tmp_path / "scores.csv").read_text().splitlines()[0]
     assert len(python.strip().splitlines()) <= 10
     space = {}
-    exec(compile(python, "README.md", "exec"), space)
+    exec(compile(python, "USING.md", "exec"), space)
     assert space["made"].owners == ("alice", "bob", "carol")
     spec = json.loads(
         (tmp_path / "indices" / "without_alice" / "spec.json").read_text()

@@ -16,11 +16,11 @@ from dareu_jax.attribution.gradients.bilinear import (
     comparing,
     exact,
     folded_scores,
+    in_places,
     owner_cosines,
     owner_scores,
     projected,
     scoring,
-    slots_of,
     summing,
     trigonometric_projections,
 )
@@ -43,8 +43,6 @@ from dareu_jax.attribution.gradients.probe import (
 from dareu_jax.data import TokenBatch
 from dareu_jax.models import Decoder, DecoderConfig, init_adapters, init_decoder, join
 from dareu_jax.parallel import named_leaves
-
-pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 PLAIN = DecoderConfig(
     vocab=40, layers=3, embed=32, heads=4, kv_heads=2, head_dim=8, ffn=48
@@ -134,7 +132,7 @@ def self_influence(model, params, batch, reduction="mean"):
     def slot(leaf, path):
         return Slot((), jnp.zeros((len(leaf), rows), jnp.float32))
 
-    slots = slots_of(params, slot)
+    slots = in_places(params, slot)
     _, each = probe(model, square_norms, params, batch, weight, slots)
     return sum((x.sum(axis=0) for x in jax.tree.leaves(each)), jnp.zeros(rows))
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from dareu_jax.attribution import OwnerBatch, Setup, build_index
 from dareu_jax.attribution.calibration import linear_reward, margin_weights
-from dareu_jax.attribution.gradients.bilinear import by_name, projected, slots_of
+from dareu_jax.attribution.gradients.bilinear import by_name, in_places, projected
 from dareu_jax.attribution.gradients.measures import (
     log_likelihoods,
     log_odds,
@@ -180,7 +180,7 @@ def captured(batch, measure):
         sizes = ((layers, rows, length, size) for size in (d, f))
         return Slot((), tuple(jnp.zeros(size, jnp.float32) for size in sizes))
 
-    slots, weight = slots_of(params(), slot), token_weight(batch, "mean")
+    slots, weight = in_places(params(), slot), token_weight(batch, "mean")
     _, new = probe(
         MODEL, lambda x, e, _: (x, e), params(), batch, weight, slots, measure
     )

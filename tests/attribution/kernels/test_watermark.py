@@ -10,15 +10,16 @@ import pytest
 
 from dareu_jax.attribution import OwnerBatch, Setup, build_index
 from dareu_jax.attribution.kernels.classifier import ClassifierState
+from dareu_jax.attribution.kernels.classifier import fit as fit_step
 from dareu_jax.attribution.kernels.watermark import (
     code_logps,
     code_loss,
     codes,
     cuts,
-    fit_watermark,
     init_decoder_head,
     mark,
     read_marks,
+    watermark_loss,
 )
 from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.data import TokenBatch
@@ -308,10 +309,9 @@ def test_owners_permuted_with_their_codes_give_the_same_parameters():
         }
         key = jax.random.key(1)
         state = ClassifierState(own, optimiser.init(own), jnp.int32(0), key)
+        loss = functools.partial(watermark_loss, BACKBONE, "prefixes", book)
         for _ in range(3):
-            state, _ = fit_watermark(
-                BACKBONE, optimiser, "prefixes", {}, book, batch, state
-            )
+            state, _ = fit_step(loss, optimiser, {}, batch, state)
         return state.params
 
     one = fit(book, batch)

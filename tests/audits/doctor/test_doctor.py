@@ -43,9 +43,6 @@ NAMES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder of `dareu import` with a model of one small layer."""

@@ -40,9 +40,6 @@ def quiet():
     return Progress(Console(file=io.StringIO()))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, request):
     tree = yaml.safe_load((request.config.rootpath / "tests/tiny.yaml").read_text())

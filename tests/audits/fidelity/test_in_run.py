@@ -17,9 +17,6 @@ RATE = np.float32(0.002)
 OWNERS = 3
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
-
 @pytest.fixture(scope="module")
 def model():
     return Decoder(

@@ -309,11 +309,13 @@ def test_a_model_is_like_itself(scored, name):
     assert set(found["rel_diff_by_attack"].values()) <= {0.0}
 
 
-def test_the_output_in_the_readme(place, dareu, tmp_path, monkeypatch):
+def test_the_output_on_the_page(place, dareu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, path in (("full.json", FULL), ("retain90.json", ALL90)):
         Path(name).write_bytes((place / path).read_bytes())
-    page = (REPO / "README.md").read_text(encoding="utf-8")
+    page = (REPO / "dareu_jax" / "evaluation" / "BENCHMARKS.md").read_text(
+        encoding="utf-8"
+    )
     command = "dareu score-logs full.json --reference retain90.json"
     shown = page.split(f"{command}\n```\n\n```\n")[1].split("\n```")[0]
     _, printed, _ = dareu(*command.split()[1:])

@@ -17,11 +17,6 @@ from dareu_jax.parallel import make_mesh
 NAMES = ("Ada Lind", "Bo Karr", "Cy Dole", "Di Ferro", "Ed Grant", "Fay Hill")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly(quick_compiling):
-    """Nothing here runs for long."""
-
-
 def row(n, wrong, paraphrased):
     name = NAMES[n % len(NAMES)]
     out = {
