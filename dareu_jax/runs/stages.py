@@ -136,7 +136,7 @@ def load(
       UserError: the stage's folder is missing, damaged or not finished.
     """
     cfg = inputs.cfg
-    if _is_imported(cfg, stage):
+    if is_imported(cfg, stage):
         if stage.name == "original":
             return inputs.base("model")
         assert cfg.retrained.path is not None
