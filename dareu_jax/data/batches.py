@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import on_host
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 CHAT = "chat"
@@ -286,6 +284,10 @@ def over_records(
     tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
 ) -> Any:
     """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    import jax
+
+    from dareu_jax.parallel import on_host
+
     parts = []
     for batch, valid in sequential(tokens, batch_size):
         values = on_host(score(place(batch)))

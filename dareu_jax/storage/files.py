@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import is_first, wait_for_all
 
 
 def check_new(out: Path) -> None:
@@ -25,6 +24,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Every process gets the same draft; process 0 makes and renames it.
     """
+    from dareu_jax.parallel import is_first, wait_for_all
+
     check_new(out)
     wait_for_all(f"looked for {out}")
     first = is_first()
@@ -51,6 +52,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file from process 0, whole or not at all; the others wait."""
+    from dareu_jax.parallel import is_first, wait_for_all
+
     if is_first():
         write_whole(path, text)
     wait_for_all(f"wrote {path}")
