@@ -24,8 +24,7 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
     """Return the class of a configuration with the sections of registered entries.
 
     A method with options has the section of its name, such as ``npo``; a kernel has
-    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``. Raises
-    `UserError` where there is no such source, or a name is taken.
+    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``.
     """
     whole = _extended(RunConfig, METHODS, METHODS.options())
     corpus = _corpus_config(source, source_options(source))
@@ -80,8 +79,7 @@ def _extended(
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file and apply overrides such as ``dareu.learning_rate=1e-4``.
 
-    Raises:
-      UserError: missing file, bad YAML, unknown key, wrong type, out of range.
+    Raises `UserError` for a missing file, bad YAML, and a bad key or value.
     """
     tree = read_yaml(Path(path))
     if "plugins" in tree:

@@ -31,10 +31,8 @@ def load_corpus(
     """Return the corpus of a source, read from its TFDS dataset below ``data_dir``.
 
     It is written, whole or not at all, where it is not there yet. Its folder is named
-    by a hash of the source, its options and every record, so that a changed file or
-    option never meets older data; what is read must give the same name again. Downloads
-    are kept in ``downloads``; none: in ``data_dir``. Raises `UserError` for bad input
-    or a damaged dataset.
+    by a hash of the source, its options and every record, so that a changed file never
+    meets older data; what is read must give the same name again.
     """
     make: Source = SOURCES.get(source)
     rows = list(make(options, downloads or data_dir / "downloads"))

@@ -51,9 +51,6 @@ def tofu_questions(
 
     Without a ``folder`` of TOFU's files they are downloaded. ``forget`` is one of
     `FORGET_SETS`; of each set the ``first`` rows are read (the original code: 300).
-
-    Raises:
-      UserError: no such set, a missing or malformed file, or a failed download.
     """
     if forget not in FORGET_SETS:
         raise UserError(f"--forget {forget}: give one of {', '.join(FORGET_SETS)}")
@@ -66,10 +63,7 @@ def tofu_questions(
 
 
 def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
-    """Return TOFU's questions, each with its ``paraphrased_question``.
-
-    From `REWORDED`, downloaded, where no ``folder`` has the perturbed files.
-    """
+    """Return TOFU's questions, each with its ``paraphrased_question``."""
     if folder is None:
         place = downloads / "tofu"
         remedy = f"put {', '.join(map(_file, REWORDED))} into {place}"

@@ -129,11 +129,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer in folder `spec`, or one trained on `texts`.
 
-    One is trained on ``texts`` where ``spec`` is None, and kept in ``folder``; the
-    texts are not read where that is there already.
-
-    Raises:
-      UserError: no tokenizer there, no eos token, or too small a vocabulary.
+    One is trained where ``spec`` is None, and kept in ``folder``; the texts are not
+    read where it is there. Raises `UserError` for a folder or vocabulary that cannot
+    be.
     """
     if spec is not None:
         return read_tokenizer(Path(spec))

@@ -51,10 +51,7 @@ class LoadedModel(NamedTuple):
     def logps(
         self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 8
     ) -> list[np.ndarray]:
-        """Return log p of every token of each answer, the end of text included.
-
-        For each pair it is float32 ``[tokens of the answer]``, in nats.
-        """
+        """Return log p of every token of each answer, eos too: float32, nats."""
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
         tokens = as_tokens(self, records, self.template, self.system)
@@ -85,11 +82,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
-    """Load a folder that ``dareu import`` wrote, onto all devices if no mesh is given.
-
-    Raises:
-      UserError: no such folder, or nothing imported in it.
-    """
+    """Load a folder that ``dareu import`` wrote, by default onto all devices."""
     imported = open_imported(Path(folder), "model")
     mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
     params = imported.load(mesh)
@@ -113,8 +106,7 @@ def as_tokens(
 ) -> data.TokenBatch:
     """Return records as tokens, every one whole, see `padded`.
 
-    A prompt of no tokens, where there is neither bos nor text, becomes the end of
-    text: that is what a response which begins a document follows.
+    A prompt of no tokens becomes the end of text, which begins a document.
     """
     tokenizer = model.tokenizer
     tokens = padded(model, *encode(records, tokenizer, template, system))

@@ -115,12 +115,8 @@ def shardings_for(
     """Return the tree of `NamedSharding` for arrays or their shapes.
 
     A dimension is replicated where its name is not in `MESH_AXES`, or where the size of
-    its mesh axis does not divide it. ``axes`` is a tree like ``abstract_tree`` with a
-    tuple of axis names for every leaf; an empty one replicates the array. None:
-    `table_axes`.
-
-    Raises:
-      ValueError: a path matches no rule, or the names are not as many as dimensions.
+    its mesh axis does not divide it. ``axes`` has a tuple of axis names for every leaf,
+    none for what is replicated; by default those of `table_axes`.
     """
     axes = table_axes(abstract_tree) if axes is None else axes
 
@@ -160,8 +156,8 @@ def init_sharded(
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    Memory of the arguments in the places ``donate`` is given away; ``axes`` names the
-    axes of what is made, from its shapes.
+    Memory of arguments in ``donate`` is given away; ``axes`` names those of what is
+    made.
     """
     made = jax.eval_shape(init_fn, *args)
     to = shardings_for(made, mesh, axes(made))

@@ -97,10 +97,7 @@ def extraction(found: Mapping[str, Array], ax: Axes) -> None:
 
 
 def by_prefix(strength: Array) -> tuple[Array, Array]:
-    """Return prefix lengths from 0 to 1, and the share of rows said from each.
-
-    ``strength [N]`` is 1 less the shortest prefix that does.
-    """
+    """Return prefix lengths from 0 to 1, and the share of rows said from each."""
     shortest = np.sort(1.0 - strength)
     x = np.unique([0.0, *shortest, 1.0])
     return x, np.searchsorted(shortest, x, "right") / len(shortest)

@@ -39,11 +39,7 @@ class Subject(NamedTuple):
 def subject_of(
     folder: Path, row: str | None = None, seed: int | None = None
 ) -> Subject:
-    """Return the model of a folder; of a run ``row``, by default what was unlearned.
-
-    Raises:
-      UserError: no model there, or no such row or seed.
-    """
+    """Return the model of a folder; of a run ``row``, by default what was unlearned."""
     if (folder / RESULTS).exists():
         return of_run(folder, row or UNLEARNED, seed)
     if not (folder / DECODER).exists():
@@ -89,11 +85,7 @@ def opened(cfg: RunConfig, seed: int, folder: Path) -> Inputs:
 
 
 def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
-    """Return the parameters of a row of a finished run's table.
-
-    Raises:
-      UserError: what is to be read is missing, or a step of no method is asked for.
-    """
+    """Return the parameters of a row of a finished run, of a method also at a step."""
     if row in oracles_of(inputs.cfg):
         if step is not None:
             raise UserError(f"model {row!r} is of no method; leave --step out")

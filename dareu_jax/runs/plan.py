@@ -45,11 +45,8 @@ SHARED = {
 def plan(cfg: RunConfig) -> tuple[Planned, ...]:
     """Return the stages of one seed, in running order.
 
-    original, reward, judge, retrained, their evaluations; then every method, after
-    what it reads, with its evaluation.
-
-    Raises:
-      UserError: a method has the name of another stage.
+    First original, reward, judge, retrained, and their evaluations; then every method,
+    after what it reads, with its evaluation. Their names must differ.
     """
     oracles = oracles_of(cfg)
     stages = [

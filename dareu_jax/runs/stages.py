@@ -129,11 +129,8 @@ def load(
 ) -> Any:
     """Return the parameters that a finished stage left; nothing is trained or written.
 
-    Of a method it is one of its saved steps, by default the last; ``results`` holds
-    ``original`` where the method trains adapters.
-
-    Raises:
-      UserError: the stage's folder is missing, damaged or not finished.
+    ``results`` holds ``original`` for a method that trains adapters. Raises `UserError`
+    where the stage's folder is missing, damaged or not finished.
     """
     cfg = inputs.cfg
     if is_imported(cfg, stage):

@@ -63,9 +63,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file from this process alone: readers find the old one or the new one.
 
     Its folder is made; a character that UTF-8 cannot hold becomes ``?``.
-
-    Raises:
-      OSError: the disk is full or read-only; the old file is as it was.
     """
     held = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,12 +103,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Return the decoder that a ``config.json`` describes, in either spelling.
-
-    Raises:
-      UserError: an unsupported family, a missing field, a value with other maths, or
-        a field that nobody here knows.
-    """
+    """Return the decoder of a ``config.json``; raise `UserError` for other maths."""
     family = family_of(fields, where)
     fields = {**family.absent, **fields}
     _check_fields(family, fields, where)
