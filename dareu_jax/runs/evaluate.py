@@ -9,14 +9,8 @@ import numpy as np
 
 from dareu_jax import data
 from dareu_jax.attribution import Kernel, attribution_accuracy
+from dareu_jax.evaluation import run_suite
 from dareu_jax.evaluation.metrics.tow import SPLITS, tow
-from dareu_jax.evaluation.run_suite import (
-    Answers,
-    RunSuite,
-    evaluate_model,
-    in_batches,
-    with_answers,
-)
 from dareu_jax.runs.folder import log_path
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Results, Session
@@ -24,7 +18,7 @@ from dareu_jax.storage.files import write_json
 
 
 def evaluate(
-    session: Session, suite: RunSuite, row: str, params: Any
+    session: Session, suite: run_suite.RunSuite, row: str, params: Any
 ) -> dict[str, Any]:
     """Judge a row of the table and write its log; return the log."""
     inputs, begun = session.inputs, time.monotonic()
@@ -37,10 +31,10 @@ def evaluate(
 
 
 def evaluate_params(
-    inputs: Inputs, suite: RunSuite, params: Any, classifiers: bool = False
+    inputs: Inputs, suite: run_suite.RunSuite, params: Any, classifiers: bool = False
 ) -> dict[str, Any]:
     """Judge parameters on forget, retain and test; optionally the judges too."""
-    metrics, given = evaluate_model(suite, params)
+    metrics, given = run_suite.evaluate_model(suite, params)
     texts = {split: answers.text for split, answers in given.items()}
     log: dict[str, Any] = {"metrics": metrics, "answers": texts}
     if classifiers:
@@ -51,11 +45,11 @@ def evaluate_params(
     return log
 
 
-def suite_of(session: Session, results: Results) -> RunSuite:
+def suite_of(session: Session, results: Results) -> run_suite.RunSuite:
     """Return what every model of a seed is judged on and by."""
     inputs = session.inputs
     cfg, records = inputs.cfg.evaluation, eval_records(inputs)
-    return RunSuite(
+    return run_suite.RunSuite(
         model=inputs.model,
         tokenizer=inputs.tokenizer,
         tokens={split: inputs.tokens(rows) for split, rows in records.items()},
@@ -88,9 +82,9 @@ def eval_records(inputs: Inputs) -> dict[str, tuple[data.Record, ...]]:
 
 def classifier_report(
     inputs: Inputs,
-    suite: RunSuite,
+    suite: run_suite.RunSuite,
     judge: tuple[Kernel, Any],
-    given: dict[str, Answers],
+    given: dict[str, run_suite.Answers],
 ) -> dict[str, Any]:
     """Accuracy on gold responses and on the original's, whole and by prefix length."""
     score = functools.partial(attribution_accuracy, judge[0], suite.reference, judge[1])
@@ -102,9 +96,9 @@ def classifier_report(
         for split, labels in rows.items():
             tokens = suite.tokens[split]
             if kind == "generations":
-                tokens = with_answers(tokens, given[split])
+                tokens = run_suite.with_answers(tokens, given[split])
             tokens = tokens._replace(index=labels)
-            hits.append(in_batches(suite, tokens, score)[labels >= 0])
+            hits.append(run_suite.in_batches(suite, tokens, score)[labels >= 0])
         by_length = np.concatenate(hits).mean(axis=0)
         report[kind] = float(by_length[-1])
         report[f"{kind}_by_prefix"] = [round(float(x), 4) for x in by_length]
