@@ -185,7 +185,8 @@ class Home:
         ended = subprocess.run(
             command, cwd=self.folder, env=self.env, capture_output=True, text=True
         )
-        assert ended.returncode == 0, f"{text}\n{ended.stdout[-2000:]}{ended.stderr}"
+        said = f"{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+        assert ended.returncode == 0, f"{text}status {ended.returncode}\n{said}"
         return ended.stdout
 
 
