@@ -118,12 +118,11 @@ class Checkpoints:
         """Return one step as `latest` does; raise `UserError` where it cannot be."""
         self.settle()
         _check_there(self.folder, step, agreed(self.steps()))
-        found, reason = None, _problem(self._path(step))
-        if not reason:
-            found, reason = self._restore(step, abstract_tree)
+        reason = _problem(self._path(step))
+        found, why = (None, reason) if reason else self._restore(step, abstract_tree)
         if found is None:
             raise UserError(
-                f"checkpoint {self.folder} step {step} is unreadable ({reason}); "
+                f"checkpoint {self.folder} step {step} is unreadable ({why}); "
                 "take another step"
             )
         return found
@@ -178,10 +177,8 @@ class Checkpoints:
     ) -> Future[None]:
         import orbax.checkpoint as ocp
 
-        manifest: dict[str, Any] = {
-            "leaves": integrity.describe(tree),
-            "metric": metric,
-        }
+        leaves = integrity.describe(tree)
+        manifest: dict[str, Any] = {"leaves": leaves, "metric": metric}
         # Orbax copies arrays before it returns, and reads JSON after.
         items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
         if model is not None:
