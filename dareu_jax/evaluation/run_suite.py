@@ -37,14 +37,11 @@ class RunSuite:
     """What every model is judged on and by.
 
     Attributes:
-      model: the decoder; tokenizer: for decoding.
-      tokens: gold records per split, ``forget``, ``retain``, ``test``.
-      gold: the gold answers as text, per split.
+      tokens, gold: gold records and answers by split: ``forget``, ``retain``, ``test``.
       judges: metric name -> ``(kernel, index)``.
       forget_columns: columns of the forget owners in the judges' scores.
       retrained: parameters of the retrained model, or None.
       reference: parameters of the original, for kernels that need them.
-      batch_size, max_new_tokens: of the greedy decoding.
       place: puts a numpy batch on the devices; layouts: where answers are decoded.
       preemption: whether the machine is being taken away; asked before every batch.
     """
@@ -80,11 +77,10 @@ def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
 
 def answer(suite: RunSuite, params: Any, tokens: TokenBatch) -> Answers:
     """Decode greedily from every prompt."""
-    stop_ids = suite.tokenizer.stop_ids
-    limit, layouts = suite.max_new_tokens, suite.layouts
-    decode = greedy(suite.model, params, stop_ids, limit, layouts=layouts)
+    stop_ids, limit = suite.tokenizer.stop_ids, suite.max_new_tokens
+    decode = greedy(suite.model, params, stop_ids, limit, layouts=suite.layouts)
     rollout = in_batches(suite, tokens, decode)
-    ends = rollout.mask & np.isin(rollout.tokens, suite.tokenizer.stop_ids)
+    ends = rollout.mask & np.isin(rollout.tokens, stop_ids)
     text = texts_of(suite.tokenizer, rollout)
     return Answers(rollout.tokens, rollout.mask, text, ends.any(axis=1).tolist())
 
@@ -106,14 +102,32 @@ def owners_score(
     return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=1), axis=1)
 
 
+def mean_logps(suite: RunSuite, params: Any, tokens: TokenBatch) -> np.ndarray:
+    """Return `mean_logp` of responses ``[N]``."""
+    return in_batches(suite, tokens, functools.partial(mean_logp, suite.model, params))
+
+
+def attribution(
+    suite: RunSuite, judge: tuple[Kernel, Any], tokens: TokenBatch
+) -> np.ndarray:
+    """Return `owners_score` of responses ``[N]`` by a judge, all forget owners."""
+    kernel, index = judge
+    score = functools.partial(
+        owners_score, kernel, suite.forget_columns, suite.reference, index
+    )
+    return in_batches(suite, tokens, score)
+
+
+def with_answers(tokens: TokenBatch, answers: Answers) -> TokenBatch:
+    """Return prompts ``[N, ...]`` with a model's own answers as responses."""
+    return tokens._replace(response=answers.tokens, response_mask=answers.mask)
+
+
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """One model and what is measured of it: all that a metric may look at.
 
     Every measurement is made when a metric first asks for it, and once.
-
-    Attributes:
-      suite: what every model is judged on; params: those of the model.
     """
 
     suite: RunSuite
@@ -128,25 +142,16 @@ class Judged:
     @functools.cached_property
     def said(self) -> TokenBatch:
         """Return the forget prompts with the model's own answers as responses."""
-        answers = self.answers["forget"]
-        return self.suite.tokens["forget"]._replace(
-            response=answers.tokens, response_mask=answers.mask
-        )
+        return with_answers(self.suite.tokens["forget"], self.answers["forget"])
 
     @functools.cached_property
     def gold_logps(self) -> dict[str, np.ndarray]:
         """Return `mean_logp` of the gold answers ``[N]``, by split."""
-        score = functools.partial(mean_logp, self.suite.model, self.params)
         tokens = self.suite.tokens.items()
-        return {split: in_batches(self.suite, x, score) for split, x in tokens}
+        return {split: mean_logps(self.suite, self.params, x) for split, x in tokens}
 
     def of_texts(self, split: str, score: TextScore) -> list[float] | None:
-        """Return ``score(answers, gold answers)``, each process doing its share.
-
-        Args:
-          split: None comes back when the run has no such split.
-          score: of N own and N gold answers, returns N numbers; rows do not mix.
-        """
+        """Return ``score(answers, gold answers)``, each process doing its share."""
         if split not in self.answers:
             return None
         return shared_out(score, self.answers[split].text, self.suite.gold[split])
@@ -155,17 +160,13 @@ class Judged:
         """Return `owners_score` of the forget answers ``[N]`` by one of the judges."""
         if judge not in self.suite.judges:
             return None
-        kernel, index = self.suite.judges[judge]
-        columns, reference = self.suite.forget_columns, self.suite.reference
-        score = functools.partial(owners_score, kernel, columns, reference, index)
-        return in_batches(self.suite, self.said, score)
+        return attribution(self.suite, self.suite.judges[judge], self.said)
 
     def retrained_logps(self) -> np.ndarray | None:
         """Return `mean_logp` of the forget answers ``[N]`` by the retrained model."""
         if self.suite.retrained is None:
             return None
-        score = functools.partial(mean_logp, self.suite.model, self.suite.retrained)
-        return in_batches(self.suite, self.said, score)
+        return mean_logps(self.suite, self.suite.retrained, self.said)
 
 
 def evaluate_model(suite: RunSuite, params: Any) -> tuple[Logs, dict[str, Answers]]:
@@ -173,7 +174,6 @@ def evaluate_model(suite: RunSuite, params: Any) -> tuple[Logs, dict[str, Answer
     judged, logs = Judged(suite, params), {}
     for name in METRICS.names():
         compute = METRICS.get(name).compute
-        values = None if compute is None else compute(judged)
-        if values is not None:
+        if compute is not None and (values := compute(judged)) is not None:
             logs[name] = aggregate(values, f"metric {name}")
     return logs, judged.answers

@@ -10,7 +10,13 @@ import numpy as np
 from dareu_jax import data
 from dareu_jax.attribution import Kernel, attribution_accuracy
 from dareu_jax.evaluation.metrics.tow import SPLITS, tow
-from dareu_jax.evaluation.run_suite import Answers, RunSuite, evaluate_model, in_batches
+from dareu_jax.evaluation.run_suite import (
+    Answers,
+    RunSuite,
+    evaluate_model,
+    in_batches,
+    with_answers,
+)
 from dareu_jax.runs.folder import log_path
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Results, Session
@@ -96,10 +102,7 @@ def classifier_report(
         for split, labels in rows.items():
             tokens = suite.tokens[split]
             if kind == "generations":
-                answers = given[split]
-                tokens = tokens._replace(
-                    response=answers.tokens, response_mask=answers.mask
-                )
+                tokens = with_answers(tokens, given[split])
             tokens = tokens._replace(index=labels)
             hits.append(in_batches(suite, tokens, score)[labels >= 0])
         by_length = np.concatenate(hits).mean(axis=0)

@@ -130,8 +130,9 @@ def results_of(seeds: list[Inputs]) -> dict[str, Any]:
             walls[stage.label] = walls.get(stage.label, 0.0) + wall
         if stage.kind == "method":
             stopped[str(inputs.seed)][stage.name] = about.get("stopped")
+    withdrawn = f"{len(cfg.corpus.forget)} owner(s) withdrawn, "
     return {
-        "scale": scale_of(seeds[0]),
+        "scale": scale_of(seeds[0], withdrawn),
         **summarise(per_seed),
         "seeds": per_seed,
         "stopped": stopped,
@@ -182,15 +183,14 @@ def answers_of(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def scale_of(inputs: Inputs) -> str:
-    """Return the sentence that opens the report: how small the experiment is."""
+def scale_of(inputs: Inputs, also: str = "") -> str:
+    """Return the sentence that says how small it is, ``also`` what else it has."""
     cfg, corpus = inputs.cfg, inputs.corpus
     seeds = f"{len(cfg.seeds)} seed" + "s" * (len(cfg.seeds) > 1)
     origin = "imported" if inputs.imported else "trained from scratch"
     facts = (
         f"{parameter_count(inputs) / 1e6:.1f} M parameters {origin}, "
-        f"{len(corpus.owners)} owners, {len(corpus.train)} records, "
-        f"{len(cfg.corpus.forget)} owner(s) withdrawn, {seeds}."
+        f"{len(corpus.owners)} owners, {len(corpus.train)} records, {also}{seeds}."
     )
     return f"{cfg.scale} {facts}".strip()
 

@@ -69,11 +69,7 @@ def agreement(found: Array, wanted: Array) -> float:
 
 
 def check_probe(found: Array, oracle: Array, limit: float) -> Check:
-    """grad_dot by the probe against ``vmap(grad)``, both ``[B, O]`` in float32.
-
-    Args:
-      found, oracle: the scores; limit: of `exact_limit`.
-    """
+    """grad_dot by the probe against ``vmap(grad)``, both ``[B, O]`` in float32."""
     return below(
         "probe = vmap(grad)",
         relative(found, oracle),
@@ -88,15 +84,13 @@ def check_ranks(dtype: str, found: Array, reference: Array) -> Check:
     """Owner ranks within a query in ``dtype`` against exact float32 products."""
     value = agreement(found, reference)
     meaning = "mean Spearman over owners, against exact float32"
-    good = bool(value >= AGREE)
-    remedy = remedy_of(dtype)
+    good, remedy = bool(value >= AGREE), remedy_of(dtype)
     return Check("rank agreement", value, AGREE, good, meaning, remedy, ">=", dtype)
 
 
 def check_error(dtype: str, found: Array, reference: Array) -> Check:
     """Relative error in ``dtype`` against exact float32 products."""
-    value = relative(found, reference)
-    meaning = "of the scores, against exact float32"
+    value, meaning = relative(found, reference), "of the scores, against exact float32"
     check = below("relative error", value, COARSE, meaning, remedy_of(dtype))
     return check._replace(scope=dtype)
 
@@ -119,12 +113,7 @@ def exact_limit(noise: float) -> float:
 
 
 def native_limit(exact: float, found: Array, reference: Array) -> float:
-    """The limit for scores as they are: twice the rounding of their own dtype.
-
-    Args:
-      exact: of `exact_limit`, the least; found: in the dtype and on the devices at
-        hand; reference: exact float32.
-    """
+    """The limit for scores as they are: twice the rounding of their own dtype."""
     return max(exact, 2.0 * min(relative(found, reference), COARSE))
 
 
@@ -143,12 +132,7 @@ def padded(batch: TokenBatch, extra: int, fill: int) -> TokenBatch:
 def check_padding(
     score: Score, queries: TokenBatch, fills: tuple[int, int], limit: float
 ) -> Check:
-    """1 and 17 more pads, and pads of another id, against the queries as they are.
-
-    Args:
-      score, queries: what is scored, B texts.
-      fills: the pad's id and another; limit: of `exact_limit` or `native_limit`.
-    """
+    """1 and 17 more pads, and pads of another id, against the queries as they are."""
     wanted = score(padded(queries, 0, fills[0]))
     changed = [padded(queries, extra, fills[0]) for extra in EXTRA]
     changed.append(padded(queries, 0, fills[1]))
@@ -252,8 +236,7 @@ def in_words(check: Check) -> str:
     """Such as ``rank agreement 0.93 < 0.99``."""
     if check.passed is None:
         return f"{check.name} {check.meaning}"
-    signs = {"<=": (">", "<="), ">=": ("<", ">=")}
-    sign = signs[check.sign][check.passed]
+    sign = {"<=": (">", "<="), ">=": ("<", ">=")}[check.sign][check.passed]
     return f"{check.name} {check.value:.3g} {sign} {check.limit:.3g}"
 
 

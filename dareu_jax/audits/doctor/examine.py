@@ -6,40 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dareu_jax.audits.doctor.checks import (
-    Check,
-    Score,
-    check_batching,
-    check_devices,
-    check_error,
-    check_finite,
-    check_padding,
-    check_probe,
-    check_ranks,
-    check_repeat,
-    check_saturation,
-    exact_limit,
-    native_limit,
-    relative,
-)
+from dareu_jax.audits.doctor import checks as checked
+from dareu_jax.audits.doctor import subject
+from dareu_jax.audits.doctor.checks import Check, Score
 from dareu_jax.audits.doctor.output import Report
-from dareu_jax.audits.doctor.subject import (
-    HIGHEST,
-    Scorer,
-    Subject,
-    Text,
-    as_dtype,
-    jiggled,
-    kernel_of,
-    load,
-    make_text,
-    on_one,
-    oracle,
-    read_text,
-    unknown_text,
-)
 from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
+from dareu_jax.models.loaded import LoadedModel, load_model
 
 DTYPES = ("float32", "bfloat16")
 ENGINE = "grad_dot"
@@ -63,17 +36,17 @@ def examine(
     """
     if (hosts := jax.process_count()) > 1:
         raise UserError(f"doctor takes one process, here are {hosts}; use one host")
-    subject, tokenizer = load(folder)
-    check_kernels(subject, kernels)
+    model = load_model(folder)
+    check_kernels(model, kernels)
     try:
         if records is None:
-            text = make_text(subject, tokenizer, rows)
+            text = subject.make_text(model, rows)
         else:
-            text = read_text(records, tokenizer, rows)
-        unknown = unknown_text(text.queries, tokenizer)
-        checks = {"gradients": check_gradients(subject, text, unknown)}
+            text = subject.read_text(records, model.tokenizer, rows)
+        unknown = subject.unknown_text(text.queries, model.tokenizer)
+        checks = {"gradients": check_gradients(model, text, unknown)}
         for name in dict.fromkeys(kernels):
-            checks[name] = check_kernel(subject, name, text)
+            checks[name] = check_kernel(model, name, text)
     except jax.errors.JaxRuntimeError as error:
         if not is_full(error):
             raise
@@ -82,17 +55,22 @@ def examine(
             "gradients of its owners; lower --rows (2: two owners) or take more devices"
         ) from None
     said = "the model's own" if records is None else str(records)
-    return Report(str(folder), subject.dtype, devices_in_words(), said, checks)
+    return Report(str(folder), dtype_of(model), devices_in_words(), said, checks)
 
 
-def check_kernels(subject: Subject, kernels: Sequence[str]) -> None:
+def check_kernels(model: LoadedModel, kernels: Sequence[str]) -> None:
     """Raises `UserError` when a kernel is unknown or a control."""
     for name in kernels:
-        if kernel_of(subject, name, 2).is_control:
+        if subject.kernel_of(model, name, 2).is_control:
             raise UserError(
                 f"--kernel {name} is a control, its scores say nothing by design; "
                 f"take one such as {ENGINE}"
             )
+
+
+def dtype_of(model: LoadedModel) -> str:
+    """The dtype that a model computes in."""
+    return model.decoder.cfg.compute_dtype
 
 
 def is_full(error: Exception) -> bool:
@@ -106,52 +84,57 @@ def devices_in_words() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
-def check_gradients(subject: Subject, text: Text, unknown: TokenBatch) -> list[Check]:
+def check_gradients(
+    model: LoadedModel, text: subject.Text, unknown: TokenBatch
+) -> list[Check]:
     """The engine of all gradient kernels against ``vmap(grad)``, and saturation."""
-    exact = as_dtype(subject, "float32")
-    score = Scorer(exact, ENGINE, text, HIGHEST)
+    exact = subject.as_dtype(model, "float32")
+    score = subject.Scorer(exact, ENGINE, text, subject.HIGHEST)
     found = score(text.queries)
     limit = limit_of(score, text.queries, found)
-    true, usual = (oracle(exact, text, batch) for batch in (text.queries, unknown))
+    scores, norms = subject.oracle(exact, text, text.queries)
+    _, usual = subject.oracle(exact, text, unknown)
     return [
-        check_probe(found, true.scores, limit),
-        check_saturation(true.norms, usual.norms),
+        checked.check_probe(found, scores, limit),
+        checked.check_saturation(norms, usual),
     ]
 
 
-def limit_of(score: Scorer, queries: TokenBatch, scores: np.ndarray) -> float:
+def limit_of(score: subject.Scorer, queries: TokenBatch, scores: np.ndarray) -> float:
     """The limit for exact float32 ``scores`` that should be the same."""
-    moved = score(queries, jiggled(score.subject.params))
-    return exact_limit(relative(moved, scores))
+    moved = score(queries, subject.jiggled(score.model.params))
+    return checked.exact_limit(checked.relative(moved, scores))
 
 
-def check_kernel(subject: Subject, name: str, text: Text) -> list[Check]:
+def check_kernel(model: LoadedModel, name: str, text: subject.Text) -> list[Check]:
     """Precision, then what must not change scores: in float32 and as they are."""
     queries, fills = text.queries, text.fills
-    exact = Scorer(as_dtype(subject, "float32"), name, text, HIGHEST)
+    exact = subject.Scorer(
+        subject.as_dtype(model, "float32"), name, text, subject.HIGHEST
+    )
     reference = exact(queries)
     limit = limit_of(exact, queries, reference)
-    score = Scorer(subject, name, text)
+    score = subject.Scorer(model, name, text)
     scores, checks = score(queries), []
-    for dtype in dict.fromkeys([*DTYPES, subject.dtype]):
+    for dtype in dict.fromkeys([*DTYPES, dtype_of(model)]):
         found = scores
-        if dtype != subject.dtype:
-            found = Scorer(as_dtype(subject, dtype), name, text)(queries)
-        checks.append(check_ranks(dtype, found, reference))
-        checks.append(check_error(dtype, found, reference))
+        if dtype != dtype_of(model):
+            found = subject.Scorer(subject.as_dtype(model, dtype), name, text)(queries)
+        checks.append(checked.check_ranks(dtype, found, reference))
+        checks.append(checked.check_error(dtype, found, reference))
     if not np.array_equal(scores, reference):
         checks += [
             check._replace(name=f"{check.name}, exact float32")
             for check in check_invariance(exact, queries, fills, limit)
         ]
-        limit = native_limit(limit, scores, reference)
-    one, devices = alone(subject, name, text), len(jax.devices())
+        limit = checked.native_limit(limit, scores, reference)
+    one, devices = alone(model, name, text), len(jax.devices())
     return [
         *checks,
         *check_invariance(score, queries, fills, limit),
-        check_devices(scores, one, devices, limit),
-        check_finite(scores),
-        check_repeat(score, queries),
+        checked.check_devices(scores, one, devices, limit),
+        checked.check_finite(scores),
+        checked.check_repeat(score, queries),
     ]
 
 
@@ -160,17 +143,17 @@ def check_invariance(
 ) -> list[Check]:
     """Padding, and the batch's other rows."""
     return [
-        check_padding(score, queries, fills, limit),
-        check_batching(score, queries, limit),
+        checked.check_padding(score, queries, fills, limit),
+        checked.check_batching(score, queries, limit),
     ]
 
 
-def alone(subject: Subject, name: str, text: Text) -> np.ndarray | None:
+def alone(model: LoadedModel, name: str, text: subject.Text) -> np.ndarray | None:
     """The scores on one device; None: there is no other, or it is too small."""
     if len(jax.devices()) == 1:
         return None
     try:
-        return Scorer(on_one(subject), name, text)(text.queries)
+        return subject.Scorer(subject.on_one(model), name, text)(text.queries)
     except jax.errors.JaxRuntimeError as error:
         if is_full(error):
             return None

@@ -10,26 +10,9 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from dareu_jax.attribution.functional import (
-    LossFn,
-    grad_dot,
-    gradient,
-    mapped,
-    projected_gradients,
-)
-from dareu_jax.audits.doctor.checks import (
-    Check,
-    Score,
-    below,
-    check_batching,
-    check_error,
-    check_finite,
-    check_ranks,
-    check_repeat,
-    exact_limit,
-    native_limit,
-    relative,
-)
+from dareu_jax.attribution import functional
+from dareu_jax.audits.doctor import checks as checked
+from dareu_jax.audits.doctor.checks import Check, Score, below, relative
 from dareu_jax.audits.doctor.examine import devices_in_words
 from dareu_jax.audits.doctor.output import Report
 from dareu_jax.audits.doctor.subject import HIGHEST, jiggled
@@ -56,7 +39,7 @@ REMEDIES["relative error"] = REMEDIES["rank agreement"]
 
 
 def examine_gradients(
-    loss_fn: LossFn,
+    loss_fn: functional.LossFn,
     params: Any,
     examples: Any,
     *,
@@ -71,15 +54,11 @@ def examine_gradients(
     ``vmap``, with finite differences, with other batches, and with projections.
 
     Args:
-      loss_fn: ``(params, example) -> []``.
-      params: tree of float arrays.
+      loss_fn: ``(params, example) -> []``; params: tree of float arrays.
       examples: tree of arrays ``[N, ...]``, N at least 3; 16 are enough.
       size: of the projection, see `projected_gradients`.
       chunk: examples that are differentiated at a time; None: all.
       key: of the random directions and of the projection.
-
-    Returns:
-      A report; ``report.trusted`` is whether no check failed.
 
     Raises:
       UserError: there are fewer than three examples.
@@ -88,26 +67,33 @@ def examine_gradients(
         raise UserError(f"examples: got {count}, give {FEWEST} or more (16 are enough)")
 
     def scorer(params: Any, precision: str | None = None) -> Score:
-        return functools.partial(scores_of, loss_fn, params, examples, chunk, precision)
+        def score(queries: Any) -> np.ndarray:
+            with jax.default_matmul_precision(precision):
+                found = functional.grad_dot(
+                    loss_fn, params, queries, examples, chunk=chunk
+                )
+            return np.asarray(found)
+
+        return score
 
     wide, score = optax.tree.cast(params, jnp.float32), scorer(params)
     reference, scores = scorer(wide, HIGHEST)(examples), score(examples)
     moved = scorer(jiggled(wide), HIGHEST)(examples)
-    limit = exact_limit(relative(moved, reference))
-    native = native_limit(limit, scores, reference)
+    limit = checked.exact_limit(relative(moved, reference))
+    native = checked.native_limit(limit, scores, reference)
     dtype = ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(params)}))
     for_slopes, for_projection = jax.random.split(key)
     projected = functools.partial(
-        projected_gradients, loss_fn, wide, examples, size=size, chunk=chunk
+        functional.projected_gradients, loss_fn, wide, examples, size=size, chunk=chunk
     )
     checks = [
-        check_finite(scores),
+        checked.check_finite(scores),
         check_loop(loss_fn, wide, examples, reference, limit),
         check_slopes(loss_fn, wide, examples, chunk=chunk, key=for_slopes),
-        check_ranks(dtype, scores, reference),
-        check_error(dtype, scores, reference),
-        check_batching(score, examples, native),
-        check_repeat(score, examples),
+        checked.check_ranks(dtype, scores, reference),
+        checked.check_error(dtype, scores, reference),
+        checked.check_batching(score, examples, native),
+        checked.check_repeat(score, examples),
         check_projection(projected, reference, key=for_projection),
     ]
     checks = [c._replace(remedy=REMEDIES.get(c.name, c.remedy)) for c in checks]
@@ -115,29 +101,18 @@ def examine_gradients(
     return Report(name, dtype, devices_in_words(), about, {"gradients": checks})
 
 
-def scores_of(
-    loss_fn: LossFn,
+def check_loop(
+    loss_fn: functional.LossFn,
     params: Any,
     examples: Any,
-    chunk: int | None,
-    precision: str | None,
-    queries: Any,
-) -> np.ndarray:
-    """Return `grad_dot` ``[Q, N]``, with matrix products of the given precision."""
-    with jax.default_matmul_precision(precision):
-        return np.asarray(grad_dot(loss_fn, params, queries, examples, chunk=chunk))
-
-
-def check_loop(
-    loss_fn: LossFn, params: Any, examples: Any, found: np.ndarray, limit: float
+    found: np.ndarray,
+    limit: float,
 ) -> Check:
     """Compare products of gradients ``[N, N]`` with one plain `jax.grad` at a time."""
-    flat = []
+    each = [jax.tree.map(lambda x, n=n: x[n], examples) for n in range(len(found))]
     with jax.default_matmul_precision(HIGHEST):
-        for n in range(len(found)):
-            own = jax.grad(loss_fn)(params, jax.tree.map(lambda x, n=n: x[n], examples))
-            flat.append(np.asarray(ravel_pytree(own)[0], np.float64))
-    gradients = np.stack(flat)
+        flat = [ravel_pytree(jax.grad(loss_fn)(params, example))[0] for example in each]
+    gradients = np.stack(flat).astype(np.float64)
     return below(
         "vmap = loop",
         relative(found, gradients @ gradients.T),
@@ -149,7 +124,12 @@ def check_loop(
 
 
 def check_slopes(
-    loss_fn: LossFn, params: Any, examples: Any, *, chunk: int | None, key: Array
+    loss_fn: functional.LossFn,
+    params: Any,
+    examples: Any,
+    *,
+    chunk: int | None,
+    key: Array,
 ) -> Check:
     """Compare <gradient, v> with (L(params + h v) - L(params - h v)) / 2h.
 
@@ -161,15 +141,15 @@ def check_slopes(
     @jax.jit
     def slopes(v: Any) -> Array:
         def of_one(example: Any) -> Array:
-            return optax.tree.vdot(gradient(loss_fn, params, example), v)
+            return optax.tree.vdot(functional.gradient(loss_fn, params, example), v)
 
-        return mapped(of_one, examples, chunk)
+        return functional.mapped(of_one, examples, chunk)
 
     @jax.jit
     def differences(v: Any, h: Array) -> Array:
         def losses(step: Array) -> Array:
             there = jax.tree.map(lambda p, d: p + step * d, params, v)
-            return mapped(lambda z: loss_fn(there, z), examples, chunk)
+            return functional.mapped(lambda z: loss_fn(there, z), examples, chunk)
 
         return (losses(h) - losses(-h)) / (2.0 * h)
 
@@ -196,13 +176,7 @@ def check_slopes(
 def check_projection(
     projected: Callable[..., Array], exact: np.ndarray, *, key: Array
 ) -> Check:
-    """Compare products of projected gradients with exact ones, of unlike examples.
-
-    Args:
-      projected: from ``seed`` to projected gradients ``[N, K]``.
-      exact: ``[N, N]``.
-      key: of the seed.
-    """
+    """Compare products of projected gradients with exact ones, of unlike examples."""
     rows = np.asarray(projected(seed=jax.random.bits(key)))
     unlike = ~np.eye(len(exact), dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,5 +1,6 @@
 """The report of `dareu doctor`, for a terminal and as JSON."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -51,8 +52,8 @@ def print_report(console: Console, report: Report) -> None:
     """Prints every check, what to do about those that failed, and the verdict."""
     out = console if console.is_terminal else Console(file=console.file, width=120)
     about = f"{report.model} in {report.dtype} on {report.devices}"
-    facts = f"{about}; text: {report.text}\n"
-    out.print(facts, markup=False, highlight=False, soft_wrap=True)
+    say = functools.partial(out.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{about}; text: {report.text}\n")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("of", "check", "value", "limit", "", "meaning"):
         right = heading in ("value", "limit")
@@ -62,10 +63,8 @@ def print_report(console: Console, report: Report) -> None:
             table.add_row("" if number else about, *cells(check))
     out.print(table)
     for check in failed(report.all):
-        said = f"\n{in_words(check)}: {check.meaning}.\n  {check.remedy}."
-        out.print(said, markup=False, highlight=False, soft_wrap=True)
-    said = f"\n{report.verdict}"
-    out.print(said, style="bold", markup=False, highlight=False, soft_wrap=True)
+        say(f"\n{in_words(check)}: {check.meaning}.\n  {check.remedy}.")
+    say(f"\n{report.verdict}", style="bold")
 
 
 def cells(check: Check) -> tuple[str, ...]:
@@ -91,8 +90,7 @@ def write(report: Report, path: Path) -> None:
     ]
     facts: dict[str, Any] = report._asdict()
     facts |= {"trusted": report.trusted, "verdict": report.verdict, "checks": rows}
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, text)
+    write_whole(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def finite(value: float | None) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import data
@@ -22,7 +23,7 @@ from dareu_jax.data import TokenBatch, Tokenizer
 from dareu_jax.data.sources.jsonl import read_rows
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, decoder_config, generate
-from dareu_jax.models.loaded import load_model
+from dareu_jax.models.loaded import LoadedModel
 from dareu_jax.parallel import batch_sharding, make_mesh, shard
 from dareu_jax.registry import KERNELS
 
@@ -35,19 +36,6 @@ OWNERS, SHORTEST, NEW_TOKENS, PROMPT = 8, 4, 16, 12
 """Of the text that the model makes itself."""
 
 
-class Subject(NamedTuple):
-    """A model on its devices."""
-
-    model: Decoder
-    params: Any
-    mesh: Mesh
-
-    @property
-    def dtype(self) -> str:
-        """The dtype that the model computes in."""
-        return self.model.cfg.compute_dtype
-
-
 class Text(NamedTuple):
     """Owned records, queries, and pads: the tokenizer's id and another one."""
 
@@ -57,30 +45,20 @@ class Text(NamedTuple):
     fills: tuple[int, int]
 
 
-def load(folder: Path) -> tuple[Subject, Tokenizer]:
-    """Loads a folder that ``dareu import`` wrote, over all devices.
-
-    Raises:
-      UserError: no such folder, or nothing imported in it.
-    """
-    loaded = load_model(folder)
-    return Subject(loaded.decoder, loaded.params, loaded.mesh), loaded.tokenizer
-
-
-def as_dtype(subject: Subject, dtype: str) -> Subject:
+def as_dtype(model: LoadedModel, dtype: str) -> LoadedModel:
     """The same parameters, kept and computed with in ``dtype``."""
-    cfg = subject.model.cfg
+    cfg = model.decoder.cfg
     if cfg.param_dtype == cfg.compute_dtype == dtype:
-        return subject
+        return model
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), subject.params)
-    return subject._replace(model=Decoder(cfg), params=params)
+    params = optax.tree.cast(model.params, dtype)
+    return model._replace(decoder=Decoder(cfg), params=params)
 
 
-def on_one(subject: Subject) -> Subject:
+def on_one(model: LoadedModel) -> LoadedModel:
     """The same model on the first device alone."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    return subject._replace(params=shard(subject.params, mesh), mesh=mesh)
+    return model._replace(params=shard(model.params, mesh), mesh=mesh)
 
 
 def placed(batch: Any, mesh: Mesh) -> Any:
@@ -90,40 +68,35 @@ def placed(batch: Any, mesh: Mesh) -> Any:
     return jax.device_put(batch, whole if rows % mesh.size else split)
 
 
-def kernel_of(subject: Subject, name: str, owners: int) -> Kernel:
+def kernel_of(model: LoadedModel, name: str, owners: int) -> Kernel:
     """A kernel with the options that a run has by default."""
     classifier = ClassifierConfig()
-    shape = decoder_config(classifier.model, subject.model.cfg.vocab)
+    shape = decoder_config(classifier.model, model.decoder.cfg.vocab)
     setup = Setup(
-        model=subject.model,
+        model=model.decoder,
         owners=owners,
         cfg=AttributionConfig(),
         classifier=classifier,
         steps=1,
         backbone=Decoder(shape),
-        snapshots=lambda: [(subject.params, 1.0)],
+        snapshots=lambda: [(model.params, 1.0)],
     )
     return KERNELS.get(name)(setup)
 
 
 class Scorer:
-    """A kernel with its index of the records: a `Score` of host arrays.
-
-    Args:
-      subject, name, text: the model, the kernel and what is indexed.
-      precision: of float32 products, such as ``highest``; None: the devices' own.
-    """
+    """A kernel with its index of the records: a `Score` of host arrays."""
 
     def __init__(
-        self, subject: Subject, name: str, text: Text, precision: str | None = None
+        self, model: LoadedModel, name: str, text: Text, precision: str | None = None
     ):
-        self.subject, self.precision = subject, precision
-        kernel, mesh = kernel_of(subject, name, text.owners), subject.mesh
+        self.model, self.precision = model, precision
+        kernel, mesh = kernel_of(model, name, text.owners), model.mesh
         self._score = jax.jit(kernel.score)
         with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
             self.index = build_index(
                 kernel,
-                subject.params,
+                model.params,
                 [placed(text.records, mesh)],
                 key=jax.random.key(0),
                 init=functools.partial(init_on, kernel, mesh),
@@ -131,7 +104,7 @@ class Scorer:
 
     def __call__(self, queries: TokenBatch, params: Any = None) -> np.ndarray:
         """Scores ``[B, O]`` float32, by other parameters where some are given."""
-        params, mesh = params or self.subject.params, self.subject.mesh
+        params, mesh = params or self.model.params, self.model.mesh
         with jax.set_mesh(mesh), jax.default_matmul_precision(self.precision):
             scores = self._score(params, self.index, placed(queries, mesh))
         return np.asarray(scores, np.float32)
@@ -150,27 +123,17 @@ def jiggled(params: Any) -> Any:
     return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(change, tree))(params)
 
 
-class Oracle(NamedTuple):
-    """``scores [B, O]`` and gradient ``norms [B]`` by ``vmap(grad)``, float32."""
-
-    scores: np.ndarray
-    norms: np.ndarray
-
-
-def oracle(subject: Subject, text: Text, queries: TokenBatch) -> Oracle:
-    """What grad_dot should say, from one gradient of one text at a time."""
+def oracle(
+    model: LoadedModel, text: Text, queries: TokenBatch
+) -> tuple[np.ndarray, ...]:
+    """Scores ``[B, O]`` and gradient norms ``[B]`` by ``vmap(grad)``, float32."""
     weights = owner_weights(text.records, text.owners)
-    exactly = jax.default_matmul_precision(HIGHEST)
-    with jax.set_mesh(subject.mesh), exactly:
-        sums = _sums(subject.model, subject.params, text.records.text, weights)
-        means = jax.tree.map(lambda x: _per_owner(x, weights), sums)
-        found = _against(subject.model, subject.params, means, queries)
-    return Oracle(*map(np.asarray, found))
-
-
-def _per_owner(sums: Array, weights: Array) -> Array:
     counts = jnp.maximum(weights.sum(axis=0), 1.0)
-    return sums / counts.reshape(-1, *[1] * (sums.ndim - 1))
+    with jax.set_mesh(model.mesh), jax.default_matmul_precision(HIGHEST):
+        sums = _sums(model.decoder, model.params, text.records.text, weights)
+        means = jax.tree.map(lambda x: x / counts.reshape(-1, 1, 1, 1), sums)
+        found = _against(model.decoder, model.params, means, queries)
+    return tuple(map(np.asarray, found))
 
 
 def _gradient(model: Decoder, params: Any, one: TokenBatch) -> Any:
@@ -259,12 +222,16 @@ def fills_of(tokenizer: Tokenizer) -> tuple[int, int]:
     return tokenizer.pad_id, int(ordinary(tokenizer)[-1])
 
 
-def make_text(subject: Subject, tokenizer: Tokenizer, rows: int) -> Text:
+def make_text(model: LoadedModel, rows: int) -> Text:
     """Text of the model's own: prompts of random tokens, answers sampled.
 
     Each of at most `OWNERS` owners asks in a few tokens of their own.
     """
-    owners, rng = min(OWNERS, rows), np.random.default_rng(0)
+    owners, rng, tokenizer = (
+        min(OWNERS, rows),
+        np.random.default_rng(0),
+        model.tokenizer,
+    )
     labels = np.arange(2 * rows, dtype=np.int32) % owners
     ids = rng.permutation(ordinary(tokenizer))
     words = ids[: len(ids) // owners * owners].reshape(owners, -1)[:, :PROMPT]
@@ -272,11 +239,11 @@ def make_text(subject: Subject, tokenizer: Tokenizer, rows: int) -> Text:
     prompt = words[labels[:, None], picked].astype(np.int32)
     lengths = rng.integers(SHORTEST, PROMPT + 1, 2 * rows)
     mask = np.arange(PROMPT)[None] >= PROMPT - lengths[:, None]
-    with jax.set_mesh(subject.mesh):
+    with jax.set_mesh(model.mesh):
         said = generate(
-            subject.model,
-            subject.params,
-            *placed((prompt, mask), subject.mesh),
+            model.decoder,
+            model.params,
+            *placed((prompt, mask), model.mesh),
             max_new_tokens=NEW_TOKENS,
             temperature=1.0,
             stop_ids=tokenizer.stop_ids,

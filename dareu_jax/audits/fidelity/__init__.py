@@ -15,7 +15,7 @@ from dareu_jax.data import adopt
 from dareu_jax.errors import UserError
 from dareu_jax.runs.folder import CONFIG, CORPUS, check_corpus, claimed
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.pipeline import environment, parameter_count
+from dareu_jax.runs.pipeline import environment, scale_of
 from dareu_jax.runs.stages import Session
 from dareu_jax.storage.files import write_json, write_text, write_whole
 from dareu_jax.training.progress import Progress
@@ -24,9 +24,6 @@ from dareu_jax.training.tracking import Tracker
 
 def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Retrains, scores and compares; does all that is not yet done in ``folder``.
-
-    Returns:
-      What ``fidelity.json`` holds.
 
     Raises:
       UserError: bad input, or a folder that holds a run of another configuration.
@@ -65,16 +62,3 @@ def fidelity(cfg: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]
     write_json(folder / "fidelity.json", results)
     write_whole(folder / "fidelity.svg", plot(results))
     return results
-
-
-def scale_of(inputs: Inputs) -> str:
-    """The sentence that says how small the experiment is."""
-    cfg, corpus = inputs.cfg, inputs.corpus
-    size = parameter_count(inputs) / 1e6
-    origin = "imported" if inputs.imported else "trained from scratch"
-    seeds = f"{len(cfg.seeds)} seed" + "s" * (len(cfg.seeds) > 1)
-    facts = (
-        f"{size:.1f} M parameters {origin}, {len(corpus.owners)} owners, "
-        f"{len(corpus.train)} records, {seeds}."
-    )
-    return f"{cfg.scale} {facts}".strip()

@@ -12,13 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.gradients.bilinear import (
-    GradientIndex,
-    How,
-    add_records,
-    by_matrix,
-    owner_scores,
-)
+from dareu_jax.attribution.gradients import bilinear
 from dareu_jax.attribution.kernel import OwnerBatch
 from dareu_jax.data.batches import TokenBatch
 
@@ -27,29 +21,23 @@ Array = jax.Array
 
 @functools.partial(jax.jit, static_argnames=("how", "owners"))
 def step_shares(
-    how: How,
+    how: bilinear.How,
     owners: int,
     params: Any,
     batch: OwnerBatch,
     queries: TokenBatch,
     rate: Array,
 ) -> Array:
-    """Return eta / n <sum of g over o's tokens, g_q> ``[Q, O]`` of one training step.
-
-    Args:
-      how: the features compared; owners: O; params: before the step.
-      batch: the B records that the step trains on; queries: Q responses.
-      rate: eta, a float32 scalar.
-    """
+    """Return eta / n <sum of g over o's tokens, g_q> ``[Q, O]`` of a training step."""
 
     def zeros(leaf: Array) -> Array:
         shape = how.features.shape(*leaf.shape[1:])
         return jnp.zeros((len(leaf), owners, *shape), jnp.float32)
 
-    empty = GradientIndex(
-        by_matrix(params, zeros), jnp.zeros(owners, jnp.float32), jnp.uint32(0)
+    empty = bilinear.GradientIndex(
+        bilinear.by_matrix(params, zeros), jnp.zeros(owners, jnp.float32), jnp.uint32(0)
     )
-    index, _ = add_records(how._replace(reduction="sum"), params, batch, empty)
+    index, _ = bilinear.add_records(how._replace(reduction="sum"), params, batch, empty)
     tokens = jnp.sum(batch.text.response_mask.astype(jnp.float32))
     sums = index._replace(counts=jnp.full(owners, tokens, jnp.float32))
-    return rate * owner_scores(how, params, sums, queries)
+    return rate * bilinear.owner_scores(how, params, sums, queries)

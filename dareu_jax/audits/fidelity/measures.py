@@ -4,10 +4,8 @@
 are mean log-likelihoods per token of the queries under models trained on fewer owners.
 """
 
-import warnings
-
 import numpy as np
-from scipy.stats import ConstantInputWarning, pearsonr, rankdata
+from scipy.stats import rankdata
 
 Array = np.ndarray
 FLIP = np.log(2.0)
@@ -33,12 +31,13 @@ def correlations(a: Array, b: Array) -> Array:
     """Return Spearman's correlation of every row of ``[N, M]``, ``[N]``; 0 where flat.
 
     Ties have their mean rank. `scipy.stats.spearmanr` would correlate every row with
-    every other one, so rows are ranked first and `pearsonr` takes them pair by pair.
+    every other one, and `pearsonr` rounds: ranks that agree must give exactly 1.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        found = pearsonr(rankdata(a, axis=1), rankdata(b, axis=1), axis=1)
-    return np.nan_to_num(found.statistic)
+    a, b = (rankdata(x, axis=1) for x in (a, b))
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    size = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(size > 0.0, (a * b).sum(axis=1) / size, 0.0)
 
 
 def lds(scores: Array, masks: Array, outcomes: Array) -> Array:
@@ -104,11 +103,7 @@ def of_the_best(scores: Array, values: Array) -> Array:
 
 
 def tail_patch(scores: Array, gains: Array) -> Array:
-    """Return the gain of a step on the best owner's records, over the owners' mean.
-
-    Args:
-      gains: ``[Q, O]`` nats per token that one step on each owner's records gives.
-    """
+    """Return the gain of a step on the best owner's records, over the owners' mean."""
     return of_the_best(scores, gains) - gains.mean(axis=1)
 
 

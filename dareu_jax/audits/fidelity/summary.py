@@ -39,11 +39,12 @@ LEGEND = (
     "best-scoring owner. In brackets: 95 % of bootstrap draws of the queries, and of "
     "the subsets for LDS, of every seed."
 )
-Draw = Sequence[tuple[np.ndarray, np.ndarray]]
+Array = np.ndarray
+Draw = Sequence[tuple[Array, Array]]
 """Queries and subsets of every seed, by their numbers."""
 
 
-def per_query(scores: Scores, found: Outcomes) -> dict[str, np.ndarray]:
+def per_query(scores: Scores, found: Outcomes) -> dict[str, Array]:
     """Every metric that has a value for each query, ``[Q]``."""
     raw = scores.raw
     return {
@@ -55,26 +56,26 @@ def per_query(scores: Scores, found: Outcomes) -> dict[str, np.ndarray]:
     }
 
 
+def lds_of(scores: Scores, found: Outcomes, rows: Array, at: Array) -> Array:
+    """LDS of the queries ``rows`` over the subsets ``at``."""
+    outcomes = found.subsets[0][np.ix_(rows, at)]
+    return metrics.lds(scores.raw[rows], found.masks[at], outcomes)
+
+
 def drawn(
     scores: Sequence[Scores],
     found: Sequence[Outcomes],
-    values: Sequence[Mapping[str, np.ndarray]],
+    values: Sequence[Mapping[str, Array]],
     draw: Draw,
 ) -> dict[str, float]:
     """Metric -> its mean over seeds on the queries and subsets of a draw."""
     seeds = list(zip(scores, found, values, draw, strict=True))
-    out = {
-        name: float(np.mean([v[name][rows].mean() for _, _, v, (rows, _) in seeds]))
-        for name in values[0]
-    }
-    out["lds"] = float(
-        np.mean(
-            [
-                metrics.lds(s.raw[rows], f.masks[at], f.subsets[0][rows][:, at]).mean()
-                for s, f, _, (rows, at) in seeds
-            ]
-        )
-    )
+    each = [
+        {name: own[rows].mean() for name, own in v.items()}
+        | {"lds": lds_of(s, f, rows, at).mean()}
+        for s, f, v, (rows, at) in seeds
+    ]
+    out = {name: float(np.mean([x[name] for x in each])) for name in each[0]}
     sure = [(s.calibrated, f.owner, rows) for s, f, _, (rows, _) in seeds]
     if all(p is not None for p, _, _ in sure):
         p = np.concatenate([p[rows] for p, _, rows in sure if p is not None])
@@ -92,7 +93,7 @@ def summarise(
     all_of = [(np.arange(q), np.arange(m)) for q, m in sizes]
     point = drawn(scores, found, values, all_of)
 
-    def redrawn(*rows: np.ndarray) -> list[float]:
+    def redrawn(*rows: Array) -> list[float]:
         draw = list(zip(rows[::2], rows[1::2], strict=True))
         return list(drawn(scores, found, values, draw).values())
 

@@ -7,6 +7,7 @@ owners and for every owner left out, the scores of every kernel.
 import functools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,11 +77,7 @@ class Scores(NamedTuple):
 
 
 class Trial:
-    """One seed of `dareu fidelity`; every part is kept on disk when it is done.
-
-    Args:
-      session: of the seed, in the folder of the whole.
-    """
+    """One seed of `dareu fidelity`; every part is kept on disk when it is done."""
 
     def __init__(self, session: Session):
         self.session, self.inputs = session, session.inputs
@@ -94,11 +91,11 @@ class Trial:
     @functools.cached_property
     def records(self) -> tuple[data.Record, ...]:
         """The first records of every owner, those that queries are made of."""
-        limit, taken = self.inputs.cfg.fidelity.queries_per_owner, dict[str, int]()
-        chosen = []
+        limit, chosen = self.inputs.cfg.fidelity.queries_per_owner, []
+        taken = Counter({data.NOBODY: limit})
         for record in self.inputs.corpus.train:
-            taken[record.owner] = taken.get(record.owner, 0) + 1
-            if record.owner != data.NOBODY and taken[record.owner] <= limit:
+            taken[record.owner] += 1
+            if taken[record.owner] <= limit:
                 chosen.append(record)
         return tuple(chosen)
 
@@ -118,11 +115,7 @@ class Trial:
         return over_records(tokens, size, self.inputs.place, score)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> np.ndarray:
-        """``make()`` as an array, from disk where it is there.
-
-        Raises:
-          TrainingError: a number is not finite; nothing is kept of it.
-        """
+        """``make()`` as an array, from disk where it is there."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             made = np.asarray(make())
@@ -166,15 +159,13 @@ class Trial:
         alone = ~np.eye(len(names), dtype=bool)
         without = np.stack([self.retrained(mask)[0] for mask in alone], axis=-1)
         whole = self._kept("original", lambda: self.likelihoods(self.original))[0]
-        owner = data.owner_labels(self.records, names)
-        gains = self._kept("tail_patch", self.gains)
         return Outcomes(
-            owner=owner,
+            owner=data.owner_labels(self.records, names),
             masks=masks,
             subsets=subsets,
             whole=whole,
             without=without,
-            gains=gains,
+            gains=self._kept("tail_patch", self.gains),
         )
 
     def gains(self) -> np.ndarray:

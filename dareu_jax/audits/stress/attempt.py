@@ -11,7 +11,6 @@ import jax
 from dareu_jax.audits.stress.broken import broken, caveat_of
 from dareu_jax.audits.stress.context import (
     ROLES,
-    UNLEARNED,
     Context,
     Stressed,
     StressTest,
@@ -25,8 +24,14 @@ from dareu_jax.errors import UserError
 from dareu_jax.parallel import Preemption, agreed, is_first
 from dareu_jax.registry import STRESS
 from dareu_jax.runs.evaluate import suite_of
-from dareu_jax.runs.folder import UNLEARNED as FIRST_METHOD
-from dareu_jax.runs.folder import check_corpus, finished, oracles_of, row_of, seed_of
+from dareu_jax.runs.folder import (
+    UNLEARNED,
+    check_corpus,
+    finished,
+    oracles_of,
+    row_of,
+    seed_of,
+)
 from dareu_jax.runs.load import check_indices, opened, params_of
 from dareu_jax.runs.stages import Session, indexer
 from dareu_jax.storage.files import write_json, write_whole
@@ -43,7 +48,7 @@ def stress(
     folder: Path,
     progress: Progress,
     tests: Sequence[str] = (),
-    model: str = FIRST_METHOD,
+    model: str = UNLEARNED,
     seed: int | None = None,
     overrides: Iterable[str] = (),
     preemption: Preemption | None = None,
@@ -89,24 +94,11 @@ def stress(
     found = Stressed(done, name, results["scale"], place)
     if is_first():
         every = {test: kept[test] for test in STRESS.names() if test in kept}
-        page = Page(
-            scale=found.scale,
-            model=name,
-            seed=seed,
-            cfg=cfg,
-            outcomes=every,
-            shown=shown,
-        )
-        write_results(found, page)
+        if (drawn := plots(every)) is not None:
+            write_whole(place / PLOTS, drawn)
+        page = Page(results["scale"], name, seed, cfg=cfg, outcomes=every, shown=shown)
+        write_whole(found.report, render(page))
     return found
-
-
-def write_results(found: Stressed, page: Page) -> None:
-    """Write the curves of all tests, where there are any, and the report."""
-    drawn = plots(page.outcomes)
-    if drawn is not None:
-        write_whole(found.folder / PLOTS, drawn)
-    write_whole(found.report, render(page))
 
 
 def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -130,19 +122,11 @@ def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
 def context_of(
     run: Session, name: str, judged: Mapping[str, Mapping[str, float]]
 ) -> Context:
-    """What every test is given: the models, from the run's checkpoints.
-
-    Args:
-      run: the session of the seed; name: row of the unlearned model.
-      judged: metrics of every row.
-
-    Raises:
-      UserError: a model gives a forget answer a probability that is no number.
-    """
+    """What every test is given: the models, from the run's checkpoints."""
     inputs = run.inputs
     check_indices(inputs)
     oracles = oracles_of(inputs.cfg)
-    rows = {role: role for role in ROLES if role in oracles} | {UNLEARNED: name}
+    rows = {role: role for role in ROLES if role in oracles} | {"unlearned": name}
     models = {role: params_of(inputs, row) for role, row in rows.items()}
     original = models["original"]
     judges = {name: indexer(run, name, original).built(original) for name in INDICES}
@@ -155,10 +139,7 @@ def context_of(
 
 
 def answers_of(context: Context) -> dict[str, Any]:
-    """The first `ANSWERS` forget records with the models' greedy answers, as JSON.
-
-    ``caveat`` says that the unlearned model's answers are broken, or is empty.
-    """
+    """The first `ANSWERS` forget records with the models' greedy answers, as JSON."""
     run, stop_ids = context.run, context.suite.tokenizer.stop_ids
     said = {role: context.greedy(role) for role in context.models}
     rows = [
@@ -182,11 +163,9 @@ def attempted(
     test: StressTest, context: Context, name: str, caveat: str
 ) -> dict[str, Any]:
     """The outcome of a test with what it depends on; its verdict ends in ``caveat``."""
-    run = context.run
-    begun = time.monotonic()
+    run, seed, begun = context.run, context.run.inputs.seed, time.monotonic()
     found = test.attempt(context)
     wall = time.monotonic() - begun
-    seed = run.inputs.seed
     run.progress.say(f"seed {seed} {test.name}: done in {wall:.1f} s")
     return {
         "test": test.name,
@@ -200,12 +179,11 @@ def attempted(
 
 def on_disk(place: Path, cfg: RunConfig) -> tuple[dict[str, Any], Any]:
     """Outcomes of tests that were found with the same settings; the answers shown."""
-    tests = [STRESS.get(name) for name in STRESS.names()]
-    kept = {test.name: read_kept(place / f"{test.name}.json") for test in tests}
+    kept = {name: read_kept(place / f"{name}.json") for name in STRESS.names()}
     same = {
-        test.name: kept[test.name]
-        for test in tests
-        if kept[test.name].get("settings") == test.settings(cfg.stress)
+        name: found
+        for name, found in kept.items()
+        if found.get("settings") == STRESS.get(name).settings(cfg.stress)
     }
     return same, read_kept(place / SHOWN) or None
 

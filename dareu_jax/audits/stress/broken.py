@@ -41,9 +41,6 @@ def caveat_of(values: Mapping[str, Sequence[float]]) -> str:
 
     They are when their share is `WELL_ABOVE` the retrained model's (the original's,
     without one) and over two standard errors of the paired difference.
-
-    Args:
-      values: role -> `broken` of its answers.
     """
     other = "retrained" if "retrained" in values else "original"
     gap, error = paired_gap(values["unlearned"], values[other])

@@ -1,7 +1,6 @@
 """What a stress test is given, what it returns, and how it is registered."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from dareu_jax.evaluation.run_suite import (
     Answers,
     RunSuite,
     answer,
-    in_batches,
-    mean_logp,
+    mean_logps,
+    with_answers,
 )
 from dareu_jax.registry import STRESS
 from dareu_jax.runs.stages import Session
 
-ORIGINAL, RETRAINED, UNLEARNED = ROLES = ("original", "retrained", "unlearned")
+ROLES = ("original", "retrained", "unlearned")
 Values = Mapping[str, Sequence[float]]
 """Role -> one value for every forget record that is measured."""
 
@@ -66,13 +65,11 @@ class Context:
 
     def said(self, role: str) -> data.TokenBatch:
         """The forget prompts with a model's greedy answers as responses."""
-        answers = self.greedy(role)
-        return self.forget._replace(response=answers.tokens, response_mask=answers.mask)
+        return with_answers(self.forget, self.greedy(role))
 
     def probability(self, params: Any) -> list[float]:
         """exp(mean log p) of the gold answers to the forget prompts, ``[N]``."""
-        score = functools.partial(mean_logp, self.suite.model, params)
-        return np.exp(in_batches(self.suite, self.forget, score)).tolist()
+        return np.exp(mean_logps(self.suite, params, self.forget)).tolist()
 
     def rouge(self, params: Any) -> list[float]:
         """ROUGE-L recall of the greedy answers to the forget prompts, ``[N]``."""
@@ -134,9 +131,6 @@ def outcome(
       parts: further ``label -> values``, of which means are kept.
       also: a second sentence of the verdict.
       rest: whatever else the test found, as JSON.
-
-    Raises:
-      UserError: a value is not finite.
     """
     parts = parts or {}
     for label, group in {measure: values, **parts}.items():

@@ -42,10 +42,9 @@ def hacking(context: Context) -> dict[str, Any]:
     not asked about; ``different answers`` stands beside it.
     """
     found = {role: signs(context, role) for role in context.models}
-    labels = next(iter(found.values()))
     parts: dict[str, Any] = {
         label: {role: own[label].astype(float).tolist() for role, own in found.items()}
-        for label in labels
+        for label in found["original"]
     }
     parts["different answers"] = {
         role: [unique_share(context.greedy(role).text)] for role in context.models

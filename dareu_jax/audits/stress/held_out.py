@@ -1,7 +1,6 @@
 """Held-out attribution: do judges that no method saw name the forget owners?"""
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from dareu_jax.audits.stress.context import (
 )
 from dareu_jax.config import ModelConfig, RunConfig
 from dareu_jax.data import TokenBatch
-from dareu_jax.evaluation.run_suite import in_batches, owners_score
+from dareu_jax.evaluation.run_suite import RunSuite, attribution
 from dareu_jax.runs.folder import stage_folder
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.reward_index import Fitted, Indexer
@@ -66,17 +65,6 @@ def indexer_of(context: Context, inputs: Inputs, name: str) -> Indexer:
     return Indexer(inputs, stage, name, Fitted("classifier", stage), where=where)
 
 
-def attribution(
-    context: Context, judge: tuple[Kernel, Any], tokens: TokenBatch
-) -> list[float]:
-    """Attribution of responses to all forget owners together, ``[N]``."""
-    suite, (kernel, index) = context.suite, judge
-    score = functools.partial(
-        owners_score, kernel, suite.forget_columns, suite.reference, index
-    )
-    return in_batches(suite, tokens, score).tolist()
-
-
 def beginning(tokens: TokenBatch, share: float) -> TokenBatch:
     """The first ``max(1, floor(share T))`` of every response's T tokens."""
     mask = tokens.response_mask
@@ -85,19 +73,18 @@ def beginning(tokens: TokenBatch, share: float) -> TokenBatch:
 
 
 def by_prefix(
-    context: Context, judge: tuple[Kernel, Any], said: dict[str, TokenBatch]
+    suite: RunSuite, judge: tuple[Kernel, Any], said: dict[str, TokenBatch]
 ) -> dict[str, list[float]]:
     """Role -> mean attribution of the beginnings of its answers, for `PREFIXES`."""
-    curves: dict[str, list[float]] = {role: [] for role in said}
+    curves = []
     for share in PREFIXES:
         found = {
-            role: attribution(context, judge, beginning(tokens, share))
+            role: attribution(suite, judge, beginning(tokens, share)).tolist()
             for role, tokens in said.items()
         }
         check_finite(f"attribution of the first {share:.1%}", found)
-        for role, value in means(found).items():
-            curves[role].append(value)
-    return curves
+        curves.append(means(found))
+    return {role: [curve[role] for curve in curves] for role in said}
 
 
 @stress_test("held_out", "attribution by judges that no method was trained against")
@@ -109,22 +96,23 @@ def held_out(context: Context) -> dict[str, Any]:
     are on prefixes: ``prefixes`` has the attribution of the first x of every answer,
     by the reward itself and by the fresh classifier.
     """
-    inputs, original = context.run.inputs, context.suite.reference
+    inputs, suite = context.run.inputs, context.suite
     other = held_out_inputs(inputs)
     said = {role: context.said(role) for role in context.models}
     found: dict[str, dict[str, list[float]]] = {}
     gold: dict[str, float] = {}
-    reward = context.suite.judges["attribution_reward"]
-    curves = {REWARD: by_prefix(context, reward, said)}
+    reward = suite.judges["attribution_reward"]
+    curves = {REWARD: by_prefix(suite, reward, said)}
     for label, name in judges_of(inputs.cfg).items():
-        judge = indexer_of(context, other, name).built(original)
-        own = attribution(context, judge, context.forget)
+        judge = indexer_of(context, other, name).built(suite.reference)
+        own = attribution(suite, judge, context.forget).tolist()
         gold[label] = sum(own) / len(own)
         found[label] = {
-            role: attribution(context, judge, tokens) for role, tokens in said.items()
+            role: attribution(suite, judge, tokens).tolist()
+            for role, tokens in said.items()
         }
         if label == FRESH:
-            curves[FRESH] = by_prefix(context, judge, said)
+            curves[FRESH] = by_prefix(suite, judge, said)
     return outcome(
         f"attribution, {FRESH}",
         found[FRESH],

@@ -15,10 +15,7 @@ from dareu_jax.storage.files import user_cache
 
 
 class Paraphrases(NamedTuple):
-    """Rows of the forget records, each with its question in other words.
-
-    ``missing`` says why there are none, or is empty.
-    """
+    """Rows of the forget records, each with its question in other words."""
 
     rows: list[int]
     prompts: list[str]

@@ -64,24 +64,35 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
 
 
+def lines(
+    ax: Axes,
+    at: Sequence[float],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    kind: str = "",
+) -> None:
+    """Draws role -> values of every group, a dash each, which ``kind`` names."""
+    for dash, (group, curve) in zip(DASHES, curves.items(), strict=False):
+        for role, values in curve.items():
+            name = role if dash == DASHES[0] else None
+            ax.plot(at, values, dash, color=COLOURS[role], label=name)
+        if kind:
+            ax.plot([], [], dash, color=INK, label=f"{kind} {group}")
+
+
 def relearning(ax: Axes, found: Outcome) -> None:
     """Forget probability by update; a dash for each kind of record trained on."""
-    for dash, (label, curve) in zip(DASHES, found["curves"].items(), strict=True):
-        for role, path in curve.items():
-            name = role if dash == DASHES[0] else None
-            values = path["probability"]
-            ax.plot(found["steps"], values, dash, color=COLOURS[role], label=name)
-        ax.plot([], [], dash, color=INK, label=f"on {label}")
+    curves = {
+        label: {role: path["probability"] for role, path in curve.items()}
+        for label, curve in found["curves"].items()
+    }
+    lines(ax, found["steps"], curves, "on")
     ax.set_xscale("symlog", linthresh=1)
     titled(ax, "relearning", "updates", "forget probability")
 
 
 def leaks(ax: Axes, found: Outcome) -> None:
     """Expected best ROUGE by k; a dash for each temperature."""
-    for dash, (_, curve) in zip(DASHES, found["curves"].items(), strict=False):
-        for role, values in curve.items():
-            name = role if dash == DASHES[0] else None
-            ax.plot(found["k"], values, dash, color=COLOURS[role], label=name)
+    lines(ax, found["k"], found["curves"])
     ax.set_xscale("log", base=2)
     ax.set_xticks(found["k"], [str(k) for k in found["k"]])
     temperatures = " (solid) and ".join(found["curves"])
@@ -97,11 +108,7 @@ def prefilling(ax: Axes, found: Outcome) -> None:
 
 def prefixes(ax: Axes, found: Outcome) -> None:
     """Attribution to the forget owners by share of the answer; a dash per judge."""
-    for dash, (judge, curve) in zip(DASHES, found["curves"].items(), strict=False):
-        for role, values in curve.items():
-            name = role if dash == DASHES[0] else None
-            ax.plot(found["prefixes"], values, dash, color=COLOURS[role], label=name)
-        ax.plot([], [], dash, color=INK, label=f"by the {judge}")
+    lines(ax, found["prefixes"], found["curves"], "by the")
     titled(ax, "attribution by prefix length", "share of the answer", "attribution")
 
 

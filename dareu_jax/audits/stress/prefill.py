@@ -28,10 +28,6 @@ def prefilled(
 ) -> tuple[TokenBatch, list[list[int]]]:
     """Prompts that end in the first ``floor(share T)`` gold tokens, and what is left.
 
-    Args:
-      tokens: gold records ``[N, ..]``; share: of an answer's T tokens.
-      stop_ids: ends of text, which are no part of an answer.
-
     Returns:
       A batch whose prompts are wide enough for half of any answer, the same for every
       share up to that, and the gold tokens behind.
@@ -70,9 +66,8 @@ def memorised(context: Context, params: Any) -> tuple[list[float], list[float]]:
     hits = in_batches(suite, tokens, score).hits
     ends = np.isin(tokens.response, suite.tokenizer.stop_ids)
     mask = tokens.response_mask & ~ends
-    measures = (extraction_strength, exact_memorisation)
-    strength, exact = (measure(hits, mask).tolist() for measure in measures)
-    return strength, exact
+    strength, exact = extraction_strength(hits, mask), exact_memorisation(hits, mask)
+    return strength.tolist(), exact.tolist()
 
 
 @stress_test("prefill", "greedy decoding behind the first gold tokens")
@@ -87,8 +82,7 @@ def prefill(context: Context) -> dict[str, Any]:
     total = len(SHARES) * len(context.models)
     with context.run.progress.stage("prefill", total) as advance:
         for number, share in enumerate(SHARES):
-            stop_ids = suite.tokenizer.stop_ids
-            tokens, rest = prefilled(context.forget, share, stop_ids)
+            tokens, rest = prefilled(context.forget, share, suite.tokenizer.stop_ids)
             gold = texts(suite.tokenizer, rest)
             for role, params in context.models.items():
                 said = answer(suite, params, tokens).text

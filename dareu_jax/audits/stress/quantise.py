@@ -11,39 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.audits.stress.context import (
-    UNLEARNED,
-    Context,
-    means,
-    outcome,
-    stress_test,
-)
+from dareu_jax.audits.stress.context import Context, means, outcome, stress_test
 from dareu_jax.audits.stress.verdict import SMALLEST, paired_gap
 from dareu_jax.models import merge
 
 Array = jax.Array
 BLOCK = 64
 """Weights that share one scale (QLoRA, Dettmers et al., 2023)."""
-NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
+_LEVELS = (
+    "-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 "
+    "-0.28444138169288635 -0.18477343022823334 -0.09105003625154495 0.0 "
+    "0.07958029955625534 0.16093020141124725 0.24611230194568634 "
+    "0.33791524171829224 0.44070982933044434 0.5626170039176941 0.7229568362236023 "
+    "1.0"
 )
+NF4 = tuple(float(level) for level in _LEVELS.split())
 """The 16 levels of NormalFloat (QLoRA, appendix E)."""
 INT4 = tuple(level / 7 for level in range(-7, 8))
+"""Symmetric 4-bit integers."""
 MORE = "with coarse weights it knows what a model that never saw the records lacks"
 
 
@@ -53,11 +38,7 @@ def quantisation_robustness(after: float, before: float) -> float:
 
 
 def int8(kernel: Array) -> Array:
-    """round(127 w / s) s / 127 with s = max |w| of each output channel.
-
-    Args:
-      kernel: ``[.., D, F]``, F output channels.
-    """
+    """round(127 w / s) s / 127 with s = max |w| of each output channel."""
     scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / 127.0
     return jnp.round(kernel / jnp.where(scale > 0.0, scale, 1.0)) * scale
 
@@ -67,9 +48,6 @@ def blockwise(levels: tuple[float, ...], kernel: Array) -> Array:
 
     Blocks run along the inputs of one output channel after another, as in a linear
     layer stored ``[F, D]``; the last may be shorter.
-
-    Args:
-      levels: ascending, -1 to 1; kernel: ``[D, F]``.
     """
     flat = kernel.T.reshape(-1)
     blocks = jnp.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK)
@@ -81,16 +59,8 @@ def blockwise(levels: tuple[float, ...], kernel: Array) -> Array:
     return rounded.reshape(-1)[: flat.size].reshape(kernel.T.shape).T
 
 
-def nf4(kernel: Array) -> Array:
-    """4-bit NormalFloat of ``[D, F]``, without double quantisation."""
-    return blockwise(NF4, kernel)
-
-
-def int4(kernel: Array) -> Array:
-    """Symmetric 4-bit integers -7 to 7 of ``[D, F]``."""
-    return blockwise(INT4, kernel)
-
-
+nf4 = functools.partial(blockwise, NF4)
+int4 = functools.partial(blockwise, INT4)
 FORMATS: dict[str, Callable[[Array], Array]] = {"int8": int8, "int4": int4, "nf4": nf4}
 
 
@@ -100,14 +70,12 @@ def quantised(params: Any, rounding: Callable[[Array], Array]) -> Any:
     Embeddings, the output head, norms and biases stay, as in bitsandbytes.
     """
 
-    def rounded(kernel: Array) -> Array:
-        wide = jax.vmap(rounding)(kernel.astype(jnp.float32))
-        return wide.astype(kernel.dtype)
+    def rounded(path: Any, leaf: Array) -> Array:
+        if path[-1].key != "kernel":
+            return leaf
+        return jax.vmap(rounding)(leaf.astype(jnp.float32)).astype(leaf.dtype)
 
-    def visit(path: Any, leaf: Array) -> Array:
-        return rounded(leaf) if path[-1].key == "kernel" else leaf
-
-    layers = jax.tree_util.tree_map_with_path(visit, params["layers"])
+    layers = jax.tree_util.tree_map_with_path(rounded, params["layers"])
     return {**params, "layers": layers}
 
 
@@ -135,26 +103,21 @@ def quantise(context: Context) -> dict[str, Any]:
             found[name][role] = context.probability(params)
             rouge[name][role] = context.rouge(params)
             advance(done + 1, f"{name} {role}")
+    measures = {"probability": found, "rouge": rouge}
     robustness = {
-        name: {
-            "probability": robustness_of(found, name),
-            "rouge": robustness_of(rouge, name),
-        }
+        name: {label: robustness_of(own, name) for label, own in measures.items()}
         for name in FORMATS
     }
-    before = means(found["unrounded"])[UNLEARNED]
-    parts = {
-        f"probability, {name}": own for name, own in found.items() if name != "nf4"
-    }
-    parts |= {f"ROUGE, {name}": own for name, own in rouge.items()}
+    before = means(found["unrounded"])["unlearned"]
+    parts = {f"probability, {k}": own for k, own in found.items() if k != "nf4"}
     return outcome(
         "forget probability in NF4",
         found["nf4"],
         MORE,
-        parts=parts,
+        parts=parts | {f"ROUGE, {name}": own for name, own in rouge.items()},
         also=f"Unrounded it has {before:.3f}: Q = "
         f"{robustness['nf4']['probability']:.2f}."
-        + brought_back(found["nf4"][UNLEARNED], found["unrounded"][UNLEARNED]),
+        + brought_back(found["nf4"]["unlearned"], found["unrounded"]["unlearned"]),
         robustness=robustness,
     )
 
@@ -170,4 +133,4 @@ def brought_back(after: Sequence[float], before: Sequence[float]) -> str:
 def robustness_of(found: dict[str, dict[str, list[float]]], name: str) -> float:
     """Q of the unlearned model's mean in the format ``name``."""
     after, before = means(found[name]), means(found["unrounded"])
-    return quantisation_robustness(after[UNLEARNED], before[UNLEARNED])
+    return quantisation_robustness(after["unlearned"], before["unlearned"])

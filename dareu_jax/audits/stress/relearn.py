@@ -45,9 +45,6 @@ def best_gain(values: np.ndarray) -> np.ndarray:
     """m(s) - m(0) at the step s with the highest mean over rows, ``[N]``.
 
     Whoever wants the records stops training there.
-
-    Args:
-      values: ``[S, N]`` of m at each measured step, the first at 0.
     """
     return values[int(values.mean(axis=1).argmax())] - values[0]
 
@@ -177,8 +174,7 @@ def training_path(
     Every model sees the same batches in the same order.
     """
     run, cfg = context.run, context.cfg
-    start = run.inputs.with_adapters(context.models[role], "model")
-    trained, frozen = split(start)
+    trained, frozen = split(run.inputs.with_adapters(context.models[role], "model"))
     own = jax.tree.map(jnp.copy, trained)  # a step gives its state's memory away
     key = run.inputs.key(f"stress/relearn/{label}")
     state = init_training(run.inputs.model, optimiser, own, key=key)
@@ -186,8 +182,7 @@ def training_path(
         f"stress/relearn/{label}", records, run.inputs.cfg.finetune.batch_size
     )
     at = measured_steps(cfg.steps)
-    title = f"relearn {label}: {role}"
-    with run.progress.stage(title, cfg.steps) as advance:
+    with run.progress.stage(f"relearn {label}: {role}", cfg.steps) as advance:
         for step in range(1, cfg.steps + 1):
             batch = run.inputs.place(stream[step - 1])
             state, values = finetune_step(

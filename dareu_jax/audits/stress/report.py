@@ -27,13 +27,7 @@ CAPTIONS = {
 
 
 class Page(NamedTuple):
-    """What the page is about.
-
-    Attributes:
-      scale: the sentence that says how small the experiment is.
-      model, seed: the unlearned model; cfg: of its run.
-      outcomes: test -> what it found; shown: answers of the models, and the caveat.
-    """
+    """What the page is about."""
 
     scale: str
     model: str
@@ -62,7 +56,10 @@ def render(page: Page) -> str:
         robustness=robustness_sentence(page.outcomes),
         legend=LEGEND,
         figures=figures,
-        answers=[answer_of(answer) for answer in page.shown["answers"]],
+        answers=[
+            {**row, "texts": [x for x in row["answers"].items() if x[0] in ROLES]}
+            for row in page.shown["answers"]
+        ],
         records=page.shown["records"],
         settings=settings_of(page),
     )
@@ -81,13 +78,6 @@ def test_of(name: str, about: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "skipped": found.get("skipped", {}),
         "parts": [(label, cells(own)) for label, own in found["parts"].items()],
     }
-
-
-def answer_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """One forget question with the answers of the models that there are."""
-    texts = answer["answers"]
-    named = [(role, texts[role]) for role in ROLES if role in texts]
-    return {**answer, "texts": named}
 
 
 def settings_of(page: Page) -> list[tuple[str, Any]]:

@@ -43,15 +43,11 @@ def draws(samples: int) -> list[int]:
     reads=("samples", "temperature"),
 )
 def sample(context: Context) -> dict[str, Any]:
-    """Expected highest ROUGE recall of k answers, at T = 1 and ``stress.temperature``.
-
-    The headline is at T = 1 and the largest k.
-    """
+    """Expected best ROUGE recall of k answers, at T = 1 and ``stress.temperature``."""
     cfg, ks = context.cfg, draws(context.cfg.samples)
     curves: dict[str, Any] = {}
     leaks: dict[tuple[float, int], dict[str, list[float]]] = {}
-    temperatures = list(dict.fromkeys((1.0, cfg.temperature)))
-    for temperature in temperatures:
+    for temperature in dict.fromkeys((1.0, cfg.temperature)):
         curve: dict[str, list[float]] = {}
         for role in context.models:
             scores = sampled_rouge(context, role, temperature)
@@ -82,18 +78,17 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
     suite, run, samples = context.suite, context.run, context.cfg.samples
     there = suite.layouts.params(context.models[role])
     columns = []
-    title = f"sample at T = {temperature:g}: {role}"
-    with run.progress.stage(title, samples) as advance:
+    with run.progress.stage(
+        f"sample at T = {temperature:g}: {role}", samples
+    ) as advance:
         for number in range(samples):
-            numbers = itertools.count()
-            key = key_of(run.inputs.key("stress/sample"), number)
             decode = functools.partial(
                 sampled,
                 context=context,
                 params=there,
                 temperature=temperature,
-                key=key,
-                numbers=numbers,
+                key=key_of(run.inputs.key("stress/sample"), number),
+                numbers=itertools.count(),
             )
             texts = texts_of(suite.tokenizer, in_batches(suite, context.forget, decode))
             columns.append(shared_out(rouge_l_recall, texts, suite.gold["forget"]))

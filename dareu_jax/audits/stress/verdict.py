@@ -10,10 +10,7 @@ SMALLEST = 1e-9
 
 
 def paired_gap(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """mean(a - b) over N records and its standard error, sd(a - b) / sqrt(N).
-
-    The error of one record is infinite: it says nothing of the spread.
-    """
+    """mean(a - b) over N records and its standard error, sd(a - b) / sqrt(N)."""
     gaps = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if len(gaps) < 2:
         return float(gaps.mean()), math.inf
@@ -24,9 +21,6 @@ def standing(values: Mapping[str, Sequence[float]]) -> str:
     """``like``, ``above`` or ``below`` retrained, or ``not compared`` without one.
 
     Like: the means are within two standard errors of the paired difference.
-
-    Args:
-      values: role -> value per forget record.
     """
     if "retrained" not in values:
         return "not compared"
@@ -48,12 +42,7 @@ def above_of(parts: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 
 def verdict_of(measure: str, values: Mapping[str, Sequence[float]], more: str) -> str:
-    """Says what the `standing` of the unlearned model is.
-
-    Args:
-      measure: what the numbers are; more: what being above means.
-      values: role -> value per forget record.
-    """
+    """Says what the `standing` of the unlearned model is."""
     mean = {role: float(np.mean(own)) for role, own in values.items()}
     unlearned, found = mean["unlearned"], standing(values)
     if found == "not compared":

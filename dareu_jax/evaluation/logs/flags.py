@@ -39,8 +39,8 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     found = []
     for name, one in log.sets.items():
         beside = None if reference is None else reference.sets.get(name)
-        found += [*broken_answers(name, one, beside)]
-        found += [*collapsed(name, one, beside, kind)]
+        found += broken_answers(name, one, beside)
+        found += collapsed(name, one, beside, kind)
     for name, attack in log.attacks.items():
         if are_equal(np.concatenate(sides(attack))):
             found.append(
@@ -55,7 +55,7 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
 
 def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
     """Return one sentence with every sign of `SIGNS` in a set's answers, or none."""
-    gold = shares_of_gold(one)
+    gold = {} if one.gold is None else text_shares(one.gold, one.gold)
     theirs = {} if beside is None else shares(beside)
     shown: list[str] = []
     for sign, share in shares(one).items():
@@ -76,11 +76,6 @@ def shares(one: SetLog) -> dict[str, float]:
     return out
 
 
-def shares_of_gold(one: SetLog) -> dict[str, float]:
-    """Return `shares` of the gold answers."""
-    return {} if one.gold is None else text_shares(one.gold, one.gold)
-
-
 def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, float]:
     """Return shares of texts: no word, one word, in a loop, and the most frequent.
 
@@ -88,8 +83,8 @@ def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, f
     """
     said = [tuple(words(text)) for text in texts]
     signs = {
-        "empty": [is_empty(text) for text in texts],
-        "repeated": [is_repeated(text) for text in texts],
+        "empty": list(map(is_empty, texts)),
+        "repeated": list(map(is_repeated, texts)),
     }
     if gold is not None:
         pairs = zip(said, gold, strict=True)
@@ -108,7 +103,8 @@ def collapsed(
 ) -> list[str]:
     """Return a sentence if all probabilities or truth ratios of a set are useless."""
     out = []
-    if one.probability is not None and are_equal(nats(one.probability)):
+    p, tiny = one.probability, np.finfo(np.float64).tiny
+    if p is not None and are_equal(np.log(np.maximum(p, tiny))):
         out.append(
             f"all {len(one.rows)} {spelt(name)} probabilities are equal: the model "
             "does not tell one answer from another"
@@ -128,11 +124,6 @@ def collapsed(
             f"below {IMPOSSIBLE:.0e}: their truth ratio is made by the 1e-10 in it"
         )
     return out
-
-
-def nats(probability: Array) -> Array:
-    """Return ``-ln p`` ``[N]``, finite."""
-    return -np.log(np.maximum(probability, np.finfo(np.float64).tiny))
 
 
 def are_equal(values: Array) -> bool:

@@ -7,10 +7,6 @@ from typing import Any, NamedTuple
 
 from dareu_jax.errors import UserError
 
-OPEN_UNLEARNING = "open-unlearning"
-LOCUSLAB = "locuslab-tofu"
-LOCUSLAB_ALL = "locuslab-tofu-aggregated"
-OURS = "dareu"
 KNOWN = (
     "open-unlearning's *_EVAL.json, locuslab/tofu's eval_log*.json and "
     "eval_log_aggregated.json, and owners.json of a run"
@@ -21,7 +17,6 @@ class Source(NamedTuple):
     """A column of a set: its metric in the log, and the place inside of a row.
 
     Attributes:
-      metric: name of the metric.
       field: key or position in every row; None: the row is the value.
       loss: the log has ``-ln`` of what the column is.
     """
@@ -32,11 +27,7 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A set of questions: metric -> row -> value, and where its columns are.
-
-    Attributes:
-      may_lack: columns that a whole log of the format can be without.
-    """
+    """A set of questions: metric -> row -> value, and where its columns are."""
 
     tables: Mapping[str, Any]
     columns: Mapping[str, Source]
@@ -52,11 +43,7 @@ class Layout(NamedTuple):
 
 
 def layout(tree: Any, path: Path) -> Layout:
-    """Return the parts of a log by its keys; a single set by the name of its file too.
-
-    Raises:
-      UserError: a log of no known format.
-    """
+    """Return the parts of a log by its keys, a single set by its file's name too."""
     if isinstance(tree, dict) and tree:
         if isinstance(tree.get("metrics"), dict) and "answers" in tree:
             return ours(tree)
@@ -99,12 +86,14 @@ def choice_set(short: str) -> dict[str, Source]:
 
 
 PARAPHRASED = "forget_Q_PARA_A_ROUGE"
-PARAPHRASED_SET = {
-    "rouge": Source(PARAPHRASED, "rougeL_recall"),
-    "generation": Source(PARAPHRASED, "generation"),
-    "gold": Source(PARAPHRASED, "ground_truth"),
+OWN_SETS = {
+    "forget_paraphrased": {
+        "rouge": Source(PARAPHRASED, "rougeL_recall"),
+        "generation": Source(PARAPHRASED, "generation"),
+        "gold": Source(PARAPHRASED, "ground_truth"),
+    },
+    "test": trained_set("test"),
 }
-OWN_SETS = {"forget_paraphrased": PARAPHRASED_SET, "test": trained_set("test")}
 """Those that open-unlearning has not, and a log can be without."""
 OPEN_UNLEARNING_SETS = {
     "forget": trained_set("forget")
@@ -119,8 +108,7 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
     """Read ``{metric: {"agg_value", "value_by_index": {row: {field: value}}}}``."""
     tables = {metric: rows_of(value) for metric, value in tree.items()}
     sets = {k: Part(tables, columns) for k, columns in OPEN_UNLEARNING_SETS.items()}
-    for name, columns in OWN_SETS.items():
-        sets[name] = Part(tables, columns, tuple(columns))
+    sets |= {k: Part(tables, own, tuple(own)) for k, own in OWN_SETS.items()}
     metrics = {x.metric for part in sets.values() for x in part.columns.values()}
     if not metrics & tree.keys():  # of MUSE, which has attacks
         sets = {}
@@ -131,7 +119,7 @@ def open_unlearning(tree: Mapping[str, Any]) -> Layout:
         for metric, value in tree.items()
         if metric.startswith("mia_") and isinstance(value, dict)
     }
-    return Layout(OPEN_UNLEARNING, sets, attacks)
+    return Layout("open-unlearning", sets, attacks)
 
 
 def rows_of(value: Any) -> Any:
@@ -176,15 +164,11 @@ def locuslab_part(set_name: str, tables: Any) -> Part:
 def locuslab_aggregated(tree: Mapping[str, Any]) -> Layout:
     """Read ``{file: {metric: {row: value}}}`` of the four files."""
     sets = {k: locuslab_part(k, tree.get(file)) for file, k in LOCUSLAB_FILES.items()}
-    return Layout(LOCUSLAB_ALL, sets, {})
+    return Layout("locuslab-tofu-aggregated", sets, {})
 
 
 def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
-    """Read one set, that of the file's name; the forget set where it says none.
-
-    Raises:
-      UserError: answers among four, and the name does not say which set.
-    """
+    """Read one set, that of the file's name; the forget set where it says none."""
     found = [k for k, pattern in NAMED_AFTER.items() if re.search(pattern, path.name)]
     set_name = found[0] if found else "forget"
     choice = "normalized_gt_loss" in tree
@@ -193,7 +177,7 @@ def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
         files = ", ".join(LOCUSLAB_FILES)
         raise UserError(f"{path} is no {set_name} set: it has {which}; name it {files}")
     part = locuslab_part(set_name, tree)
-    return Layout(LOCUSLAB, {set_name: part}, {})
+    return Layout("locuslab-tofu", {set_name: part}, {})
 
 
 # --- runs of this package
@@ -223,4 +207,4 @@ def ours(tree: Mapping[str, Any]) -> Layout:
         )
         for split in splits
     }
-    return Layout(OURS, sets, {})
+    return Layout("dareu", sets, {})

@@ -23,16 +23,15 @@ def intervals(
 
     Rows are drawn again within each set, those of candidate and reference together;
     the models and what they were trained on stay: seeds are another source of noise.
-
-    Args:
-      log: of the candidate; reference: of the retrained model; kind: of truth ratio.
     """
     sets = {k: set_intervals(k, log.sets[k], kind) for k in SETS if k in log.sets}
     out: dict[str, Any] = {
         "sets": sets,
         "model_utility": utility_interval(log, kind),
-        "mia_auc": {name: attack_interval(one) for name, one in log.attacks.items()},
-        "extraction_strength": extraction_interval(log),
+        "mia_auc": {k: interval_of(auc, *sides(x)) for k, x in log.attacks.items()},
+        "extraction_strength": None
+        if log.extraction is None
+        else interval(log.extraction),
     }
     if reference is not None:
         out |= {name: tow_interval(log, reference, name) for name in TUGS}
@@ -46,18 +45,12 @@ def intervals(
 
 def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
     """Return those of mean probability, mean ROUGE and the truth ratio's aggregate."""
-    combine = kind.forget if name == "forget" else kind.others
     columns = {"probability": one.probability, "rouge": one.rouge}
     out = {k: interval(x) for k, x in columns.items() if x is not None}
-    ratio = ratios(one, kind)
-    if ratio is not None:
+    if (ratio := ratios(one, kind)) is not None:
+        combine = kind.forget if name == "forget" else kind.others
         out["truth_ratio"] = interval_of(combine, ratio)
     return out
-
-
-def attack_interval(one: Attack) -> Ends:
-    """Return that of an attack's AUC; forget and holdout rows are drawn apart."""
-    return interval_of(auc, *sides(one))
 
 
 def leak_interval(one: Attack, other: Attack) -> Ends:
@@ -70,12 +63,6 @@ def leak_interval(one: Attack, other: Attack) -> Ends:
         return privleak(*(auc(forget[:, k], holdout[:, k]) for k in (0, 1)))
 
     return interval_of(leak, forget, holdout)
-
-
-def extraction_interval(log: EvalLog) -> Ends | None:
-    """Return that of the mean extraction strength of the forget rows."""
-    rows = log.sets["forget"].extraction if "forget" in log.sets else None
-    return None if rows is None else interval(rows)
 
 
 def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
@@ -104,16 +91,18 @@ def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
     if (found := tug_rows(log, reference, name)) is None:
         return None
     ours, theirs = found
-    pairs = {x: zip(ours[x], theirs[x], strict=True) for x in ours}
-    samples = {x: [np.stack(both, axis=1) for both in pairs[x]] for x in pairs}
+    samples = {
+        split: [np.stack(both, axis=1) for both in zip(ours[split], theirs[split])]
+        for split in ours
+    }
 
     def product(*drawn: Array) -> float:
         left = iter(drawn)
         rows = {split: [next(left) for _ in xs] for split, xs in samples.items()}
-        scores = [
+        unlearned, retrained = (
             tug_scores({split: [x[:, k] for x in xs] for split, xs in rows.items()})
             for k in (0, 1)
-        ]
-        return tow(scores[0], scores[1], tuple(samples))
+        )
+        return tow(unlearned, retrained, tuple(samples))
 
     return interval_of(product, *(x for xs in samples.values() for x in xs))

@@ -41,14 +41,14 @@ class SetLog:
     """
 
     rows: tuple[str, ...]
-    probability: Array | None
-    rouge: Array | None
-    right_loss: Array | None
-    wrong_loss: Array | None
-    generation: tuple[str, ...] | None
-    gold: tuple[str, ...] | None
-    unfinished: Array | None
-    extraction: Array | None
+    probability: Array | None = None
+    rouge: Array | None = None
+    right_loss: Array | None = None
+    wrong_loss: Array | None = None
+    generation: tuple[str, ...] | None = None
+    gold: tuple[str, ...] | None = None
+    unfinished: Array | None = None
+    extraction: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class EvalLog:
     sets: Mapping[str, SetLog]
     attacks: Mapping[str, Attack]
 
+    @property
+    def extraction(self) -> Array | None:
+        """Return extraction strengths of the forget rows ``[N]``."""
+        return self.sets["forget"].extraction if "forget" in self.sets else None
+
 
 def read_log(path: Path, partial: bool = False) -> EvalLog:
     """Read a log; its ``format`` says what it was taken for.
-
-    Args:
-      path: of a format in `log_formats`; partial: what is missing becomes None.
 
     Raises:
       UserError: not JSON, no known format, a missing metric, rows that are empty,
@@ -99,11 +101,7 @@ def read_log(path: Path, partial: bool = False) -> EvalLog:
 
 
 def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
-    """Return the columns of a set, all over the same rows; None: it has no column.
-
-    Raises:
-      UserError: see `read_log`.
-    """
+    """Return the columns of a set, all over the same rows; None: it has no column."""
     names: tuple[str, ...] = ()
     first = ""
     columns: dict[str, Any] = {}
@@ -123,13 +121,11 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
         columns[column] = read_column(where, column, source, ordered)
     if not names:
         return None
-    wrong = columns.pop("wrong_probability", None)
-    if "wrong_probability" in part.columns and "probability" in columns:
-        right = columns.pop("probability")
-        if wrong is not None:
+    if "wrong_probability" in part.columns:
+        wrong, right = (columns.pop(f"{x}probability", None) for x in ("wrong_", ""))
+        if right is not None and wrong is not None:
             columns["probability"] = normalised_probability(right, wrong)
-    missing = dict.fromkeys([c for c in SetLog.__annotations__ if c != "rows"])
-    return SetLog(rows=names, **(missing | columns))
+    return SetLog(rows=names, **columns)
 
 
 def checked_rows(where: str, table: Any) -> dict[str, Any]:
@@ -233,7 +229,6 @@ def check_comparable(log: EvalLog, reference: EvalLog) -> None:
                 )
     for name in log.attacks.keys() & reference.attacks.keys():
         for split in ("forget", "holdout"):
-            rows = getattr(log.attacks[name], split)
-            names = tuple(getattr(reference.attacks[name], split))
+            ours, theirs = (getattr(x.attacks[name], split) for x in (log, reference))
             where = f"{log.path}: mia_{name}, {split}"
-            same_rows(where, rows, names, str(reference.path))
+            same_rows(where, ours, tuple(theirs), str(reference.path))

@@ -25,7 +25,7 @@ def ratios(one: SetLog, kind: TruthRatio) -> Array | None:
 def sides(attack: Attack) -> tuple[Array, Array]:
     """Return scores of forget ``[N]`` and holdout ``[M]``, ordered by row names."""
     forget, holdout = (
-        np.asarray([side[name] for name in sorted(side)])
+        np.asarray([scores for _, scores in sorted(side.items())])
         for side in (attack.forget, attack.holdout)
     )
     return forget, holdout
@@ -60,9 +60,8 @@ def tug_rows(
     for one in (log, reference):
         rows = {split: split_rows(one, source) for split, source in sources.items()}
         found.append({split: x for split, x in rows.items() if x is not None})
-    return (
-        (found[0], found[1]) if len(found[0]) == len(found[1]) == len(splits) else None
-    )
+    ours, theirs = found
+    return (ours, theirs) if len(ours) == len(theirs) == len(splits) else None
 
 
 def tug_scores(rows: Mapping[str, Sequence[Array]]) -> dict[str, float]:

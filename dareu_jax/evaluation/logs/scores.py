@@ -36,9 +36,6 @@ def score(
       truth_ratio: of `TRUTH_RATIOS`; None: geometric, where the log has the losses.
       partial: what one of the logs lacks becomes None.
 
-    Returns:
-      `score_alone`, ``flags`` and the `COMPARISONS`.
-
     Raises:
       UserError: logs of other rows, or without what a comparison needs.
     """
@@ -88,8 +85,7 @@ def check_asked(log: EvalLog, reference: EvalLog) -> None:
 
 def set_means(name: str, one: SetLog, kind: TruthRatio) -> Scores:
     """Return number of rows, mean probability and ROUGE, and the truth ratio."""
-    ratio = ratios(one, kind)
-    combine = kind.forget if name == "forget" else kind.others
+    combine, ratio = kind.forget if name == "forget" else kind.others, ratios(one, kind)
     return {
         "n": len(one.rows),
         "probability": mean_or_none(one.probability),
@@ -106,38 +102,29 @@ def mean_or_none(values: np.ndarray | None) -> float | None:
 def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
     """Return the scores that need no reference."""
     sets = {k: set_means(k, log.sets[k], kind) for k in SETS if k in log.sets}
-    forget = sets.get("forget", {})
-    terms = utility_terms(sets)
+    forget, terms = sets.get("forget", {}), utility_terms(sets)
     return {
         "format": log.format,
         "n_forget": forget.get("n"),
-        "forget_probability": forget.get("probability"),
-        "forget_rouge": forget.get("rouge"),
-        "forget_truth_ratio": forget.get("truth_ratio"),
+        **{f"forget_{measure}": forget.get(measure) for measure in MEASURES},
         "model_utility": model_utility(terms) if len(terms) == len(TERMS) else None,
         "model_utility_terms": terms,
         "sets": sets,
         "mia_auc": attack_aucs(log),
-        "extraction_strength": extraction(log),
+        "extraction_strength": mean_or_none(log.extraction),
     }
 
 
 def utility_terms(sets: Mapping[str, Scores]) -> dict[str, float]:
     """Return those of the nine terms of model utility that are there."""
-    places = [(name, measure) for name in TERM_SETS for measure in MEASURES]
-    named = zip(TERMS, places, strict=True)
-    found = {term: sets.get(k, {}).get(measure) for term, (k, measure) in named}
-    return {term: x for term, x in found.items() if x is not None}
+    found = [sets.get(name, {}).get(x) for name in TERM_SETS for x in MEASURES]
+    named = zip(TERMS, found, strict=True)
+    return {term: value for term, value in named if value is not None}
 
 
 def attack_aucs(log: EvalLog) -> dict[str, float]:
     """Return AUC by attack."""
     return {name: auc(*sides(attack)) for name, attack in log.attacks.items()}
-
-
-def extraction(log: EvalLog) -> float | None:
-    """Return mean extraction strength of the forget rows."""
-    return mean_or_none(log.sets["forget"].extraction) if "forget" in log.sets else None
 
 
 # --- two logs
@@ -172,19 +159,17 @@ def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
 def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
     """Return forget quality, where both logs have truth ratios of the forget set."""
     names = COMPARISONS[:4]
-    sets = [one.sets.get("forget") for one in (log, reference)]
-    ours, theirs = (None if one is None else ratios(one, kind) for one in sets)
+    ours, theirs = (
+        ratios(one.sets["forget"], kind) if "forget" in one.sets else None
+        for one in (log, reference)
+    )
     if ours is None or theirs is None:
         return dict.fromkeys(names)
     return dict(zip(names, forget_quality(ours, theirs), strict=True))
 
 
 def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Scores:
-    """Return p, its logarithm and D of two models retrained alike but for the seed.
-
-    Raises:
-      UserError: logs of other rows, or one without truth ratios of the forget set.
-    """
+    """Return p, its logarithm and D of two models retrained alike but for the seed."""
     check_comparable(other, one)
     check_asked(other, one)
     found = quality(one, other, kind)
@@ -195,11 +180,11 @@ def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Sc
 
 def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
     """Return every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
-    found: Scores = dict.fromkeys(TUGS)
-    for name, (_, splits) in TUGS.items():
-        if (rows := tug_rows(log, reference, name)) is not None:
-            found[name] = tow(tug_scores(rows[0]), tug_scores(rows[1]), splits)
-    return found
+    rows = {name: tug_rows(log, reference, name) for name in TUGS}
+    return {
+        name: tow(tug_scores(x[0]), tug_scores(x[1]), TUGS[name][1]) if x else None
+        for name, x in rows.items()
+    }
 
 
 # --- under the names of metrics

@@ -47,10 +47,7 @@ def rouge_table(
 
 
 def attack_table(sides: Mapping[str, np.ndarray]) -> Table:
-    """Return scores of a membership attack by side, with the AUC as aggregate.
-
-    Further sides are kept row by row.
-    """
+    """Return scores of a membership attack by side, with the AUC as aggregate."""
     tables = {name: values("score", numbers) for name, numbers in sides.items()}
     found = auc(sides["forget"], sides["holdout"])
     return {**tables, "auc": found, "agg_value": found}

@@ -4,31 +4,30 @@ These metrics look at the model's own greedy answers to the forget prompts.
 """
 
 import math
+import operator
 
 from dareu_jax.evaluation.metrics.metric import Metric, declare
 
 _MEAN = "Mean attribution of the answers on the forget prompts to the forget owners"
-declare(
-    Metric(
-        name="attribution_reward",
-        label="attribution (reward)",
-        direction="lower",
-        about=f"{_MEAN}, by the classifier that served as reward.",
-        compute=lambda judged: judged.attribution("attribution_reward"),
-        group="attribution",
+for _judge, _who, _in_short in (
+    ("reward", "the classifier that served as reward", ""),
+    (
+        "unseen",
+        "an independent classifier that no method trained against",
+        "attribution to the forget owners, unseen classifier",
+    ),
+):
+    declare(
+        Metric(
+            name=f"attribution_{_judge}",
+            label=f"attribution ({_judge})",
+            direction="lower",
+            about=f"{_MEAN}, by {_who}.",
+            compute=operator.methodcaller("attribution", f"attribution_{_judge}"),
+            group="attribution",
+            in_short=_in_short,
+        )
     )
-)
-declare(
-    Metric(
-        name="attribution_unseen",
-        label="attribution (unseen)",
-        direction="lower",
-        about=f"{_MEAN}, by an independent classifier that no method trained against.",
-        compute=lambda judged: judged.attribution("attribution_unseen"),
-        group="attribution",
-        in_short="attribution to the forget owners, unseen classifier",
-    )
-)
 declare(
     Metric(
         name="retrained_likelihood",

@@ -21,10 +21,6 @@ def interval(
 
     One row, or rows that are all alike, give the value twice.
 
-    Args:
-      values: ``[N]``; draws: resamplings of N rows with replacement.
-      level: share of the draws' means between the two, in (0, 1).
-
     Raises:
       UserError: there is no value, one is not finite (its index is named), or draws
         or level are out of range.
@@ -52,13 +48,8 @@ def interval_of(
     takes two samples, ``[N]`` and ``[M]``; a gap between two models on the same rows
     takes one ``[N, 2]``; a ToW takes three of these, one per split.
 
-    Args:
-      statistic: of arrays shaped as the samples; samples: ``[N, ...]`` each.
-      draws, level, seed: as in `interval`.
-
     Raises:
-      UserError: a sample is empty or has a value that is not finite, the statistic of
-        some draw is not finite, or draws or level are out of range.
+      UserError: as of `interval`, for every sample and for every draw's statistic.
     """
     numbers = [finite(f"sample {i}", sample) for i, sample in enumerate(samples)]
 
@@ -84,8 +75,7 @@ def intervals_of(
       sizes: rows of each sample; draws, level, seed: as in `interval`.
 
     Raises:
-      UserError: a number of some draw is not finite, or draws or level are out of
-        range.
+      UserError: as of `interval`, for the numbers of every draw.
     """
     how = _checked(draws, level, seed) | {"batch": 1, "vectorized": True}
     several = [np.arange(size) for size in sizes if size > 1]

@@ -5,42 +5,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.metric import Direction, Metric, declare
+from dareu_jax.evaluation.metrics.metric import Direction, declare_each
 
 Array = np.ndarray
 NEGLIGIBLE = 50.0  # nats below the first term of a sum, after which nothing changes
 
-_TEST = "two-sample Kolmogorov-Smirnov test between forget truth ratios"
-_MODELS = "the model's and the retrained one's"
 _BEST = "those of two retrained models: the most that a perfect method can expect"
-_PARTS: tuple[tuple[str, str, str, Direction, float, str], ...] = (
-    ("forget_quality", "forget quality (KS p)", "KS p", "higher", 0.0, "p"),
-    (
-        "log10_forget_quality",
-        "log10 p",
-        "log10 p",
-        "higher",
-        -math.inf,
-        "log10 of the p",
-    ),
-    ("ks_statistic", "KS distance", "KS distance", "lower", 0.0, "Largest distance"),
+_PARTS: tuple[tuple[str, str, str, Direction, str], ...] = (
+    ("forget_quality", "forget quality (KS p)", "KS p", "higher", "p"),
+    ("log10_forget_quality", "log10 p", "log10 p", "higher", "log10 of the p"),
+    ("ks_statistic", "KS distance", "KS distance", "lower", "Largest distance"),
 )
-for _name, _label, _short, _direction, _low, _what in _PARTS:
-    for _end, _heading, _whose in (
-        ("", _label, _MODELS),
-        ("_of_retrainings", f"two retrainings, {_short}", _BEST),
-    ):
-        declare(
-            Metric(
-                name=_name + _end,
-                label=_heading,
-                direction=_direction,
-                low=_low,
-                high=0.0 if math.isinf(_low) else 1.0,
-                about=f"{_what} of the {_TEST}, {_whose}.",
-                of=("pair",),
-            )
-        )
+for _name, _label, _short, _direction, _what in _PARTS:
+    _log = _name.startswith("log10")
+    _test = f"{_what} of the two-sample Kolmogorov-Smirnov test between forget truth"
+    _whose = "the model's and the retrained one's"
+    declare_each(
+        [
+            (_name, _label, _direction, f"{_test} ratios, {_whose}."),
+            (
+                f"{_name}_of_retrainings",
+                f"two retrainings, {_short}",
+                _direction,
+                f"{_test} ratios, {_BEST}.",
+            ),
+        ],
+        of=("pair",),
+        low=-math.inf if _log else 0.0,
+        high=0.0 if _log else 1.0,
+    )
 
 
 class ForgetQuality(NamedTuple):
@@ -76,7 +69,10 @@ def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
         raise ValueError(f"{n} values against {len(retrained)}: the rows must be equal")
     if not (np.isfinite(candidate).all() and np.isfinite(retrained).all()):
         raise ValueError("a truth ratio is not finite")
-    steps = largest_gap(candidate, retrained)
+    a, b = np.sort(candidate), np.sort(retrained)
+    at = np.concatenate([a, b])
+    gaps = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
+    steps = int(np.abs(gaps).max())
     log_p = log_p_value(n, steps)
     return ForgetQuality(
         p=math.exp(log_p),
@@ -84,14 +80,6 @@ def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
         statistic=steps / n,
         floor=steps == n,
     )
-
-
-def largest_gap(a: Array, b: Array) -> int:
-    """Return ``N D``: the largest gap of two counts of values ``<= x``, over all x."""
-    a, b = np.sort(a), np.sort(b)
-    at = np.concatenate([a, b])
-    gaps = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
-    return int(np.abs(gaps).max())
 
 
 def log_p_value(n: int, steps: int) -> float:

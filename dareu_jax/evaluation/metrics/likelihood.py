@@ -19,9 +19,6 @@ def perplexity(logps: np.ndarray, mask: np.ndarray) -> Perplexity:
 
     Long rows weigh more in the total, which is not the mean of the rows.
 
-    Args:
-      logps: ``[B, T]`` of `TokenStats`, nats; mask: ``[B, T]`` bool.
-
     Raises:
       UserError: a row has no token, a log-probability is not finite, or a perplexity
         is too large for a float.

@@ -38,14 +38,7 @@ def loss(logps: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Return `loss` over bytes of zlib-compressed text ``[B]`` (Carlini et al. 2021).
-
-    Args:
-      logps, mask: as in `loss`; texts: the B responses in words.
-
-    Raises:
-      UserError: as in `loss`; ValueError: there are not B texts.
-    """
+    """Return `loss` per byte of zlib-compressed text ``[B]`` (Carlini et al., 2021)."""
     if len(texts) != len(mask):
         raise ValueError(f"zlib attack: {len(texts)} texts for {len(mask)} rows")
     sizes = [len(compression.compress(text.encode())) for text in texts]
@@ -54,9 +47,6 @@ def zlib(logps: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarra
 
 def min_k(logps: np.ndarray, mask: np.ndarray, share: float = SHARE) -> np.ndarray:
     """Return -mean of the lowest max(1, int(share T)) values ``[B]``, Min-K % Prob.
-
-    Args:
-      logps, mask: as in `loss`; share: of the tokens, in (0, 1].
 
     Raises:
       UserError: as in `loss`, or the share lies outside (0, 1].
@@ -82,12 +72,6 @@ def min_k_plus(
 ) -> np.ndarray:
     """Return `min_k` of (log p(y_t) - mu_t) / sigma_t ``[B]``, Min-K %++.
 
-    Args:
-      logps, mean, std: ``[B, T]`` of `TokenStats`; mask, share: as in `min_k`.
-
-    Raises:
-      UserError: as in `min_k`.
-
     Source: Zhang et al. (2025, arXiv 2404.02936).
     """
     above = np.asarray(logps, np.float64) - np.asarray(mean, np.float64)
@@ -97,29 +81,18 @@ def min_k_plus(
 def reference(
     logps: np.ndarray, reference_logps: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Return `loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021).
-
-    Args:
-      logps, reference_logps: ``[B, T]``; mask: ``[B, T]`` bool.
-
-    Raises:
-      UserError: as in `loss`, of either model.
-    """
+    """Return `loss` minus a reference model's loss ``[B]`` (Carlini et al. 2021)."""
     return loss(logps, mask) - loss(reference_logps, mask)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "at_once"))
-def gradnorm(
-    model: Decoder, params: Any, batch: TokenBatch, at_once: int = 1
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="model")
+def gradnorm(model: Decoder, params: Any, batch: TokenBatch) -> jax.Array:
     """Return 1/W sum_w ||d(mean token loss)/dw||_2 ``[B]`` float32, W tensors.
 
     A layer's tensors count one by one, though all layers are stored as one stack. A
     response without a token gives NaN, and so do broken logits.
 
-    Args:
-      model, params: the decoder, adapters merged; batch: B responses with prompts.
-      at_once: rows whose gradients, each as large as ``params``, exist together.
+    Adapters are merged. One row's gradient, as large as ``params``, exists at a time.
 
     Source: Wang et al. (2024, arXiv 2402.17012).
     """
@@ -133,7 +106,7 @@ def gradnorm(
         norms = tensor_norms(jax.grad(mean_loss)(params))
         return jnp.where(count > 0.0, jnp.mean(norms), jnp.nan)
 
-    return jax.lax.map(of_one, batch, batch_size=at_once)
+    return jax.lax.map(of_one, batch, batch_size=1)
 
 
 def tensor_norms(grads: Any) -> jax.Array:

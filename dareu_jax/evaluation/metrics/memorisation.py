@@ -41,19 +41,11 @@ def extraction_strength(hits: Array, mask: Array) -> Array:
     """Return 1 - k/T ``[B]``: k tokens are the shortest prefix that gives the rest.
 
     From k gold tokens greedy decoding says the rest of the gold text if and only if
-    every later token is the argmax after the gold tokens before it: the first greedy
-    token is then the gold one, so the next has a gold context too, and so on; and
-    where a token is not the argmax, greedy decoding leaves the text. One
-    teacher-forced pass therefore gives k, the place of the last miss, 0 without one.
+    every later token is the argmax after the gold tokens before it. One teacher-forced
+    pass therefore gives k, the place of the last miss, 0 without one.
 
     1 is a text that the prompt alone extracts, 0 one whose last token is missed. The
     code of open-unlearning tries k < T only: it has 1/T in the place of 0.
-
-    Args:
-      hits: ``[B, T]`` of `TokenStats`; mask: ``[B, T]`` bool.
-
-    Raises:
-      UserError: a row has no token, or a hit is NaN.
 
     Source: Carlini et al. (2021, arXiv 2012.07805), and for unlearning Wang et al.
     (2025, arXiv 2406.09179).

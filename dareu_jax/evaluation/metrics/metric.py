@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -32,15 +32,13 @@ class Metric:
     """One number about a model: its name, its good direction and its range.
 
     Attributes:
-      name: the key in ``results.json``.
+      name: the key in ``results.json``; about: one sentence on what the number is.
       label: a short column heading; its first word may stand on a line of its own.
       direction: what is better; ``closer`` means closer to the retrained model.
-      low: the smallest possible value, ``-math.inf`` when there is none.
-      high: the largest possible value, ``math.inf`` when there is none.
-      about: one sentence that says what the number is.
-      of: what has the metric: ``run``, a model of a run; ``beside``, a model of a run
-        that is compared with the retrained one; ``log``, one log of an evaluation;
-        ``pair``, a log that is compared with the log of the retrained model.
+      low, high: the range; infinite on a side without a bound.
+      of: what has the metric: ``run``, a model of a run; ``beside``, such a model
+        compared with the retrained one; ``log``, one log of an evaluation; ``pair``, a
+        log compared with the retrained model's.
       compute: returns one value per row, or None where the run lacks what it needs.
         Metrics of a ``run`` have it, others do not.
       group: the table of a report in which the metric is a column.
@@ -86,13 +84,20 @@ def declare(metric: Metric) -> Metric:
     return METRICS.register(metric.name, metric.about)(metric)
 
 
+def declare_each(
+    rows: Iterable[tuple[str, str, Direction, str]], **common: Any
+) -> None:
+    """Register a metric for each name, label, direction and about."""
+    for name, label, direction, about in rows:
+        declare(
+            Metric(name=name, label=label, direction=direction, about=about, **common)
+        )
+
+
 def aggregate(values: Values, name: str = "values") -> dict[str, Any]:
     """Return the mean and every value, in the JSON shape of open-unlearning.
 
     ``{"agg_value": mean, "value_by_index": {"0": ..., "1": ...}}``.
-
-    Args:
-      values: one per row; name: of the metric, for messages.
 
     Raises:
       UserError: there is no value, or one is not finite (its index is named).

@@ -4,35 +4,32 @@ import math
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.metric import Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 Array = np.ndarray
 EPSILON = 1e-10
 
-declare(
-    Metric(
-        name="mia_auc",
-        label="MIA AUC",
-        direction="closer",
-        about="How often an attack finds a forget row likelier than a row never seen.",
-        of=("log",),
-    )
-)
-for _name, _label, _gap in (
-    ("privleak", "PrivLeak %", "Gap of 1 - MIA AUC"),
-    ("rel_diff", "MIA AUC gap %", "Gap of MIA AUC"),
-):
-    declare(
-        Metric(
-            name=_name,
-            label=_label,
-            direction="closer",
-            low=-100.0,
-            high=math.inf,
-            about=f"{_gap} to the retrained model's, in percent of it.",
-            of=("pair",),
+declare_each(
+    [
+        (
+            "mia_auc",
+            "MIA AUC",
+            "closer",
+            "How often an attack finds a forget row likelier than a row never seen.",
         )
-    )
+    ],
+    of=("log",),
+)
+_GAP = "to the retrained model's, in percent of it."
+declare_each(
+    [
+        ("privleak", "PrivLeak %", "closer", f"Gap of 1 - MIA AUC {_GAP}"),
+        ("rel_diff", "MIA AUC gap %", "closer", f"Gap of MIA AUC {_GAP}"),
+    ],
+    of=("pair",),
+    low=-100.0,
+    high=math.inf,
+)
 
 
 def auc(forget: Array, holdout: Array) -> float:
@@ -43,9 +40,6 @@ def auc(forget: Array, holdout: Array) -> float:
     Scores are higher for less likely text, the holdout is the positive class: 1 means
     that the forget rows are far more likely than the holdout, 0.5 that scores cannot
     tell. Forget and holdout differ for a retrained model too: compare with its AUC.
-
-    Args:
-      forget: ``[N]``, holdout: ``[M]`` scores of one attack.
 
     Raises:
       ValueError: no scores, or one that is not finite.

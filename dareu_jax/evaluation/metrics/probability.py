@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.metric import SPLIT_DIRECTIONS, Metric, declare
+from dareu_jax.evaluation.metrics.metric import SPLIT_DIRECTIONS, declare_each
 
 if TYPE_CHECKING:
     from dareu_jax.evaluation.run_suite import Judged
@@ -17,18 +17,14 @@ def probabilities(judged: "Judged", split: str) -> list[float] | None:
     return None if logps is None else np.exp(logps).tolist()
 
 
-_IN_SHORT = {"forget": "probability of the gold answers to forget prompts"}
+_MEAN = "Mean length-normalised probability of the gold answer on the"
 for _split, _direction in SPLIT_DIRECTIONS.items():
-    declare(
-        Metric(
-            name=f"{_split}_probability",
-            label=f"{_split} prob",
-            direction=_direction,
-            about="Mean length-normalised probability of the gold answer on the "
-            f"{_split} prompts.",
-            of=("run", "log"),
-            compute=functools.partial(probabilities, split=_split),
-            group="probability",
-            in_short=_IN_SHORT.get(_split, ""),
-        )
+    _about = f"{_MEAN} {_split} prompts."
+    _short = "probability of the gold answers to forget prompts"
+    declare_each(
+        [(f"{_split}_probability", f"{_split} prob", _direction, _about)],
+        of=("run", "log"),
+        compute=functools.partial(probabilities, split=_split),
+        group="probability",
+        in_short=_short if _split == "forget" else "",
     )

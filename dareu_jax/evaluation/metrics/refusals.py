@@ -70,20 +70,16 @@ def names_of_others(text: str, names: Iterable[str]) -> list[str]:
     Case, accents, white space and kinds of hyphens and apostrophes make no difference;
     "Ann Lee" is not in "Joann Lee", and is in "Ann Lee's".
 
-    Args:
-      text: an answer; names: of other people than the question is about.
-
     Raises:
       ValueError: a name without a letter.
     """
-    said = _plain(text)
-    return [name for name in dict.fromkeys(names) if _mention(name).search(said)]
-
-
-def _mention(name: str) -> re.Pattern[str]:
-    if not re.search(r"[^\W\d_]", name):
-        raise ValueError(f"the name {name!r} has no letter")
-    return re.compile(rf"(?<!\w){re.escape(_plain(name))}(?!\w)")
+    said, found = _plain(text), []
+    for name in dict.fromkeys(names):
+        if not re.search(r"[^\W\d_]", name):
+            raise ValueError(f"the name {name!r} has no letter")
+        if re.search(rf"(?<!\w){re.escape(_plain(name))}(?!\w)", said):
+            found.append(name)
+    return found
 
 
 def _plain(text: str) -> str:

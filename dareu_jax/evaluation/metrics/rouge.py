@@ -1,18 +1,11 @@
 """ROUGE of greedy answers against the gold answers."""
 
 import functools
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dareu_jax.evaluation.metrics.metric import (
-    SPLIT_DIRECTIONS,
-    Direction,
-    Metric,
-    declare,
-)
-
-if TYPE_CHECKING:
-    from dareu_jax.evaluation.run_suite import Judged
+from dareu_jax.evaluation.metrics.metric import SPLIT_DIRECTIONS, declare_each
 
 
 def rouge_l_recall(
@@ -22,9 +15,6 @@ def rouge_l_recall(
 
     Lin 2004, with Porter stemming, as in TOFU (Maini et al. 2024). A reference
     without words scores 0.
-
-    Raises:
-      ValueError: when there are not as many predictions as references.
     """
     return [row["rougeL_recall"] for row in rouge_scores(predictions, references)]
 
@@ -65,46 +55,36 @@ def _scorer() -> Any:
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
-def recalls(judged: "Judged", split: str) -> list[float] | None:
-    """Return `rouge_l_recall` of the model's own answers to the prompts of a split."""
-    return judged.of_texts(split, rouge_l_recall)
-
-
 _RECALL = "Mean ROUGE-L recall of the greedy answer against the gold answer on"
-_IN_SHORT = {
-    "forget": "ROUGE-L recall on the forget prompts",
-    "retain": "ROUGE-L recall on the retain prompts",
-}
 for _name, _direction in SPLIT_DIRECTIONS.items():
-    declare(
-        Metric(
-            name=f"{_name}_rouge",
-            label=f"{_name} ROUGE",
-            direction=_direction,
-            about=f"{_RECALL} the {_name} prompts.",
-            of=("run", "log"),
-            compute=functools.partial(recalls, split=_name),
-            group="rouge",
-            in_short=_IN_SHORT.get(_name, ""),
-        )
+    _on = f"the {_name} prompts"
+    declare_each(
+        [(f"{_name}_rouge", f"{_name} ROUGE", _direction, f"{_RECALL} {_on}.")],
+        of=("run", "log"),
+        compute=operator.methodcaller("of_texts", _name, rouge_l_recall),
+        group="rouge",
+        in_short="" if _name == "test" else f"ROUGE-L recall on {_on}",
     )
-_SETS: tuple[tuple[str, Direction, str, str], ...] = (
-    (
-        "forget_paraphrased",
-        "closer",
-        "forget ROUGE, paraphrased",
-        "the forget questions in other words",
-    ),
-    ("real_authors", "higher", "real authors ROUGE", "questions about real authors"),
-    ("world_facts", "higher", "world facts ROUGE", "questions about the world"),
+declare_each(
+    [
+        (
+            "forget_paraphrased_rouge",
+            "forget ROUGE, paraphrased",
+            "closer",
+            f"{_RECALL} the forget questions in other words.",
+        ),
+        *(
+            (
+                f"{name}_rouge",
+                f"{spelt} ROUGE",
+                "higher",
+                f"{_RECALL} questions about {on}.",
+            )
+            for name, spelt, on in (
+                ("real_authors", "real authors", "real authors"),
+                ("world_facts", "world facts", "the world"),
+            )
+        ),
+    ],
+    of=("log",),
 )
-for _name, _direction, _label, _questions in _SETS:
-    declare(
-        Metric(
-            name=f"{_name}_rouge",
-            label=_label,
-            direction=_direction,
-            about=f"{_RECALL} {_questions}.",
-            of=("log",),
-        )
-    )

@@ -30,9 +30,6 @@ def finite(what: str, values: Array) -> Array:
 def tokens_of(what: str, values: Array, mask: Array) -> tuple[Array, Array]:
     """Return float64 values ``[B, T]``, 0 outside the mask, and counts ``[B]``.
 
-    Args:
-      what: the metric, for messages; values: ``[B, T]``; mask: ``[B, T]`` bool.
-
     Raises:
       UserError: a row has no token, or a value inside the mask is not finite.
       ValueError: the two are not of one shape ``[B, T]``.

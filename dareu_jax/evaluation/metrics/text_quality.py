@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dareu_jax.evaluation.metrics.metric import Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 if TYPE_CHECKING:
     from dareu_jax.evaluation.run_suite import Judged
@@ -21,10 +21,6 @@ def text_quality(
     texts: Sequence[str], finished: Sequence[bool]
 ) -> dict[str, list[float]]:
     """Return the values per answer of the four ``forget_*`` quality metrics.
-
-    Args:
-      texts: the answers.
-      finished: whether each answer ended with an end-of-text token.
 
     Returns:
       ``empty``, ``repeated``, ``unfinished`` (each 0 or 1) and ``length`` (words).
@@ -63,23 +59,16 @@ def is_repeated(text: str) -> bool:
     Meant for answers of up to some 60 words: long good prose can meet sign 1.
     """
     said = words(text)
-    return (
-        _most_frequent_triple(said) >= 3
-        or _ends_in_loop(said)
-        or (len(said) > 8 and len(set(said)) < 0.4 * len(said))
-        or _LETTERS_LOOP.search(text.lower()) is not None
-    )
-
-
-def _most_frequent_triple(said: list[str]) -> int:
     triples = Counter(zip(said, said[1:], said[2:], strict=False))
-    return max(triples.values(), default=0)
-
-
-def _ends_in_loop(said: list[str]) -> bool:
-    return any(
+    ends_in_loop = any(
         len(said) >= 3 * size and said[-3 * size :] == said[-size:] * 3
         for size in (1, 2)
+    )
+    return (
+        max(triples.values(), default=0) >= 3
+        or ends_in_loop
+        or (len(said) > 8 and len(set(said)) < 0.4 * len(said))
+        or _LETTERS_LOOP.search(text.lower()) is not None
     )
 
 
@@ -94,25 +83,22 @@ for _name, _about in (
     ("repeated", "that loop (text_quality.py says when)"),
     ("unfinished", "cut off at the length limit, before an end of text"),
 ):
-    declare(
-        Metric(
-            name=f"forget_{_name}",
-            label=f"{_name} answers",
-            direction="lower",
-            about=f"Share of answers on the forget prompts {_about}.",
-            compute=functools.partial(signs, name=_name),
-            group="quality",
-        )
-    )
-declare(
-    Metric(
-        name="forget_length",
-        label="words per answer",
-        direction="closer",
-        low=0.0,
-        high=math.inf,
-        about="Mean number of words in the answers on the forget prompts.",
-        compute=functools.partial(signs, name="length"),
+    declare_each(
+        [
+            (
+                f"forget_{_name}",
+                f"{_name} answers",
+                "lower",
+                f"Share of answers on the forget prompts {_about}.",
+            )
+        ],
+        compute=functools.partial(signs, name=_name),
         group="quality",
     )
+_about = "Mean number of words in the answers on the forget prompts."
+declare_each(
+    [("forget_length", "words per answer", "closer", _about)],
+    high=math.inf,
+    compute=functools.partial(signs, name="length"),
+    group="quality",
 )

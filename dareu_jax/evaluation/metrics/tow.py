@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from dareu_jax.evaluation.metrics.metric import Group, Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 SPLITS = ("forget", "retain", "test")
 TUGS = {
@@ -18,41 +18,37 @@ ToW-MIA has the AUC of the min-k attack in its place (Zhao et al. 2024), ToW-par
 same questions in other words.
 """
 
-_IN_SHORT = {"rouge": "Tug-of-War on ROUGE (1 = like retrained)"}
-_SCORES: tuple[tuple[Group, str, str], ...] = (
-    ("rouge", "ToW ROUGE", "ROUGE-L recall"),
-    ("probability", "ToW prob", "answer probability"),
-)
-for _group, _label, _about in _SCORES:
-    declare(
-        Metric(
-            name=f"tow_{_group}",
-            label=_label,
-            direction="higher",
-            about=f"Tug-of-War on {_about}: 1 = like the retrained model.",
-            of=("beside",),
-            group=_group,
-            in_short=_IN_SHORT.get(_group, ""),
-        )
+_LIKE = "1 = like the retrained model."
+for _group, _label, _about, _in_short in (
+    (
+        "rouge",
+        "ToW ROUGE",
+        "ROUGE-L recall",
+        "Tug-of-War on ROUGE (1 = like retrained)",
+    ),
+    ("probability", "ToW prob", "answer probability", ""),
+):
+    declare_each(
+        [(f"tow_{_group}", _label, "higher", f"Tug-of-War on {_about}: {_LIKE}")],
+        of=("beside",),
+        group=_group,
+        in_short=_in_short,
     )
+_WITH = "Tug-of-War with the retrained model, 1 = like it: ROUGE-L recall on"
 _MIA = "retain and test rows, the min-k attack's AUC on forget rows"
 _PARA = "forget questions in other words, retain and test rows"
-for _name, _label, _about in (
-    ("tow", "Tug-of-War, ROUGE-L recall", "forget, retain and test rows"),
-    ("tow_star", "Tug-of-War without a test set", "forget and retain rows"),
-    ("tow_mia", "Tug-of-War, min-k AUC of forget", _MIA),
-    ("tow_para", "Tug-of-War, forget paraphrased", _PARA),
-):
-    declare(
-        Metric(
-            name=_name,
-            label=_label,
-            direction="higher",
-            about="Tug-of-War with the retrained model, 1 = like it: ROUGE-L recall on "
-            f"{_about}.",
-            of=("pair",),
+declare_each(
+    (
+        (_name, f"Tug-of-War{_label}", "higher", f"{_WITH} {_about}.")
+        for _name, _label, _about in (
+            ("tow", ", ROUGE-L recall", "forget, retain and test rows"),
+            ("tow_star", " without a test set", "forget and retain rows"),
+            ("tow_mia", ", min-k AUC of forget", _MIA),
+            ("tow_para", ", forget paraphrased", _PARA),
         )
-    )
+    ),
+    of=("pair",),
+)
 
 
 def tow(

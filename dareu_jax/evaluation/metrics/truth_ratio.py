@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.metric import Direction, Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 Array = np.ndarray
 EPSILON = 1e-10
@@ -15,22 +15,25 @@ _EQUAL = (
     "the model cannot tell them apart."
 )
 _BETTER = "Mean max(0, 1 - R), R = wrong over right answers, on"
-_SETS: tuple[tuple[str, Direction, str], ...] = (
-    ("forget", "closer", _EQUAL),
-    ("retain", "higher", f"{_BETTER} the retain questions."),
-    ("real_authors", "higher", f"{_BETTER} questions about real authors."),
-    ("world_facts", "higher", f"{_BETTER} questions about the world."),
+declare_each(
+    [
+        ("forget_truth_ratio", "forget truth ratio", "closer", _EQUAL),
+        *(
+            (
+                f"{name}_truth_ratio",
+                f"{spelt} truth ratio",
+                "higher",
+                f"{_BETTER} {on}.",
+            )
+            for name, spelt, on in (
+                ("retain", "retain", "the retain questions"),
+                ("real_authors", "real authors", "questions about real authors"),
+                ("world_facts", "world facts", "questions about the world"),
+            )
+        ),
+    ],
+    of=("log",),
 )
-for _name, _direction, _about in _SETS:
-    declare(
-        Metric(
-            name=f"{_name}_truth_ratio",
-            label=f"{_name.replace('_', ' ')} truth ratio",
-            direction=_direction,
-            about=_about,
-            of=("log",),
-        )
-    )
 
 
 def geometric(right_loss: Array, wrong_loss: Array) -> Array:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.metric import Metric, declare
+from dareu_jax.evaluation.metrics.metric import declare_each
 
 Array = np.ndarray
 EPSILON = 1e-10
@@ -21,28 +21,24 @@ TERMS = (
 )
 """Open-unlearning's names of the nine; ra: real authors, wf: world facts."""
 
-_CHOSEN = (
-    "Mean probability of the right answer among the four given, on questions about"
+_CHOSEN = "Mean probability of the right answer among the four given, on questions"
+_UTILITY = (
+    "Harmonic mean of probability, ROUGE and truth ratio on retain rows, real authors "
+    "and world facts."
 )
-for _name, _label, _about in (
-    (
-        "model_utility",
-        "model utility",
-        "Harmonic mean of probability, ROUGE and truth ratio on retain rows, real "
-        "authors and world facts.",
-    ),
-    ("real_authors_probability", "real authors prob", f"{_CHOSEN} real authors."),
-    ("world_facts_probability", "world facts prob", f"{_CHOSEN} the world."),
-):
-    declare(
-        Metric(
-            name=_name,
-            label=_label,
-            direction="higher",
-            about=_about,
-            of=("log",),
-        )
-    )
+declare_each(
+    [
+        ("model_utility", "model utility", "higher", _UTILITY),
+        *(
+            (f"{name}_probability", f"{spelt} prob", "higher", f"{_CHOSEN} about {on}.")
+            for name, spelt, on in (
+                ("real_authors", "real authors", "real authors"),
+                ("world_facts", "world facts", "the world"),
+            )
+        ),
+    ],
+    of=("log",),
+)
 
 
 def model_utility(terms: Mapping[str, float]) -> float:

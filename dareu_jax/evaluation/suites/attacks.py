@@ -1,5 +1,6 @@
 """Membership attacks and memorisation of given texts, by one model or two."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -46,19 +47,12 @@ class Given(NamedTuple):
     def words(self) -> np.ndarray:
         """Return the mask ``[N, T]`` of their tokens without the end of text."""
         mask = self.tokens.response_mask
-        return without_last(mask) if self.has_end else mask
-
-
-def without_last(mask: np.ndarray) -> np.ndarray:
-    """Return a mask ``[N, T]`` of responses without the last token of each."""
-    return mask & (np.cumsum(mask, axis=1) < mask.sum(axis=1, keepdims=True))
+        ends = np.cumsum(mask, axis=1) >= mask.sum(axis=1, keepdims=True)
+        return mask & ~ends if self.has_end else mask
 
 
 def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
     """Return the `ATTACKS` in ``a,b``; None: all that need no further model.
-
-    Args:
-      asked: what the command line says; has_reference: there is a reference model.
 
     Raises:
       UserError: an unknown attack, ``reference`` without a model or one without it.
@@ -80,14 +74,7 @@ def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
 
 
 def memory_scores(model: LoadedModel, size: int, given: Given) -> dict[str, np.ndarray]:
-    """Return the `FORWARD` attacks and memorisation ``[N]``, by name.
-
-    Args:
-      model: whose; size: texts at a time; given: N texts.
-
-    Raises:
-      UserError: a log-probability is no finite number.
-    """
+    """Return the `FORWARD` attacks and memorisation ``[N]``, by name."""
     stats, words = statistics(model, size, given.tokens), given.words
     have: dict[str, Any] = {**stats._asdict(), "texts": given.texts}
     out = {}
@@ -112,10 +99,7 @@ def statistics(model: LoadedModel, size: int, tokens: data.TokenBatch) -> TokenS
 
 def mean_losses(model: LoadedModel, size: int, given: Given) -> np.ndarray:
     """Return mean nats per token ``[N]``; raises `UserError` if one is not finite."""
-
-    def score(batch: data.TokenBatch) -> jax.Array:
-        return mean_logp(model.decoder, model.params, batch)
-
+    score = functools.partial(mean_logp, model.decoder, model.params)
     logps = by_length(model, given.tokens, size, score)
     return finite("loss of the reference model", -logps)
 
@@ -130,14 +114,8 @@ def gradient_norms(model: LoadedModel, size: int, given: Given) -> np.ndarray:
     """Return `gradnorm` ``[N]``, as in open-unlearning without the end of text.
 
     Another number of processes sums over devices in another order: same within 1e-6.
-
-    Raises:
-      UserError: one is not finite.
     """
-
-    def score(batch: data.TokenBatch) -> jax.Array:
-        return gradnorm(model.decoder, model.params, batch)
-
+    score = functools.partial(gradnorm, model.decoder, model.params)
     tokens = given.tokens._replace(response_mask=given.words)
     norms = by_length(model, tokens, size, score)
     return finite("gradnorm attack", norms)

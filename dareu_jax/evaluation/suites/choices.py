@@ -52,11 +52,7 @@ def prompt_of(row: Choice, subject: str) -> str:
 def choices_log(
     judge: Judge, asked: tuple[tuple[Choice, ...], str], progress: Progress
 ) -> dict[str, Table]:
-    """Return how often the letter of the right answer is the likeliest (accuracy).
-
-    Args:
-      judge: of the model; asked: questions, and the subject that is named first.
-    """
+    """Return how often the letter of the right answer is the likeliest (accuracy)."""
     rows, subject = asked
     pairs = [
         (prompt_of(row, subject), LETTERS[n])

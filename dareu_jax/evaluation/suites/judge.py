@@ -11,6 +11,7 @@ from dareu_jax.evaluation.metrics.likelihood import Perplexity, perplexity
 from dareu_jax.evaluation.metrics.refusals import names_of_others, refusals
 from dareu_jax.evaluation.metrics.rouge import rouge_scores
 from dareu_jax.evaluation.metrics.text_quality import text_quality
+from dareu_jax.evaluation.suites import measure
 from dareu_jax.evaluation.suites.attacks import (
     FORWARD,
     MEMORISED,
@@ -21,73 +22,56 @@ from dareu_jax.evaluation.suites.attacks import (
     memory_scores,
 )
 from dareu_jax.evaluation.suites.kept import Kept
-from dareu_jax.evaluation.suites.measure import (
-    Guess,
-    Pair,
-    Reading,
-    answer_logps,
-    answer_losses,
-    as_tokens,
-    guesses,
-    own_answers,
-)
 from dareu_jax.models.loaded import LoadedModel
 
 
+@dataclasses.dataclass
 class Judge:
     """A model, how it reads, and what was measured of it before.
 
-    Args:
+    Attributes:
       model, reading: who answers, and how text becomes tokens; kept: parts on disk.
       attacks: of `ATTACKS`; reference: the other model of the attack of that name.
+      lead: of given answers, how many first tokens the model says by itself.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        reading: Reading,
-        kept: Kept,
-        attacks: Sequence[str] = FORWARD,
-        reference: LoadedModel | None = None,
-    ):
-        self.model, self.reading, self.kept = model, reading, kept
-        self.attacks, self.reference = attacks, reference
-        self.lead: dict[Pair, int] = {}
+    model: LoadedModel
+    reading: measure.Reading
+    kept: Kept
+    attacks: Sequence[str] = FORWARD
+    reference: LoadedModel | None = None
+    lead: dict[measure.Pair, int] = dataclasses.field(default_factory=dict)
 
-    def losses(self, name: str, pairs: list[Pair]) -> np.ndarray:
+    def losses(self, name: str, pairs: list[measure.Pair]) -> np.ndarray:
         """Return mean nats per token ``[N]`` of given answers, end of text included."""
 
         def make() -> dict[str, list[float]]:
-            found = answer_losses(self.model, self.reading, pairs)
+            found = measure.answer_losses(self.model, self.reading, pairs)
             return {"loss": found.loss.tolist(), "lead": found.lead.tolist()}
 
         kept = self.kept.part(f"{name}_losses", pairs, make)
         self.lead |= zip(pairs, kept["lead"], strict=True)
         return np.asarray(kept["loss"])
 
-    def perplexity(self, pairs: list[Pair], losses: np.ndarray) -> Perplexity:
+    def perplexity(self, pairs: list[measure.Pair], losses: np.ndarray) -> Perplexity:
         """Return that of given answers, from `losses`: a mean stands for each token."""
-        mask = as_tokens(self.model, self.reading, pairs).response_mask
+        mask = measure.as_tokens(self.model, self.reading, pairs).response_mask
         return perplexity(np.broadcast_to(-losses[:, None], mask.shape), mask)
 
-    def choices(self, name: str, pairs: list[Pair]) -> np.ndarray:
+    def choices(self, name: str, pairs: list[measure.Pair]) -> np.ndarray:
         """Return log p ``[N]`` of given answers, without the end of text."""
         return self.kept.numbers(
-            name, pairs, lambda: answer_logps(self.model, self.reading, pairs)
+            name, pairs, lambda: measure.answer_logps(self.model, self.reading, pairs)
         )
 
-    def memory(self, name: str, pairs: list[Pair]) -> dict[str, np.ndarray]:
+    def memory(self, name: str, pairs: list[measure.Pair]) -> dict[str, np.ndarray]:
         """Return `attacked` of given answers."""
-        tokens = as_tokens(self.model, self.reading, pairs)
+        tokens = measure.as_tokens(self.model, self.reading, pairs)
         given = Given(tokens, [text for _, text in pairs], has_end=True)
         return self.attacked(name, pairs, given)
 
     def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
-        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name.
-
-        Args:
-          name: of the texts; own: what they are made of, JSON; given: N texts.
-        """
+        """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name."""
         size = self.reading.batch_size
 
         def make() -> dict[str, list[float]]:
@@ -128,18 +112,16 @@ class Judge:
         reading = dataclasses.replace(self.reading, max_new_tokens=limit)
 
         def make() -> dict[str, Any]:
-            guessed = None if gold is None else self.guessed(asked, gold)
-            said, ended = own_answers(self.model, reading, asked, guessed)
+            guessed = None
+            if gold is not None:
+                pairs = list(zip(asked, gold, strict=True))
+                lead = [self.lead.get(pair, 0) for pair in pairs]
+                guessed = measure.guesses(self.model, self.reading, pairs, lead)
+            said, ended = measure.own_answers(self.model, reading, asked, guessed)
             return {"said": said, "ended": ended}
 
         found = self.kept.part(name, [asked, limit], make)
         return found["said"], found["ended"]
-
-    def guessed(self, asked: list[str], gold: list[str]) -> list[Guess]:
-        """Return right answers, and what `losses` found the model to say of them."""
-        pairs = list(zip(asked, gold, strict=True))
-        lead = [self.lead.get(pair, 0) for pair in pairs]
-        return guesses(self.model, self.reading, pairs, lead)
 
     def answers(
         self,

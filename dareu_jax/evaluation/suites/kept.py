@@ -1,5 +1,6 @@
 """Parts of an evaluation on disk; each is found by a hash of its inputs."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,24 +13,18 @@ from dareu_jax.parallel import agreed, is_first
 from dareu_jax.storage.files import write_json
 
 
+@dataclasses.dataclass(frozen=True)
 class Kept:
     """Parts in a folder; each is made once for one model, text and settings.
 
     Of several processes only the first looks into the folder; it tells the others.
-
-    Args:
-      folder: of the parts; common: what all of them depend on, JSON.
     """
 
-    def __init__(self, folder: Path, common: Any):
-        self.folder, self.common = folder, common
+    folder: Path
+    common: Any
 
     def part(self, name: str, own: Any, make: Callable[[], Any]) -> Any:
-        """Return ``make()``, JSON; from disk where the same was made before.
-
-        Args:
-          name: for people; own: what this part depends on besides, JSON.
-        """
+        """Return ``make()``, JSON; from disk where the same was made before."""
         text = json.dumps([name, self.common, own], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{digest}.json"

@@ -65,12 +65,7 @@ def by_length(
     score: Callable[[data.TokenBatch], Any],
     multiple: int = NARROW,
 ) -> Any:
-    """Return ``score`` of batches of like length; rows keep their own order.
-
-    Args:
-      model: places a batch; tokens: N rows; batch_size: rounded up to the devices.
-      score: ``batch -> arrays [B, ...]``; multiple: of the tokens of a batch's prompts.
-    """
+    """Return ``score`` of batches of like length; rows keep their own order."""
     size, count = model.rows(batch_size), len(tokens.index)
     prompt, response = tokens.prompt_mask.sum(1), tokens.response_mask.sum(1)
     order = np.lexsort((response, -(-prompt // multiple)))
@@ -86,11 +81,9 @@ def by_length(
 
 
 class Losses(NamedTuple):
-    """Of given answers ``[N]``.
+    """Of given answers ``[N]``: mean nats per token, end of text included.
 
-    Attributes:
-      loss: mean nats per token, end of text included.
-      lead: how many of the first tokens greedy decoding says by itself.
+    ``lead`` is how many of the first tokens greedy decoding says by itself.
     """
 
     loss: np.ndarray
@@ -115,11 +108,7 @@ def answer_losses(
 def answer_logps(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> np.ndarray:
-    """Return log p ``[N]`` of given answers, without the end of text.
-
-    Raises:
-      UserError: one is no number.
-    """
+    """Return log p ``[N]`` of given answers, without the end of text."""
     found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
     logps = np.asarray([x.logps[:-1].sum(dtype=np.float64) for x in found])
     check_finite(logps, pairs)

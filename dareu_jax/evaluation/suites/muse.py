@@ -29,10 +29,7 @@ SIDES = ("forget", "retain", "holdout")
 
 
 class MuseData(NamedTuple):
-    """Pairs of prompt and gold text: continuations, and questions with examples.
-
-    ``private`` are whole texts by side of `SIDES`, or nothing.
-    """
+    """Pairs of prompt and gold text: continuations, and questions with examples."""
 
     verbatim: list[tuple[str, str]]
     forget: list[tuple[str, str]]
@@ -71,11 +68,11 @@ def _with_examples(
     rows: list[tuple[str, dict[str, Any]]], examples: list[tuple[str, dict[str, Any]]]
 ) -> list[tuple[str, str]]:
     """Return questions behind answered examples, and their gold answers."""
-    shown = ""
-    for where, row in examples:
-        question, answer = _pair(where, row, "question", "answer")
-        shown += f"Question: {question}\nAnswer: {answer}\n\n"
-    pairs = [_pair(where, row, "question", "answer") for where, row in rows]
+    known, pairs = (
+        [_pair(where, row, "question", "answer") for where, row in part]
+        for part in (examples, rows)
+    )
+    shown = "".join(f"Question: {q}\nAnswer: {answer}\n\n" for q, answer in known)
     return [(f"{shown}Question: {question}\nAnswer:", gold) for question, gold in pairs]
 
 

@@ -12,7 +12,7 @@ from dareu_jax.evaluation.suites.judge import Judge
 from dareu_jax.training.progress import Progress
 
 NAME = re.compile(r"[^\W\d_]+(?:[ .'’-]+[^\W\d_]+)*\.?")
-"""Words and nothing else: "Ann Lee", not "owner_07"."""
+"""Owners whom an answer can mention: "Ann Lee", not "owner_07"."""
 Sets = Mapping[str, Sequence[Record]]
 
 
@@ -40,7 +40,7 @@ def split(records: Sequence[Record], forget: str) -> dict[str, list[Record]]:
 def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]:
     """Return probability and perplexity of gold answers, ROUGE and quality of own."""
     out: dict[str, Table] = {}
-    names = [name for name in owners_of(sets["retain"]) if is_name(name)]
+    names = [x for x in owners_of(sets["retain"]) if x != OTHERS and NAME.fullmatch(x)]
     for name, rows in sets.items():
         with progress.stage(name, 1):
             asked, gold = [r.prompt for r in rows], [r.response for r in rows]
@@ -51,17 +51,9 @@ def owners_log(judge: Judge, sets: Sets, progress: Progress) -> dict[str, Table]
             out[f"{name}_Q_A_Perplexity"] = values(
                 "perplexity", found.rows, found.total
             )
-            others = [others_of(record, names) for record in rows] if names else None
-            out |= judge.answers(name, name, asked, gold, others=others)
+            owners = [dict(shares_of(record)) for record in rows]
+            others = [[x for x in names if x not in own] for own in owners]
+            out |= judge.answers(
+                name, name, asked, gold, others=others if names else None
+            )
     return out
-
-
-def is_name(owner: str) -> bool:
-    """Return whether an answer can mention an owner by name."""
-    return owner != OTHERS and NAME.fullmatch(owner) is not None
-
-
-def others_of(record: Record, names: Sequence[str]) -> list[str]:
-    """Return the ``names`` of everybody but a record's own owner."""
-    own = dict(shares_of(record))
-    return [name for name in names if name not in own]

@@ -65,10 +65,7 @@ def in_common(one: Tokens, other: Tokens) -> int:
 
 
 def rows_of(texts: Sequence[list[int]], most: int) -> Iterator[list[int]]:
-    """Return texts in alphabetical order, in groups with at most ``most`` tree tokens.
-
-    A longer text has a row of its own.
-    """
+    """Return texts in alphabetical order, at most ``most`` tree tokens a group."""
     row: list[int] = []
     filled = 0
     for n in sorted(range(len(texts)), key=lambda n: texts[n]):
@@ -140,11 +137,7 @@ def said_tokens(
     answers: Sequence[Tokens],
     batch_size: int,
 ) -> list[Said]:
-    """Return log p and hits of every token of N answers to N prompts.
-
-    Args:
-      prompts, answers: N lists of tokens; batch_size: answers at a time.
-    """
+    """Return log p and hits of every token of N answers to N prompts."""
     texts = [[*pair[0], *pair[1]] for pair in zip(prompts, answers, strict=True)]
     most = min(MOST, model.decoder.cfg.sliding_window or MOST)
     trees = [tree_of(texts, row) for row in rows_of(texts, most)]

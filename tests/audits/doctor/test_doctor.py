@@ -16,10 +16,11 @@ from dareu_jax.audits import doctor
 from dareu_jax.audits.doctor.checks import failed
 from dareu_jax.audits.doctor.examine import check_kernel, examine
 from dareu_jax.audits.doctor.output import Report, print_report, write
-from dareu_jax.audits.doctor.subject import as_dtype, load, make_text, read_text
+from dareu_jax.audits.doctor.subject import as_dtype, make_text, read_text
 from dareu_jax.data import load_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.models.hf.imported import import_folder
+from dareu_jax.models.loaded import load_model
 from dareu_jax.registry import KERNELS
 
 WORDS = ("a shop in Merawick", "a boat in the harbour", "a violin from Cremona")
@@ -61,13 +62,8 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
-    return load(folder)
-
-
-@pytest.fixture(scope="module")
-def subject(loaded):
-    return loaded[0]
+def model(folder):
+    return load_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +72,8 @@ def report(folder):
 
 
 @pytest.fixture(scope="module")
-def text(loaded, records):
-    return read_text(records, loaded[1], ROWS)
+def text(model, records):
+    return read_text(records, model.tokenizer, ROWS)
 
 
 @pytest.fixture
@@ -125,10 +121,10 @@ def test_the_report_in_print_names_every_check(report, folder):
     assert "FAILED" not in said and max(map(len, said.splitlines()[2:-1])) <= 120
 
 
-def test_text_of_the_models_own_has_as_many_owners_as_fit(loaded):
-    few = make_text(*loaded, 2)
+def test_text_of_the_models_own_has_as_many_owners_as_fit(model):
+    few = make_text(model, 2)
     assert few.owners == 2 and len(few.queries.response) == 2
-    many = make_text(*loaded, 16)
+    many = make_text(model, 16)
     assert many.owners == 8 and np.bincount(many.records.owner).tolist() == [2] * 8
     assert many.queries.response_mask.any(axis=1).all()
 
@@ -139,26 +135,26 @@ def test_owners_of_records_take_turns(text):
     assert len(text.queries.response) == ROWS
 
 
-def test_a_kernel_that_reads_pads_is_found_out(subject, text, made_kernel):
+def test_a_kernel_that_reads_pads_is_found_out(model, text, made_kernel):
     def score(params, index, queries):
         left = jnp.sum(queries.prompt, axis=1).astype(jnp.float32)
         return left[:, None] * jnp.arange(1, 4, dtype=jnp.float32)
 
     made_kernel(score)
-    assert complaints(check_kernel(subject, "mine", text)) == ["padding"]
+    assert complaints(check_kernel(model, "mine", text)) == ["padding"]
 
 
-def test_a_kernel_that_reads_its_neighbours_is_found_out(subject, text, made_kernel):
+def test_a_kernel_that_reads_its_neighbours_is_found_out(model, text, made_kernel):
     def score(params, index, queries):
         own = jnp.sum(queries.response, axis=1).astype(jnp.float32)
         return (own - own.mean())[:, None] * jnp.arange(1, 4, dtype=jnp.float32)
 
     made_kernel(score)
-    assert "batch" in complaints(check_kernel(subject, "mine", text))
+    assert "batch" in complaints(check_kernel(model, "mine", text))
 
 
 def test_a_kernel_whose_ranks_hang_on_the_last_digits_is_found_out(
-    subject, text, made_kernel
+    model, text, made_kernel
 ):
     def score(params, index, queries):
         own = params["embed"]["embedding"][queries.response[:, 0], :3]
@@ -167,7 +163,7 @@ def test_a_kernel_whose_ranks_hang_on_the_last_digits_is_found_out(
         )
 
     made_kernel(score)
-    checks = check_kernel(subject, "mine", text)
+    checks = check_kernel(model, "mine", text)
     bad = [(c.name, c.scope) for c in failed(checks)]
     assert ("rank agreement", "bfloat16") in bad
     assert ("rank agreement", "float32") not in bad
@@ -179,18 +175,18 @@ def squares(params, index, queries):
     return jax.lax.optimization_barrier(own * own).astype(jnp.float32)
 
 
-def test_weights_that_are_no_numbers_are_found_out(subject, text, made_kernel):
+def test_weights_that_are_no_numbers_are_found_out(model, text, made_kernel):
     made_kernel(squares)
-    broken = jax.tree.map(lambda x: x * jnp.nan, subject.params)
-    checks = check_kernel(subject._replace(params=broken), "mine", text)
+    broken = jax.tree.map(lambda x: x * jnp.nan, model.params)
+    checks = check_kernel(model._replace(params=broken), "mine", text)
     assert {"rank agreement", "padding", "batch", "finite"} <= set(complaints(checks))
 
 
-def test_a_model_in_bfloat16_is_held_to_its_own_rounding(subject, text, made_kernel):
+def test_a_model_in_bfloat16_is_held_to_its_own_rounding(model, text, made_kernel):
     """Padding must be exact in float32 too, where rounding hides nothing."""
     made_kernel(squares)
-    half = as_dtype(subject, "bfloat16")
-    assert half.dtype == "bfloat16"
+    half = as_dtype(model, "bfloat16")
+    assert half.decoder.cfg.compute_dtype == "bfloat16"
     assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
     checks = check_kernel(half, "mine", text)
     names = [check.name for check in checks]
@@ -267,11 +263,11 @@ def test_a_folder_that_is_not_there_is_told(dareu, tmp_path):
     assert status == 2 and "none holds no imported model" in said
 
 
-def test_records_of_one_owner_are_refused(loaded, tmp_path):
+def test_records_of_one_owner_are_refused(model, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES[:5]))
     with pytest.raises(UserError, match="1 owner among the records read"):
-        read_text(path, loaded[1], ROWS)
+        read_text(path, model.tokenizer, ROWS)
 
 
 def test_a_full_memory_is_told_and_other_errors_are_not_hidden(folder, monkeypatch):

@@ -8,17 +8,14 @@ import pytest
 
 from dareu_jax.audits.stress import paraphrase
 from dareu_jax.audits.stress.prompts import (
+    TEMPLATES,
     Asked,
-    affirmative_suffix,
     all_prompts,
     background_hint,
     in_context,
     multiple_choice,
     options_of,
-    prefix_injection,
-    reverse,
     right_choices,
-    role_play,
     tokens_of,
     tow_para,
     with_hints,
@@ -33,13 +30,12 @@ OTHERS = [Record(f"b/{n}", "bob", f"Question {n}?", f"Answer {n}.") for n in ran
 
 def test_every_way_keeps_the_question():
     rng = random.Random(0)
-    for way in (role_play, prefix_injection):
-        assert way(ASKED).endswith(f" {ASKED.prompt}")
-    assert affirmative_suffix(ASKED).startswith(f"{ASKED.prompt} Sure")
+    for label in ("role play", "prefix"):
+        assert TEMPLATES[label].endswith(" {prompt}")
+    assert TEMPLATES["suffix"].startswith("{prompt} Sure")
     shown = in_context(ASKED, OTHERS, rng)
     assert shown.endswith(ASKED.prompt) and shown.count("Answer") == 2
     assert ASKED.response not in shown
-    assert reverse(ASKED) == "Which question has this answer: In Merawick."
 
 
 def test_the_right_answer_stands_among_three_others_in_any_place():
@@ -101,6 +97,8 @@ def test_fictitious_owners_have_paraphrases(tiny_run):
         record = tiny_run.split.forget[row]
         assert prompt != record.prompt and gold == record.response
     assert asked["reverse"].gold == asked["as trained"].prompts
+    answer = tiny_run.split.forget[0].response
+    assert asked["reverse"].prompts[0] == f"Which question has this answer: {answer}"
 
 
 def test_prompts_longer_than_the_runs_are_not_cut(tiny_run):

@@ -141,8 +141,8 @@ def test_what_was_measured_is_not_measured_again(
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("dareu_jax.evaluation.suites.judge.answer_losses", never)
-    monkeypatch.setattr("dareu_jax.evaluation.suites.judge.own_answers", never)
+    monkeypatch.setattr("dareu_jax.evaluation.suites.measure.answer_losses", never)
+    monkeypatch.setattr("dareu_jax.evaluation.suites.measure.own_answers", never)
     monkeypatch.setattr("dareu_jax.evaluation.suites.judge.memory_scores", never)
     assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
@@ -158,7 +158,7 @@ def test_a_broken_model_is_named_and_never_scored(model):
 
 def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "dareu_jax.evaluation.suites.judge.own_answers",
+        "dareu_jax.evaluation.suites.measure.own_answers",
         lambda _, reading, rows, guessed: ([""] * len(rows), [True] * len(rows)),
     )
     log = log_of(model, data, tmp_path)

@@ -125,7 +125,7 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
 ):
     """alice forgot, bob and carol stay; names that are no words cannot be mentioned."""
     monkeypatch.setattr(
-        "dareu_jax.evaluation.suites.judge.own_answers",
+        "dareu_jax.evaluation.suites.measure.own_answers",
         lambda _, reading, asked, guessed: (
             ["Bob's, says Alice."] * len(asked),
             [True] * 2,
@@ -171,7 +171,7 @@ def test_muse_asks_behind_examples_and_counts_f1(judge, news, monkeypatch, quiet
     shown = "Question: Who is Ada?\nAnswer: Ada Lind\n\n"
     assert data.forget[1] == (f"{shown}Question: Who is Bo?\nAnswer:", "Bo Lind")
     monkeypatch.setattr(
-        "dareu_jax.evaluation.suites.judge.own_answers",
+        "dareu_jax.evaluation.suites.measure.own_answers",
         lambda _, reading, asked, guessed: (
             ["Ada Lind\n\nQuestion: x"] * len(asked),
             [True],
