@@ -14,10 +14,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one ``kind`` by name, each with a line about it.
-
-    Importing ``package`` registers every built-in entry.
-    """
+    """Entries of a ``kind`` by name; ``package`` registers the built-in ones."""
 
     def __init__(self, kind: str, package: str):
         self.kind = kind

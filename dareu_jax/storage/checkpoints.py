@@ -64,14 +64,10 @@ class Checkpoints:
     ) -> None:
         """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
 
-        The arrays may be donated as soon as it returns. `settle` waits for the disk.
-        Steps at or after `step` belong to an abandoned run and are removed first.
-        `keep_best` goes by the `metric`, lower is better; none: never among the best.
-        `model` has the parameters in `tree` as nested dictionaries, for `read_model`; a
-        leaf that both hold is written once.
-
-        Raises:
-          TrainingError: the disk is full; steps saved earlier stay usable.
+        The arrays may be donated as soon as it returns. Steps at or after `step` belong
+        to an abandoned run and are removed first. `keep_best` goes by the `metric`,
+        lower is better; none: never among the best. `model` has parameters of `tree` as
+        nested dictionaries, for `read_model`. Raises `TrainingError` on a full disk.
         """
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])
