@@ -20,7 +20,7 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a draft folder, one for all processes, that becomes ``out``, a new one."""
+    """Yield a draft folder, the same in all processes, that then becomes ``out``."""
     from dareu_jax.parallel import is_first, wait_for_all
 
     check_new(out)
