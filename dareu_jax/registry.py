@@ -14,10 +14,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one ``kind`` by name, each with a line about it.
-
-    Importing ``package`` registers every built-in entry.
-    """
+    """Entries of a ``kind`` by name; ``package`` registers the built-in ones."""
 
     def __init__(self, kind: str, package: str):
         self.kind = kind
@@ -29,16 +26,11 @@ class Registry(Generic[T]):
     def register(
         self, name: str, about: str, *, options: type | None = None
     ) -> Callable[[T], T]:
-        """Return a decorator that stores its argument under ``name``.
+        """Return a decorator that stores its argument under ``name``, if it is free.
 
-        Args:
-          name: what a configuration calls the entry.
-          about: one line for ``dareu list``.
-          options: class of the entry's own configuration section, a
-            `dareu_jax.config.schema.Section` in which every field has a default.
-
-        Raises:
-          ValueError: the name is taken.
+        ``about`` is one line for ``dareu list``; ``options`` the class of the entry's
+        own configuration section, a `dareu_jax.config.schema.Section` in which every
+        field has a default.
         """
 
         def add(entry: T) -> T:
@@ -114,11 +106,7 @@ class MethodRegistry(Registry[MethodEntry]):
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that stores a function ``make`` as method ``name``.
 
-        ``sets`` are sections that a row of this method may set, beside its own; for the
-        rest see `Registry.register` and `MethodEntry`.
-
-        Raises:
-          ValueError: the name is taken.
+        A row of it may set the sections ``sets`` beside its own; see `MethodEntry`.
         """
         own = () if options is None else (name,)
 

@@ -170,11 +170,7 @@ def with_overrides(
 
 
 def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested mapping with the default of every key that it lacks.
-
-    Older configurations hold the options of all sources: those of others are left out
-    where they are these sources' defaults.
-    """
+    """Return a nested mapping with every default; drop other sources' own defaults."""
     own = run_config(source_of(tree))()
     out = merge(own.model_dump(mode="json"), tree)
     if isinstance(corpus := out["corpus"], dict):

@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Section):
-    """Who owns which text, and which owners withdraw; see `run_config` for options."""
+    """Who owns which text, and who withdraws; `run_config` adds a source's options."""
 
     source: str = "fictitious"
     forget: tuple[str, ...] = ()  # owners that withdraw

@@ -214,7 +214,7 @@ class BatchStream:
 def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
     """Yield all records in order, once, as ``(batch of batch_size rows, valid)``.
 
-    Rows from ``valid`` on repeat records to keep the shape; a caller drops them.
+    Rows from ``valid`` on repeat records; a caller drops them.
     """
     count = len(tokens.index)
     for start in range(0, count, batch_size):

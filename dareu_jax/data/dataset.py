@@ -47,10 +47,7 @@ def load_corpus(
 
 
 def adopt(trial: Path, data_dir: Path) -> None:
-    """Move every dataset below ``trial`` to ``data_dir``, each whole or not at all.
-
-    ``trial`` may be on another disk. A dataset that is there already stays as it is.
-    """
+    """Move every dataset below ``trial``, if new, to ``data_dir``, each whole."""
     for dataset in [path.parents[1] for path in trial.glob(f"*/{WRITTEN}")]:
         if not (data_dir / dataset.name).exists():
             with whole_folder(data_dir / dataset.name) as draft:

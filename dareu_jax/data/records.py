@@ -109,10 +109,7 @@ def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
 
 
 def shared_records(corpus: Corpus) -> list[tuple[Record, Record]]:
-    """Return pairs of train records that are alike but owned by two owners, or nobody.
-
-    Forgetting one of them is undone by retaining the other, so a caller reports them.
-    """
+    """Return pairs of train records that are alike but of two owners."""
     alike: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in corpus.train:
         known = alike[record.prompt, record.response]

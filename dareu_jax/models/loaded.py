@@ -104,10 +104,7 @@ def as_tokens(
     template: str,
     system: str | None = None,
 ) -> data.TokenBatch:
-    """Return records as tokens, every one whole, see `padded`.
-
-    A prompt of no tokens becomes the end of text, which begins a document.
-    """
+    """Return records as whole tokens; a prompt of none becomes the end of text."""
     tokenizer = model.tokenizer
     tokens = padded(model, *encode(records, tokenizer, template, system))
     empty = np.flatnonzero(~tokens.prompt_mask.any(axis=1))

@@ -177,7 +177,7 @@ def positions_at_once(rows: int, width: int) -> int:
 def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
     """``score [B, T]`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
 
-    The backward pass computes each part again instead of keeping what it needed.
+    The backward pass computes each part again.
     """
     b, t = arrays[0].shape[:2]
     if size >= t:

@@ -89,7 +89,7 @@ def _put(value: Any, to: jax.sharding.Sharding) -> jax.Array:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Put host arrays `[B, ...]`, whole in every process, on the mesh, by rows."""
+    """Put host arrays `[B, ...]`, the same in every process, on the mesh by B."""
     sharding = batch_sharding(mesh)
 
     def put(leaf: Any) -> jax.Array:

@@ -52,7 +52,7 @@ def connect() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Raise `ProcessLost` for an error of JAX or the disk, if there are several."""
+    """Raise `ProcessLost` for an error of JAX or a disk in one of several processes."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, OSError) as error:

@@ -97,10 +97,7 @@ def table_axes(tree: Any) -> Any:
 
 
 def state_axes(tree: Any) -> Any:
-    """Return the axis names of every leaf of an unlearning method's state.
-
-    An array that no rule names is the method's own: every device holds it whole.
-    """
+    """Return the axis names of a method's state; what no rule names has none."""
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:
         known = leaf.shape and rules_of(path_name(path))

@@ -50,7 +50,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def print_answers(
     console: Console, answers: Sequence[Mapping[str, Any]], n: int = 10
 ) -> None:
-    """Print the first ``n`` prompts with what gold, oracles and one method say."""
+    """Print the first ``n`` prompts with the gold answers and those of three models."""
     out = _roomy(console)
     for number, answer in enumerate(answers[:n], start=1):
         grid = Table.grid(padding=(0, 2))

@@ -43,7 +43,7 @@ def oracles_of(cfg: RunConfig) -> tuple[str, ...]:
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:
-    """Return whether it holds this run; raise `UserError` for another one's folder."""
+    """Return whether a folder holds this run; raise `UserError` if it holds another."""
     path = folder / CONFIG
     if not path.exists():
         return False

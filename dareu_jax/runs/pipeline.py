@@ -49,11 +49,8 @@ def run(
 ) -> Outcome:
     """Do all that is not yet done in ``folder``.
 
-    ``traced``: first and last step of every stage to keep a profile of.
-
-    Raises:
-      UserError: bad input, or a folder that holds a run of another configuration.
-      Preempted: the machine is being taken away; the same call continues.
+    ``traced``: first and last step of every stage to keep a profile of. Raises
+    `UserError` for bad input or another run's folder, and `Preempted`.
     """
     progress, preemption = progress or Progress(), preemption or Preemption()
     corpus: Corpus | None = None

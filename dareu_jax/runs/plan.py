@@ -78,10 +78,7 @@ def evaluation(row: str, oracles: Sequence[str]) -> Planned:
 def outstanding(
     stages: Sequence[Planned], is_done: Callable[[Planned], bool]
 ) -> dict[str, bool]:
-    """Return what is still to do, in running order: name -> whether it has to run.
-
-    The rest is to be loaded, and what nothing outstanding reads is left out.
-    """
+    """Return what is still to do, by name -> whether it has to run or to be loaded."""
     asked: set[str] = set()
     todo: dict[str, bool] = {}
     for stage in reversed(stages):

@@ -284,14 +284,13 @@ def prepare(
     }
     key = inputs.key(f"unlearn/{row}")
 
+    def batches(split: str, step: int) -> list[Any]:
+        count = needs[split].batches
+        rows = range(step * count, (step + 1) * count)
+        return [inputs.place(streams[split][row]) for row in rows]
+
     def step_fn(state, step):
-        batch = {
-            split: [
-                inputs.place(streams[split][step * need.batches + i])
-                for i in range(need.batches)
-            ]
-            for split, need in needs.items()
-        }
+        batch = {split: batches(split, step) for split in needs}
         return method.step(state, batch, step, key=key_of(key, step))
 
     def init(key: Array, start: Any) -> Any:

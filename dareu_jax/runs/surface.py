@@ -65,11 +65,8 @@ def evaluate(
     ``settings`` are further fields of `runs.benchmark.Asked`, such as ``data``,
     ``forget``, ``row`` and ``first``; the log is written to the folder ``out``.
 
-    Returns:
-      metric -> ``{"agg_value": ..., "value_by_index": ...}``.
-
-    Raises:
-      UserError: bad input.
+    Returns metric -> ``{"agg_value": ..., "value_by_index": ...}``; raises `UserError`
+    for bad input.
     """
     asked = Asked(model=Path(folder), suite=suite, out=Path(out), **settings)
     log = evaluated(asked, progress or Progress())

@@ -64,14 +64,10 @@ class Checkpoints:
     ) -> None:
         """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
 
-        The arrays may be donated as soon as it returns. `settle` waits for the disk.
-        Steps at or after `step` belong to an abandoned run and are removed first.
-        `keep_best` goes by the `metric`, lower is better; none: never among the best.
-        `model` has the parameters in `tree` as nested dictionaries, for `read_model`; a
-        leaf that both hold is written once.
-
-        Raises:
-          TrainingError: the disk is full; steps saved earlier stay usable.
+        The arrays may be donated as soon as it returns. Steps at or after `step` belong
+        to an abandoned run and are removed first. `keep_best` goes by the `metric`,
+        lower is better; none: never among the best. `model` has parameters of `tree` as
+        nested dictionaries, for `read_model`. Raises `TrainingError` on a full disk.
         """
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])
@@ -118,12 +114,11 @@ class Checkpoints:
         """Return one step as `latest` does; raise `UserError` where it cannot be."""
         self.settle()
         _check_there(self.folder, step, agreed(self.steps()))
-        found, reason = None, _problem(self._path(step))
-        if not reason:
-            found, reason = self._restore(step, abstract_tree)
+        reason = _problem(self._path(step))
+        found, why = (None, reason) if reason else self._restore(step, abstract_tree)
         if found is None:
             raise UserError(
-                f"checkpoint {self.folder} step {step} is unreadable ({reason}); "
+                f"checkpoint {self.folder} step {step} is unreadable ({why}); "
                 "take another step"
             )
         return found
@@ -178,10 +173,8 @@ class Checkpoints:
     ) -> Future[None]:
         import orbax.checkpoint as ocp
 
-        manifest: dict[str, Any] = {
-            "leaves": integrity.describe(tree),
-            "metric": metric,
-        }
+        leaves = integrity.describe(tree)
+        manifest: dict[str, Any] = {"leaves": leaves, "metric": metric}
         # Orbax copies arrays before it returns, and reads JSON after.
         items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
         if model is not None:

@@ -20,10 +20,7 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a draft folder that becomes ``out``, which must be new, if all goes well.
-
-    Every process gets the same draft; process 0 makes and renames it.
-    """
+    """Yield a draft folder, the same in all processes, that then becomes ``out``."""
     from dareu_jax.parallel import is_first, wait_for_all
 
     check_new(out)

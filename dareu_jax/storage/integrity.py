@@ -86,8 +86,8 @@ def _shape(leaf: list | None) -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if path.parent != folder or path.name != MANIFEST]
+    own = folder / MANIFEST
+    paths = sorted(x for x in folder.rglob("*") if x.is_file() and x != own)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_sha256, paths))
     return {str(path.relative_to(folder)): h for path, h in zip(paths, hashes)}

@@ -20,9 +20,8 @@ SHARD_BYTES = 5 * 10**9
 class HfFolder:
     """Tensors of a folder by name: shapes, dtypes, slices.
 
-    Raises:
-      UserError: no folder, no or broken ``config.json``, no safetensors, a shard that
-        is missing or broken, an index that names a tensor that is not there.
+    Raises `UserError` for what is missing or broken: folder, ``config.json``,
+    safetensors.
     """
 
     def __init__(self, folder: Path):
