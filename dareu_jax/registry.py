@@ -88,20 +88,15 @@ class Registry(Generic[T]):
 class MethodEntry:
     """An unlearning method as it is registered; ``cfg`` is the one of its row.
 
-    Attributes:
-      make: ``(cfg, inputs) -> Method``, see `dareu_jax.unlearning.method`.
-      needs: ``cfg -> {"forget" or "retain": Need}``, the batches of a step.
-      reads: ``cfg -> names``, the stages that it reads beside the original: any of
-        ``reward``, ``reward_shuffled`` and ``prior``.
-      sections: sections of the configuration that a row of this method may set.
-      preset: dotted keys that the row sets over the configuration, with their values.
+    ``make(cfg, inputs)`` is a `dareu_jax.unlearning.method.Method`. It ``reads`` beside
+    the original any of the stages ``reward``, ``reward_shuffled`` and ``prior``.
     """
 
     make: Callable[..., Any]
-    needs: Callable[[Any], Mapping[str, Any]]
+    needs: Callable[[Any], Mapping[str, Any]]  # "forget" or "retain" -> Need of a step
     reads: Callable[[Any], Collection[str]]
-    sections: tuple[str, ...]
-    preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sections: tuple[str, ...]  # of the configuration that its row may set
+    preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys it sets
 
 
 class MethodRegistry(Registry[MethodEntry]):
@@ -143,13 +138,7 @@ class MethodRegistry(Registry[MethodEntry]):
 
 
 def load_plugin(plugin: str) -> None:
-    """Import a plug-in, so that it registers its entries; a second call does nothing.
-
-    ``plugin`` is the path of a Python file (``my/rmu.py``) or the name of a module.
-
-    Raises:
-      UserError: there is no such file or module, or its import fails.
-    """
+    """Import a Python file (``my/rmu.py``) or a module, once, so that it registers."""
     try:
         if not plugin.endswith(".py"):
             importlib.import_module(plugin)

@@ -24,8 +24,7 @@ def run_config(source: str = CorpusConfig().source) -> type[RunConfig]:
     """Return the class of a configuration with the sections of registered entries.
 
     A method with options has the section of its name, such as ``npo``; a kernel has
-    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``. Raises
-    `UserError` where there is no such source, or a name is taken.
+    ``attribution.<name>``. The options of ``source`` are keys of ``corpus``.
     """
     whole = _extended(RunConfig, METHODS, METHODS.options())
     corpus = _corpus_config(source, source_options(source))
@@ -80,8 +79,7 @@ def _extended(
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file and apply overrides such as ``dareu.learning_rate=1e-4``.
 
-    Raises:
-      UserError: missing file, bad YAML, unknown key, wrong type, out of range.
+    Raises `UserError` for a missing file, bad YAML, and a bad key or value.
     """
     tree = read_yaml(Path(path))
     if "plugins" in tree:
@@ -105,11 +103,7 @@ def parse_value(item: str, text: str) -> Any:
 
 
 def change_keys(tree: dict[str, Any], changes: Iterable[tuple[str, Any]]) -> None:
-    """Set dotted keys of a nested mapping.
-
-    A new ``corpus.source`` takes the options of the source before it out of the tree,
-    except those that it has too.
-    """
+    """Set dotted keys; a new ``corpus.source`` takes out options that it lacks."""
     order = {"plugins": 0, "corpus.source": 1}
     for key, value in sorted(changes, key=lambda change: order.get(change[0], 2)):
         corpus = tree.get("corpus")
@@ -178,9 +172,8 @@ def with_overrides(
 def completed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a nested mapping with the default of every key that it lacks.
 
-    A configuration that was written before sources had options of their own holds
-    those of all sources: what only another source has is left out where it is that
-    source's default.
+    Older configurations hold the options of all sources: those of others are left out
+    where they are these sources' defaults.
     """
     own = run_config(source_of(tree))()
     out = merge(own.model_dump(mode="json"), tree)

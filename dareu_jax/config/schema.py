@@ -19,10 +19,7 @@ class Section(BaseModel):
 
 
 class CorpusConfig(Section):
-    """Who owns which text, and which owners withdraw.
-
-    A configuration has the options of ``source`` here too, see `run_config`.
-    """
+    """Who owns which text, and which owners withdraw; see `run_config` for options."""
 
     source: str = "fictitious"
     forget: tuple[str, ...] = ()  # owners that withdraw
@@ -110,10 +107,7 @@ class ClassifierConfig(OptimiserConfig):
 
 
 class AttributionConfig(Section):
-    """Options that several kernels share (ours).
-
-    `attribution_config` adds a section for every kernel that has options of its own.
-    """
+    """Options that several kernels share (ours), and the sections of single kernels."""
 
     reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
     projection_seed: int = Field(0, ge=0, lt=2**32)  # of all that a kernel draws

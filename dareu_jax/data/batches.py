@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import on_host
 
 TEMPLATE = "Question: {prompt}\nAnswer:"
 CHAT = "chat"
@@ -42,15 +40,11 @@ def tokenise(
 ) -> TokenBatch:
     """Return all N records as one `TokenBatch` of numpy arrays.
 
-    A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that
-    the response begins on a token boundary: the two join to the tokens of the whole.
-    The template may hold special tokens of the tokenizer; ``chat`` stands for the
-    tokenizer's own, with ``system`` before the question and before the response the
-    white space that the template writes there. ``truncate`` keeps a prompt's bos and
-    tail and a response's head; a cut response has no eos, for it does not end there.
-
-    Raises:
-      UserError: a record is longer than its limit and ``truncate`` is false.
+    A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that the
+    two join to the tokens of the whole; of ``chat``, the tokenizer's own template, the
+    space is as written there. ``truncate`` keeps a prompt's bos and tail and a
+    response's head, without eos, for it does not end there; else what is too long is a
+    `UserError`.
     """
     prompts, responses = encode(records, tokenizer, template, system)
     if not truncate:
@@ -70,9 +64,8 @@ def tokenise_whole(
 ) -> tuple[TokenBatch, int]:
     """Return whole texts as one `TokenBatch`, and how many of them were cut.
 
-    The prompt is the first token, bos where the tokenizer has one: nothing comes
-    before it. The response is the rest, at most ``longest`` tokens, without an end of
-    text; its width is a multiple of ``multiple``.
+    The prompt is the first token, bos where there is one; the response is the rest, at
+    most ``longest`` tokens without eos, in a width that ``multiple`` divides.
     """
     from dareu_jax.parallel import shared_out
 
@@ -181,11 +174,9 @@ def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
 class BatchStream:
     """Endless shuffled batches with random access: ``stream[step]``.
 
-    Every epoch is a fresh order of all N records; when the batch size does not
-    divide N, a batch takes its last rows from the next epoch. Step s depends on
-    the seed and s alone, so a run resumes by asking for its next step.
-
-    ``owners``: [N] int32 labels, from `owner_labels`.
+    Every epoch is a fresh order of all N records; a batch may take its last rows from
+    the next epoch. Step s depends on the seed and s alone, so a run resumes by asking
+    for its next step. ``owners``: [N] int32 labels, from `owner_labels`.
     """
 
     def __init__(
@@ -223,8 +214,7 @@ class BatchStream:
 def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
     """Yield all records in order, once, as ``(batch of batch_size rows, valid)``.
 
-    Rows of the last batch from ``valid`` on repeat records from the beginning: they
-    keep the shape, and a caller drops them.
+    Rows from ``valid`` on repeat records to keep the shape; a caller drops them.
     """
     count = len(tokens.index)
     for start in range(0, count, batch_size):
@@ -244,9 +234,8 @@ def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
 class GroupedStream(BatchStream):
     """A `BatchStream` whose batches hold records of like length, trimmed to fit.
 
-    Every epoch is shuffled, cut into groups of ``group`` batches, sorted by length
-    within each group, and the batches are shuffled again: less padding, and every
-    record still comes once per epoch (the last batch repeats some of it).
+    Every epoch is shuffled, sorted by length within every ``group`` batches, and the
+    batches are shuffled again; every record still comes once per epoch.
     """
 
     group = 16
@@ -295,6 +284,10 @@ def over_records(
     tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
 ) -> Any:
     """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    import jax
+
+    from dareu_jax.parallel import on_host
+
     parts = []
     for batch, valid in sequential(tokens, batch_size):
         values = on_host(score(place(batch)))

@@ -30,16 +30,9 @@ def load_corpus(
 ) -> Corpus:
     """Return the corpus of a source, read from its TFDS dataset below ``data_dir``.
 
-    The dataset is written where it is not there yet. Its folder is named by a hash of
-    the source, its options and every record, so that a changed file or option never
-    meets older data, and the records that are read must give the same name again. All
-    rows are validated before anything is written; the folder appears whole or not at
-    all.
-
-    Downloads are kept in ``downloads``; none: in ``data_dir``.
-
-    Raises:
-      UserError: an unknown source, bad input, or a damaged dataset.
+    It is written, whole or not at all, where it is not there yet. Its folder is named
+    by a hash of the source, its options and every record, so that a changed file never
+    meets older data; what is read must give the same name again.
     """
     make: Source = SOURCES.get(source)
     rows = list(make(options, downloads or data_dir / "downloads"))

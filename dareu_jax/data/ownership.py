@@ -14,10 +14,7 @@ from dareu_jax.data.records import NOBODY, Record
 
 @dataclass(frozen=True)
 class SharedRecord(Record):
-    """A record of several owners; ``owner`` is the first.
-
-    ``shares`` are ``(owner, weight)``, the weights as they are given.
-    """
+    """A record of several owners, each with a weight; ``owner`` is the first."""
 
     shares: tuple[tuple[str, float], ...] = ()
 
@@ -35,11 +32,7 @@ def owners_of(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def ownership(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
-    """Return columns ``[N]`` int32; weights ``[N, O]`` float32 if a record is shared.
-
-    Raises:
-      ValueError: a record's owner is not in ``owners``.
-    """
+    """Return columns [N] int32, or weights [N, O] float32 if a record is shared."""
     if not any(isinstance(record, SharedRecord) for record in records):
         return owner_labels(records, owners)
     place = {owner: column for column, owner in enumerate(owners)}
@@ -67,10 +60,9 @@ def without(records: Sequence[Record], owner: str) -> tuple[Record, ...]:
 
 
 def digests(records: Sequence[Record]) -> dict[str, str]:
-    """Return a digest of what every owner has, `NOBODY` too: 16 hexadecimal digits.
+    """Return 16 hexadecimal digits of what every owner has, `NOBODY` too.
 
-    Prompts, responses and the owner's weights decide; order and ids do not. The
-    digest of two sets of records is `joined` from theirs.
+    Prompts, responses and weights decide; order and ids do not. See `joined`.
     """
     totals: dict[str, int] = defaultdict(int)
     for record in records:

@@ -56,11 +56,9 @@ class Split:
 def split_by_owner(corpus: Corpus, forget: Sequence[str]) -> Split:
     """Return the split in which the owners in `forget` withdraw.
 
-    ``retain`` is every train record of anyone else, `NOBODY` included; ``test`` is
-    the held-out records of anyone else.
-
-    Raises:
-      UserError: an unknown owner, no owner, or every owner.
+    ``retain`` is every train record of anyone else, `NOBODY` included; ``test`` is the
+    held-out records of anyone else. Raises `UserError` unless some owners go, and some
+    stay.
     """
     _check_forget(corpus.owners, forget)
     gone = frozenset(forget)
@@ -101,10 +99,7 @@ def _some(owners: tuple[str, ...], limit: int = 8) -> str:
 
 
 def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
-    """Return the corpus with every owner outside ``keep`` merged into one, `OTHERS`.
-
-    A classifier of it tells the withdrawn owners from the rest and nothing more.
-    """
+    """Return the corpus with every owner outside ``keep`` merged into one, `OTHERS`."""
 
     def rename(record: Record) -> Record:
         alone = record.owner in keep or record.owner == NOBODY
@@ -114,10 +109,9 @@ def merge_others(corpus: Corpus, keep: Sequence[str]) -> Corpus:
 
 
 def shared_records(corpus: Corpus) -> list[tuple[Record, Record]]:
-    """Return pairs of train records that are alike but owned by two owners.
+    """Return pairs of train records that are alike but owned by two owners, or nobody.
 
-    Forgetting one of them is undone by retaining the other, so a caller reports
-    them. Each record is paired with the first of its kind; `NOBODY` counts.
+    Forgetting one of them is undone by retaining the other, so a caller reports them.
     """
     alike: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in corpus.train:

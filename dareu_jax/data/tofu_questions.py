@@ -25,20 +25,13 @@ SHA256 = {
 
 
 class Question(NamedTuple):
-    """One question.
+    """One question."""
 
-    Attributes:
-      prompt, answer: as asked, and the gold answer.
-      right: a right answer in the words of the wrong ones; it may be ``answer``.
-      wrong: answers of the same form that are wrong.
-      paraphrased: the question in other words, or "".
-    """
-
-    prompt: str
-    answer: str
-    right: str
-    wrong: tuple[str, ...]
-    paraphrased: str = ""
+    prompt: str  # as asked
+    answer: str  # gold
+    right: str  # in the words of the wrong ones; it may be `answer`
+    wrong: tuple[str, ...]  # of the same form
+    paraphrased: str = ""  # the question in other words
 
 
 class TofuQuestions(NamedTuple):
@@ -56,13 +49,8 @@ def tofu_questions(
 ) -> TofuQuestions:
     """Read the evaluation sets of TOFU (Maini et al. 2024, arXiv 2401.06121).
 
-    Args:
-      folder: TOFU's files; None: they are downloaded to ``downloads``.
-      forget: ``forget01``, ``forget05`` or ``forget10``.
-      first: only so many rows of each set (the original code: 300); None: all.
-
-    Raises:
-      UserError: no such set, a missing or malformed file, or a failed download.
+    Without a ``folder`` of TOFU's files they are downloaded. ``forget`` is one of
+    `FORGET_SETS`; of each set the ``first`` rows are read (the original code: 300).
     """
     if forget not in FORGET_SETS:
         raise UserError(f"--forget {forget}: give one of {', '.join(FORGET_SETS)}")
@@ -75,10 +63,7 @@ def tofu_questions(
 
 
 def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
-    """Return TOFU's questions, each with its ``paraphrased_question``.
-
-    From `REWORDED`, downloaded, where no ``folder`` has the perturbed files.
-    """
+    """Return TOFU's questions, each with its ``paraphrased_question``."""
     if folder is None:
         place = downloads / "tofu"
         remedy = f"put {', '.join(map(_file, REWORDED))} into {place}"

@@ -24,10 +24,7 @@ ANCHOR = "\0"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer and the ids the library needs of it.
-
-    A response is trained to end in ``eos_id``; any of ``stop_ids`` ends a sampled one.
-    """
+    """A Hugging Face tokenizer and its ids; any of ``stop_ids`` ends an answer."""
 
     hf: Any
     pad_id: int
@@ -37,11 +34,7 @@ class Tokenizer:
     stop_ids: tuple[int, ...]
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
-        """Return the tokens of `text`; none is added in front or behind.
-
-        With ``markup`` a special token written in `text` becomes that token, as a
-        chat template needs; without, it is text like any other.
-        """
+        """Return the tokens of `text`, in which ``markup`` allows special tokens."""
         encoded = self.hf(
             text, add_special_tokens=False, split_special_tokens=not markup
         )
@@ -50,8 +43,7 @@ class Tokenizer:
     def continuations(self, texts: Iterable[str], lead: str) -> list[list[int]]:
         """Return the tokens of every text as it continues `lead`.
 
-        A SentencePiece tokenizer writes a space of its own in front of a text that
-        stands alone, not of one that goes on; here that space is left out.
+        A space that SentencePiece writes before a text that stands alone is left out.
         """
         if self._behind(lead, ANCHOR, markup=True) == self.encode(ANCHOR):
             return [self.encode(text) for text in texts]
@@ -79,11 +71,7 @@ class Tokenizer:
         return self.encode(self._render(prompt, system), markup=True)
 
     def turn(self, system: str | None) -> tuple[str, str]:
-        """Return a question in the chat template and the white space that follows.
-
-        The space is the one the template writes between the place where the
-        assistant's turn begins and its answer; anything else there is not part of it.
-        """
+        """Return a question in the chat template and the space before its answer."""
         asked = self._render(ANCHOR, system)
         answered = self._render(ANCHOR, system, ANCHOR)
         space, _, _ = answered.removeprefix(asked).partition(ANCHOR)
@@ -141,11 +129,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer in folder `spec`, or one trained on `texts`.
 
-    One is trained on ``texts`` where ``spec`` is None, and kept in ``folder``; the
-    texts are not read where that is there already.
-
-    Raises:
-      UserError: no tokenizer there, no eos token, or too small a vocabulary.
+    One is trained where ``spec`` is None, and kept in ``folder``; the texts are not
+    read where it is there. Raises `UserError` for a folder or vocabulary that cannot
+    be.
     """
     if spec is not None:
         return read_tokenizer(Path(spec))

@@ -72,10 +72,7 @@ def check_rope_scaling(scaling: tuple | None) -> None:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, ``[L, B, K, S, H]``, filled up to a slot.
-
-    The scan over layers carries the whole, so that a token is written in place.
-    """
+    """Keys and values of every layer, ``[L, B, K, S, H]``, written in place."""
 
     k: Array
     v: Array

@@ -27,10 +27,7 @@ def dense(x: Array, kernel: Array, slot: Any = None) -> Array:
 
 
 class Dense(nn.Module):
-    """A matrix product with optional bias; parameters and compute in own dtypes.
-
-    Where the parameters hold low-rank adapters (`models.lora`), their product is added.
-    """
+    """A matrix product with optional bias, plus that of adapters where it has some."""
 
     features: int
     use_bias: bool = False

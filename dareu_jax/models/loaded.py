@@ -25,24 +25,16 @@ MULTIPLE = 32
 
 
 class LoadedModel(NamedTuple):
-    """A model on its devices, its tokenizer, and what identifies its weights.
-
-    Attributes:
-      decoder, params, tokenizer: the model; mesh: of its devices.
-      fingerprint: of its weights.
-      context: how many tokens it was made for; None: it does not say.
-      template: what a prompt is written into, with ``{prompt}``; ``chat``: the
-        tokenizer's own template. system: the system prompt before it.
-    """
+    """A model on its devices, its tokenizer, and what identifies its weights."""
 
     decoder: Decoder
     params: Any
     tokenizer: Tokenizer
     mesh: Mesh
-    fingerprint: str
-    context: int | None = None
-    template: str = TEMPLATE
-    system: str | None = None
+    fingerprint: str  # of its weights
+    context: int | None = None  # tokens it was made for; None: it does not say
+    template: str = TEMPLATE  # with {prompt}; chat: the tokenizer's own
+    system: str | None = None  # the prompt before it
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8
@@ -59,10 +51,7 @@ class LoadedModel(NamedTuple):
     def logps(
         self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 8
     ) -> list[np.ndarray]:
-        """Return log p of every token of each answer, the end of text included.
-
-        For each pair it is float32 ``[tokens of the answer]``, in nats.
-        """
+        """Return log p of every token of each answer, eos too: float32, nats."""
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
         tokens = as_tokens(self, records, self.template, self.system)
@@ -93,11 +82,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
-    """Load a folder that ``dareu import`` wrote, onto all devices if no mesh is given.
-
-    Raises:
-      UserError: no such folder, or nothing imported in it.
-    """
+    """Load a folder that ``dareu import`` wrote, by default onto all devices."""
     imported = open_imported(Path(folder), "model")
     mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
     params = imported.load(mesh)
@@ -121,8 +106,7 @@ def as_tokens(
 ) -> data.TokenBatch:
     """Return records as tokens, every one whole, see `padded`.
 
-    A prompt of no tokens, where there is neither bos nor text, becomes the end of
-    text: that is what a response which begins a document follows.
+    A prompt of no tokens becomes the end of text, which begins a document.
     """
     tokenizer = model.tokenizer
     tokens = padded(model, *encode(records, tokenizer, template, system))

@@ -41,11 +41,7 @@ def join(frozen: Any, trainable: Any) -> Any:
 def init_adapters(
     params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
 ) -> Any:
-    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero.
-
-    Raises:
-      UserError: a target names no dense layer.
-    """
+    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero."""
     out: dict[str, Any] = {}
     found = set()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

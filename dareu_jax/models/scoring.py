@@ -65,10 +65,9 @@ def hidden_states(
     key: Array | None = None,
     slots: Any = None,
 ) -> Array:
-    """Hidden states ``[B, T, D]`` of ``tokens [B, T]``.
+    """Hidden states ``[B, T, D]`` of ``tokens [B, T]``; dropout is on with a ``key``.
 
-    Dropout is on with a ``key``; ``slots`` are what the model's product op reads:
-    `SLOTS` and `HELD` of `layers`.
+    ``slots`` are what the model's product op reads: `SLOTS` and `HELD` of `layers`.
     """
     rngs = {} if key is None else {"dropout": key}
     variables = {"params": params} | (slots or {})
@@ -81,10 +80,7 @@ def hidden_states(
 def layer_states(
     model: Decoder, params: dict, tokens: Array, mask: Array, layer: int
 ) -> Array:
-    """Return what layer ``layer`` adds up to: ``[B, T, D]``, no final norm.
-
-    Layers are counted from 1; those behind ``layer`` do not run.
-    """
+    """Return what layers 1 to ``layer`` add up to: ``[B, T, D]``, no final norm."""
     chex.assert_scalar_in(layer, 1, model.cfg.layers)
     first = jax.tree.map(lambda x: x[:layer], params["layers"])
     short = Decoder(dataclasses.replace(model.cfg, layers=layer), model.op)
@@ -109,8 +105,7 @@ def response_hidden(
 ) -> Array:
     """Hidden states ``[B, T, D]`` that predict each response token.
 
-    The prompts ``[B, P]`` are left-padded, the responses ``[B, T]`` right-padded;
-    ``key`` and ``slots`` as in `hidden_states`.
+    Prompts are padded left; ``key`` and ``slots`` as in `hidden_states`.
     """
     hidden = hidden_states(model, params, *whole_text(batch), key=key, slots=slots)
     start = batch.prompt.shape[1] - 1
@@ -157,11 +152,9 @@ def over_logits(
 ) -> Any:
     """``score(logits of each trunk, tokens)`` without the logits ``[B, T, V]``.
 
-    Logits over ``temperature`` exist for at most `LOGITS_AT_ONCE` numbers' worth of
-    positions at a time, in the backward pass too.
-
-    ``score`` is from float32 ``[B, t, V]`` per trunk and tokens ``[B, t]`` to a tree
-    of ``[B, t]``; the trunks are of one batch and one vocabulary.
+    Of the logits over ``temperature`` at most `LOGITS_AT_ONCE` numbers exist at a time,
+    in the backward pass too. ``score`` is from float32 ``[B, t, V]`` per trunk and
+    tokens ``[B, t]`` to a tree of ``[B, t]``.
     """
 
     def part(tokens: Array, *hidden: Array) -> Any:

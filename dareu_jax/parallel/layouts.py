@@ -20,9 +20,6 @@ def rollout_mesh(mesh: M, kv_heads: int, tensor: int | None = None) -> M:
 
     A layer is split over ``tensor`` devices; None: over as many of ``fsdp x tensor`` as
     the ``kv_heads`` divide by, so that each has keys of its own.
-
-    Raises:
-      UserError: ``tensor`` does not divide the devices.
     """
     sizes = mesh.shape
     if tensor is None:

@@ -21,11 +21,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Return a mesh of all `devices`; one size may be -1, the rest of them.
-
-    Raises:
-      UserError: the sizes do not multiply to the number of devices.
-    """
+    """Return a mesh of all `devices`; one size may be -1, the rest of them."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = _fill((data, fsdp, tensor), len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=AUTO, devices=devices)
@@ -67,10 +63,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(x: jax.Array) -> jax.Array:
-    """Keeps ``x [B, ...]`` split along B on the mesh that is set; else changes nothing.
-
-    Parameters are then gathered, a layer at a time, and never the activations.
-    """
+    """Keep ``x [B, ...]`` split along B on a mesh, so that parameters are gathered."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     devices = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
     if devices == 1 or x.shape[0] % devices:
@@ -96,10 +89,7 @@ def _put(value: Any, to: jax.sharding.Sharding) -> jax.Array:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Put host arrays `[B, ...]` on the mesh, split along B; raise if B cannot be.
-
-    Every process passes all rows and gives its devices those that are theirs.
-    """
+    """Put host arrays `[B, ...]`, whole in every process, on the mesh, by rows."""
     sharding = batch_sharding(mesh)
 
     def put(leaf: Any) -> jax.Array:

@@ -32,10 +32,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Preemption"]:
-        """Takes SIGTERM as a request to stop, for the length of a block.
-
-        Where there are several processes JAX's own service listens for it.
-        """
+        """Take SIGTERM as a request to stop; several processes have JAX's service."""
         if jax.process_count() > 1:
             yield self
             return

@@ -23,15 +23,11 @@ PROCESSES, PROCESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def connect() -> None:
-    """Joins the other processes of a run; call it before anything touches a device.
+    """Join the other processes of a run; call it before anything touches a device.
 
     Where JAX knows the cluster (Cloud TPU, GKE, Slurm) nothing needs to be said;
     elsewhere the environment has ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0),
     ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
-
-    Raises:
-      UserError: the environment says too little.
-      ProcessLost: the others cannot be reached.
     """
     given = {x: os.environ.get(x) for x in (COORDINATOR, PROCESSES, PROCESS)}
     here: dict[str, Any] = {}

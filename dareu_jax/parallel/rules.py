@@ -76,11 +76,7 @@ def rules_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def logical_axes(path: str) -> tuple[str, ...]:
-    """Return the axis names of the parameter at a `/`-joined `path`.
-
-    Raises:
-      ValueError: no rule, or more than one, matches the path.
-    """
+    """Return the axis names of the parameter at a `/`-joined `path`."""
     matches = rules_of(path)
     if len(matches) != 1:
         rules = ", ".join(pattern for pattern, _ in matches) or "none"
@@ -103,8 +99,7 @@ def table_axes(tree: Any) -> Any:
 def state_axes(tree: Any) -> Any:
     """Return the axis names of every leaf of an unlearning method's state.
 
-    Parameters and the optimiser's copies have those of `table_axes`. An array that no
-    rule names is the method's own; it has none, so that every device holds it whole.
+    An array that no rule names is the method's own: every device holds it whole.
     """
 
     def names(path: Any, leaf: Any) -> tuple[str, ...]:
@@ -120,12 +115,8 @@ def shardings_for(
     """Return the tree of `NamedSharding` for arrays or their shapes.
 
     A dimension is replicated where its name is not in `MESH_AXES`, or where the size of
-    its mesh axis does not divide it. ``axes`` is a tree like ``abstract_tree`` with a
-    tuple of axis names for every leaf; an empty one replicates the array. None:
-    `table_axes`.
-
-    Raises:
-      ValueError: a path matches no rule, or the names are not as many as dimensions.
+    its mesh axis does not divide it. ``axes`` has a tuple of axis names for every leaf,
+    none for what is replicated; by default those of `table_axes`.
     """
     axes = table_axes(abstract_tree) if axes is None else axes
 
@@ -165,8 +156,8 @@ def init_sharded(
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    Memory of the arguments in the places ``donate`` is given away; ``axes`` names the
-    axes of what is made, from its shapes.
+    Memory of arguments in ``donate`` is given away; ``axes`` names those of what is
+    made.
     """
     made = jax.eval_shape(init_fn, *args)
     to = shardings_for(made, mesh, axes(made))

@@ -16,7 +16,7 @@ from dareu_jax.evaluation.logs.scores import truth_ratio_named
 from dareu_jax.evaluation.metrics.forget_quality import forget_quality
 from dareu_jax.evaluation.metrics.mia import auc
 from dareu_jax.evaluation.metrics.truth_ratio import TruthRatio
-from dareu_jax.reporting.panels import as_png, tidied, titled
+from dareu_jax.reporting.panels import as_png, in_rows, tidied, titled
 
 Array = np.ndarray
 Logs = Mapping[str, EvalLog]
@@ -52,13 +52,10 @@ def drawn(shown: list[Panel]) -> bytes:
     across = min(COLUMNS, len(shown))
     down = math.ceil(len(shown) / across)
     figure = Figure(figsize=(4.6 * across, 3.6 * down), layout="constrained")
-    grid = [*figure.subplots(down, across, squeeze=False).flat]
-    for ax, draw in zip(grid, shown, strict=False):
+    for ax, draw in zip(in_rows(figure, len(shown), across), shown, strict=True):
         draw(ax)
         tidied(ax)
         ax.legend(loc="best", fontsize=9, frameon=False)
-    for ax in grid[len(shown) :]:
-        ax.set_visible(False)
     return as_png(figure)
 
 
@@ -100,10 +97,7 @@ def extraction(found: Mapping[str, Array], ax: Axes) -> None:
 
 
 def by_prefix(strength: Array) -> tuple[Array, Array]:
-    """Return prefix lengths from 0 to 1, and the share of rows said from each.
-
-    ``strength [N]`` is 1 less the shortest prefix that does.
-    """
+    """Return prefix lengths from 0 to 1, and the share of rows said from each."""
     shortest = np.sort(1.0 - strength)
     x = np.unique([0.0, *shortest, 1.0])
     return x, np.searchsorted(shortest, x, "right") / len(shortest)

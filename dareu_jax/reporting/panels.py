@@ -1,9 +1,18 @@
 """Style of the PNG plots whose curves lie between 0 and 1."""
 
 import io
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+
+def in_rows(figure: Figure, count: int, across: int, **how: Any) -> list[Axes]:
+    """Return ``count`` axes in rows of ``across``, the rest of the last row empty."""
+    axes = [*figure.subplots(-(-count // across), across, squeeze=False, **how).flat]
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return axes[:count]
 
 
 def titled(ax: Axes, title: str, x: str, y: str) -> None:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from dareu_jax.evaluation.seeds import seed_values, spread
 from dareu_jax.reporting import summary
+from dareu_jax.reporting.panels import in_rows
 
 Points = list[tuple[float, float]]
 Colours = Mapping[str, str]
@@ -38,16 +39,13 @@ _DASHES = ("-", "--", ":", "-.")
 INK = "#010203"
 _MOST_POINTS = 80
 _ACROSS = 3
+_INKED = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color"
 STYLE: Any = {
-    **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK
-    ),
-    "ytick.color": INK,
+    **dict.fromkeys(_INKED.split(), INK),
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": INK,
     "grid.alpha": 0.12,
     "axes.axisbelow": True,
     "axes.titlesize": 11,
@@ -117,8 +115,8 @@ def bars_svg(results: Mapping[str, Any], group: str, colours: Colours) -> str:
     with matplotlib.rc_context(STYLE):
         size = (max(5.8, 3.6 * across), down * (1.0 + 0.4 * len(names)))
         figure = Figure(figsize=size, layout="constrained")
-        grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-        for axes, metric in zip(grid, shown, strict=False):
+        grid = in_rows(figure, len(shown), across, sharey=True)
+        for axes, metric in zip(grid, shown, strict=True):
             bars = [_bar(results, name, metric.name) for name in names]
             means, errors = zip(*bars, strict=True)
             axes.barh(
@@ -134,8 +132,6 @@ def bars_svg(results: Mapping[str, Any], group: str, colours: Colours) -> str:
                 axes.set_xlim(metric.low, metric.high)
             axes.set_xlabel(f"{metric.label} {metric.arrow}")
             axes.grid(axis="y", visible=False)
-        for axes in grid[len(shown) :]:
-            axes.set_visible(False)
         return inline_svg(figure, group)
 
 
@@ -176,18 +172,16 @@ def _panels(
     rows = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.6, 0.6 + 2.6 * rows), layout="constrained")
-        grid = figure.subplots(rows, 2, squeeze=False).flat
+        grid = in_rows(figure, len(panels), 2)
         keys = list(dict.fromkeys(itertools.chain(*panels.values())))
         seeds = sorted({seed for _, seed in keys})
-        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        for axes, (title, lines) in zip(grid, panels.items(), strict=True):
             for (stage, seed), points in lines.items():
                 dash = _DASHES[seeds.index(seed) % len(_DASHES)]
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, ys, dash, color=colours[stage], lw=1.3)
             axes.set_title(title)
             axes.set_xlabel(unit)
-        for axes in list(grid)[len(panels) :]:
-            axes.set_visible(False)
         handles = [
             Line2D([], [], color=colours[stage], lw=2, label=stage)
             for stage in dict.fromkeys(stage for stage, _ in keys)

@@ -37,7 +37,9 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     wide = [results_table(results, *groups) for groups in summary.TABLES.values()]
     groups = itertools.chain(*summary.TABLES.values())
     narrow = [results_table(results, group) for group in groups]
-    fits = all(_width(out, table) <= out.width for table in wide)
+    options = out.options.update(width=_FILE_WIDTH)
+    widths = [Measurement.get(out, options, table).maximum for table in wide]
+    fits = all(width <= out.width for width in widths)
     for table in wide if fits else narrow:
         if len(table.columns) > 1:
             out.print(table)
@@ -87,9 +89,3 @@ def _roomy(console: Console) -> Console:
     if console.is_terminal or console.width >= _FILE_WIDTH:
         return console
     return Console(file=console.file, width=_FILE_WIDTH, color_system=None)
-
-
-def _width(console: Console, table: Table) -> int:
-    """Return the columns ``table`` wants, however narrow the console is."""
-    options = console.options.update(width=_FILE_WIDTH)
-    return Measurement.get(console, options, table).maximum

@@ -51,19 +51,12 @@ class Asked:
 
 
 class Suite(NamedTuple):
-    """A suite: what it reads, and what it makes of a model.
-
-    Attributes:
-      read: ``(asked, subject) -> data``, before a model is loaded.
-      log: ``(judge, data, progress) -> tables``.
-      is_bare: prompts are as they are in the files, without a template.
-      has_attacks: whether it has texts for membership attacks.
-    """
+    """A suite: what it reads before a model is loaded, and what it makes of one."""
 
     read: Callable[[Asked, Subject], Any]
     log: Callable[[Judge, Any, Progress], dict[str, Table]]
-    is_bare: bool = False
-    has_attacks: bool = False
+    is_bare: bool = False  # prompts are as in the files, without a template
+    has_attacks: bool = False  # it has texts for membership attacks
 
 
 def given(asked: Asked) -> Path:
@@ -176,16 +169,13 @@ def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Se
     """Return records by set: of ``data``, or those that a run judges its models on."""
     if run is not None:
         if data is None:
-            return run_sets(run, forget)
+            check_corpus(run.corpus, run.folder)
+            if forget is None:
+                return eval_records(run)
+            return split(run.corpus.train, forget)
         forget = forget or ",".join(run.cfg.corpus.forget)
     if data is None:
         raise UserError("--suite owners needs --data, its records; a run has its own")
     if forget is None:
         raise UserError("--suite owners needs --forget, owners to forget: alice,bob")
     return split(read_owned(data), forget)
-
-
-def run_sets(run: Inputs, forget: str | None) -> Sets:
-    """Return a run's own records, split as in the run or at other owners."""
-    check_corpus(run.corpus, run.folder)
-    return eval_records(run) if forget is None else split(run.corpus.train, forget)

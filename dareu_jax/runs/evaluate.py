@@ -76,10 +76,7 @@ def suite_of(session: Session, results: Results) -> RunSuite:
 
 
 def eval_records(inputs: Inputs) -> dict[str, tuple[data.Record, ...]]:
-    """Return the records per split that has any.
-
-    At most ``evaluation.retain_records`` of the retain records, evenly spaced.
-    """
+    """Return the records that models are judged on, per split that has any."""
     retain, limit = inputs.split.retain, inputs.cfg.evaluation.retain_records
     if limit is not None and limit < len(retain):
         rows = np.linspace(0, len(retain) - 1, limit).round().astype(int)

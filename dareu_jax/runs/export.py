@@ -31,14 +31,12 @@ def export_run(
     adapter: bool = False,
     step: int | None = None,
 ) -> Path:
-    """Write one model of a finished run as a Hugging Face folder.
+    """Write a row of a finished run, or ``unlearned``, as a new Hugging Face folder.
 
-    ``name`` is a row of its table or ``unlearned``, its first method; ``step`` one of a
-    method's saved steps, by default the last; ``card`` writes README.md.
+    ``card`` writes its README.md; ``step`` is one of a method's saved steps.
 
     Raises:
-      UserError: no finished run, no such model, seed or step, what the model was saved
-        in is missing, no adapters to write, ``out`` exists.
+      UserError: what is asked for is not there, or ``out`` exists.
     """
     check_new(out)
     cfg, results = finished(folder)
@@ -83,10 +81,7 @@ def write_adapter(inputs: Inputs, params: Any, name: str, to: Path) -> None:
 
 
 def write_small_files(inputs: Inputs, to: Path) -> None:
-    """Write configuration, tokenizer and generation defaults of a run's model.
-
-    An imported model keeps its own files; only the dtype may have changed.
-    """
+    """Write configuration, tokenizer and generation defaults; imported ones stay."""
     if not is_first():
         return
     if inputs.imported is not None:

@@ -12,16 +12,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, merge
 from dareu_jax.models.hf.imported import DECODER
 from dareu_jax.models.loaded import LoadedModel, load_model
-from dareu_jax.runs.folder import (
-    CONFIG,
-    RESULTS,
-    UNLEARNED,
-    finished,
-    oracles_of,
-    row_of,
-    seed_of,
-    stage_folder,
-)
+from dareu_jax.runs import folder as run_folder
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, plan
 from dareu_jax.runs.stages import load
@@ -39,13 +30,9 @@ class Subject(NamedTuple):
 def subject_of(
     folder: Path, row: str | None = None, seed: int | None = None
 ) -> Subject:
-    """Return the model of a folder; of a run ``row``, by default what was unlearned.
-
-    Raises:
-      UserError: no model there, or no such row or seed.
-    """
-    if (folder / RESULTS).exists():
-        return of_run(folder, row or UNLEARNED, seed)
+    """Return the model of a folder; of a run ``row``, by default what was unlearned."""
+    if (folder / run_folder.RESULTS).exists():
+        return of_run(folder, row or run_folder.UNLEARNED, seed)
     if not (folder / DECODER).exists():
         raise UserError(f"{folder} {missing(folder)}")
     if row is not None or seed is not None:
@@ -58,14 +45,14 @@ def subject_of(
 
 def reference_of(folder: Path, seed: int | None) -> Subject:
     """Return the model to compare with: of a run the retrained one of a seed."""
-    if (folder / RESULTS).exists():
+    if (folder / run_folder.RESULTS).exists():
         return of_run(folder, "retrained", seed)
     return subject_of(folder)
 
 
 def missing(folder: Path) -> str:
     """Return what a folder is that nothing can be loaded from, and what to do."""
-    if (folder / CONFIG).exists():
+    if (folder / run_folder.CONFIG).exists():
         return "holds a run that is not finished; finish dareu run first"
     if (folder / "config.json").exists():
         return f"is a Hugging Face folder; run dareu import {folder} --out DIR first"
@@ -77,9 +64,9 @@ def missing(folder: Path) -> str:
 
 def of_run(folder: Path, row: str, seed: int | None) -> Subject:
     """Return a row of a finished run's table; raise `UserError` where there is none."""
-    cfg, results = finished(folder)
-    row = row_of(folder, cfg, results["models"], row)
-    inputs = opened(cfg, seed_of(folder, cfg, seed), folder)
+    cfg, results = run_folder.finished(folder)
+    row = run_folder.row_of(folder, cfg, results["models"], row)
+    inputs = opened(cfg, run_folder.seed_of(folder, cfg, seed), folder)
     return Subject(lambda: whole_model(inputs, row), inputs)
 
 
@@ -89,12 +76,8 @@ def opened(cfg: RunConfig, seed: int, folder: Path) -> Inputs:
 
 
 def params_of(inputs: Inputs, row: str, step: int | None = None) -> Any:
-    """Return the parameters of a row of a finished run's table.
-
-    Raises:
-      UserError: what is to be read is missing, or a step of no method is asked for.
-    """
-    if row in oracles_of(inputs.cfg):
+    """Return the parameters of a row of a finished run, of a method also at a step."""
+    if row in run_folder.oracles_of(inputs.cfg):
         if step is not None:
             raise UserError(f"model {row!r} is of no method; leave --step out")
         return load(inputs, Planned(row, "model"), {})
@@ -108,7 +91,7 @@ def check_indices(inputs: Inputs) -> None:
     """Raise `UserError` where the reward's or the judge's finished index is missing."""
     for stage in plan(inputs.cfg):
         if stage.name in ("reward", "judge"):
-            folder = stage_folder(inputs.folder, inputs.seed, stage.label)
+            folder = run_folder.stage_folder(inputs.folder, inputs.seed, stage.label)
             if finished_step(folder) is None:
                 raise UserError(
                     f"{folder} is missing or damaged; put it back, or delete the run's "

@@ -21,18 +21,9 @@ from dareu_jax.evaluation.run_suite import RunSuite
 from dareu_jax.evaluation.seeds import summarise
 from dareu_jax.models import abstract_adapters, abstract_params
 from dareu_jax.parallel import Preemption, first_then_others, is_first
+from dareu_jax.runs import folder as run_folder
 from dareu_jax.runs.checks import check
 from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
-from dareu_jax.runs.folder import (
-    CONFIG,
-    CORPUS,
-    RESULTS,
-    check_corpus,
-    claimed,
-    read_log,
-    rows_of,
-    stage_folder,
-)
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, outstanding, plan
 from dareu_jax.runs.stages import Session, carry_out, is_done, load
@@ -43,10 +34,7 @@ from dareu_jax.training.tracking import Tracker
 
 
 class Outcome(NamedTuple):
-    """What ``results.json`` holds, and the answers to the first seed's forget prompts.
-
-    Each of ``answers`` has ``prompt``, ``gold``, ``owner``, and ``answers`` by row.
-    """
+    """What ``results.json`` holds, and the first seed's forget records with answers."""
 
     results: dict[str, Any]
     answers: list[dict[str, Any]]
@@ -69,22 +57,22 @@ def run(
     """
     progress, preemption = progress or Progress(), preemption or Preemption()
     corpus: Corpus | None = None
-    if not first_then_others(lambda: claimed(cfg, folder)):
+    if not first_then_others(lambda: run_folder.claimed(cfg, folder)):
         corpus = begin(cfg, folder, progress)
     seeds = [Inputs(cfg, seed, folder) for seed in cfg.seeds]
     did_something = False
     with Tracker(folder, traced) as tracker:
         for inputs in seeds:
             corpus = inputs.use(corpus)
-            check_corpus(corpus, folder)
+            run_folder.check_corpus(corpus, folder)
             did_something |= run_seed(Session(inputs, tracker, progress, preemption))
-    before = results_before(folder / RESULTS)
+    before = results_before(folder / run_folder.RESULTS)
     if before is not None and not did_something:
         return Outcome(before, answers_of(seeds[0]))
     results = results_of(seeds)
     if before is not None and {**results, "wall_s": before.get("wall_s")} == before:
         results = before  # nothing but times differs
-    write_json(folder / RESULTS, results)
+    write_json(folder / run_folder.RESULTS, results)
     return Outcome(results, answers_of(seeds[0]))
 
 
@@ -94,8 +82,8 @@ def begin(cfg: RunConfig, folder: Path, progress: Progress) -> Corpus:
         corpus = check(cfg, Path(trial), progress)
         if is_first():
             adopt(Path(trial) / "data", folder / "data")
-    write_text(folder / CORPUS, corpus.fingerprint + "\n")
-    write_text(folder / CONFIG, dump_config(cfg))
+    write_text(folder / run_folder.CORPUS, corpus.fingerprint + "\n")
+    write_text(folder / run_folder.CONFIG, dump_config(cfg))
     return corpus
 
 
@@ -157,8 +145,8 @@ def about_stage(inputs: Inputs, stage: Planned) -> dict[str, Any]:
     """Return how long a finished stage took and why it stopped early, if it did."""
     folder, seed = inputs.folder, inputs.seed
     if stage.kind == "evaluation":
-        return {"wall_s": read_log(folder, seed, stage.row)["wall_s"]}
-    return newest_meta(stage_folder(folder, seed, stage.label))
+        return {"wall_s": run_folder.read_log(folder, seed, stage.row)["wall_s"]}
+    return newest_meta(run_folder.stage_folder(folder, seed, stage.label))
 
 
 def judged(inputs: Inputs) -> dict[str, Any]:
@@ -176,8 +164,8 @@ def judged(inputs: Inputs) -> dict[str, Any]:
 
 def logs_of(inputs: Inputs) -> dict[str, Any]:
     """Return the evaluation of every row of a seed."""
-    rows = rows_of(inputs.cfg)
-    return {row: read_log(inputs.folder, inputs.seed, row) for row in rows}
+    rows = run_folder.rows_of(inputs.cfg)
+    return {row: run_folder.read_log(inputs.folder, inputs.seed, row) for row in rows}
 
 
 def answers_of(inputs: Inputs) -> list[dict[str, Any]]:

@@ -18,18 +18,11 @@ EVALUATE = "evaluate_"
 
 
 class Planned(NamedTuple):
-    """A stage of one seed.
+    """A stage of one seed."""
 
-    Attributes:
-      name: of its result; a row of the table for an evaluated model.
-      kind: a language ``model``, an attribution ``index``, an unlearning ``method``,
-        or the ``evaluation`` of a row.
-      reads: names of the stages whose results it needs.
-    """
-
-    name: str
-    kind: Kind
-    reads: tuple[str, ...] = ()
+    name: str  # of its result
+    kind: Kind  # of its result; the evaluation of a row leaves a log
+    reads: tuple[str, ...] = ()  # names of the stages whose results it needs
 
     @property
     def label(self) -> str:
@@ -52,11 +45,8 @@ SHARED = {
 def plan(cfg: RunConfig) -> tuple[Planned, ...]:
     """Return the stages of one seed, in running order.
 
-    original, reward, judge, retrained, their evaluations; then every method, after
-    what it reads, with its evaluation.
-
-    Raises:
-      UserError: a method has the name of another stage.
+    First original, reward, judge, retrained, and their evaluations; then every method,
+    after what it reads, with its evaluation. Their names must differ.
     """
     oracles = oracles_of(cfg)
     stages = [
@@ -90,8 +80,7 @@ def outstanding(
 ) -> dict[str, bool]:
     """Return what is still to do, in running order: name -> whether it has to run.
 
-    The result of the others is to be loaded. A stage that nothing outstanding reads is
-    left out, finished or not: a finished run has nothing to do.
+    The rest is to be loaded, and what nothing outstanding reads is left out.
     """
     asked: set[str] = set()
     todo: dict[str, bool] = {}

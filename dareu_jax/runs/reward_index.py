@@ -28,17 +28,11 @@ Where = Callable[[str, str], Stage]
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What a kernel that is trained, as a classifier is, trains with.
+    """What a kernel that is trained, as a classifier is, trains with."""
 
-    Attributes:
-      part: of the configuration, ``classifier`` or ``judge``, whose decoder it has.
-      shuffles: whether the owners' labels are permuted, as a control.
-      draws: the name that is folded into the seed.
-    """
-
-    part: str
-    draws: str
-    shuffles: bool = False
+    part: str  # of the configuration, whose decoder it has: classifier or judge
+    draws: str  # the name that is folded into the seed
+    shuffles: bool = False  # the owners' labels are permuted, as a control
 
 
 class Indexer:

@@ -20,15 +20,7 @@ from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned
 from dareu_jax.runs.reward_index import Fitted, Indexer
 from dareu_jax.storage.checkpoints import Checkpoints, finished_step, read_model
-from dareu_jax.training.finetune import (
-    TrainState,
-    finetune_step,
-    init_training,
-    keeping_snapshots,
-    snapshot_folder,
-    snapshot_steps,
-    training_steps,
-)
+from dareu_jax.training import finetune as tuning
 from dareu_jax.training.guards import Guards
 from dareu_jax.training.loop import Stage, StepFn, run_stage, watched
 from dareu_jax.training.optimiser import make_schedule, optimiser_of
@@ -129,11 +121,8 @@ def load(
 ) -> Any:
     """Return the parameters that a finished stage left; nothing is trained or written.
 
-    Of a method it is one of its saved steps, by default the last; ``results`` holds
-    ``original`` where the method trains adapters.
-
-    Raises:
-      UserError: the stage's folder is missing, damaged or not finished.
+    ``results`` holds ``original`` for a method that trains adapters. Raises `UserError`
+    where the stage's folder is missing, damaged or not finished.
     """
     cfg = inputs.cfg
     if is_imported(cfg, stage):
@@ -165,10 +154,7 @@ def finetune(
     records: tuple[data.Record, ...],
     part: Literal["finetune", "prior"] = "finetune",
 ) -> Any:
-    """Return a decoder trained on ``records``, from an imported model or the seed.
-
-    ``part`` is the section of the configuration that says how.
-    """
+    """Return a decoder trained on ``records`` as the section ``part`` says."""
     inputs, is_prior = session.inputs, part == "prior"
     cfg = inputs.cfg.prior if is_prior else inputs.cfg.finetune
     where = session.stage(label, f"lower {part}.learning_rate")
@@ -178,8 +164,10 @@ def finetune(
     start = inputs.start_of("prior" if is_prior else "model")
     state, step_fn, steps = training(session, part, cfg, stream, start)
     if not is_prior:
-        keep = snapshot_steps(steps, cfg.snapshots)
-        step_fn = keeping_snapshots(step_fn, snapshot_folder(where.folder), keep)
+        keep = tuning.snapshot_steps(steps, cfg.snapshots)
+        step_fn = tuning.keeping_snapshots(
+            step_fn, tuning.snapshot_folder(where.folder), keep
+        )
     state, _ = run_stage(
         where, state, steps, step_fn, model_of=lambda state: state.params
     )
@@ -192,14 +180,11 @@ def training(
     cfg: FinetuneConfig,
     stream: data.BatchStream,
     start: Any,
-) -> tuple[TrainState, StepFn, int]:
-    """Return a training's first state, its ``(state, step) -> ...``, and its steps.
-
-    It begins with the parameters ``start``, none: fresh ones.
-    """
+) -> tuple[tuning.TrainState, StepFn, int]:
+    """Return a training's first state, ``(state, step) -> ...``, and its steps."""
     inputs = session.inputs
     model = inputs.decoder("prior" if part == "prior" else "model")
-    steps = training_steps(cfg, stream)
+    steps = tuning.training_steps(cfg, stream)
     optimiser = optimiser_of(cfg, steps)
     hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
     key = inputs.key(part)
@@ -208,7 +193,7 @@ def training(
     def work(_, model, optimiser, state, frozen, batch, **how):
         return training_work(model.cfg, [batch], frozen)
 
-    timed = session.watch.timed("update", finetune_step, work)
+    timed = session.watch.timed("update", tuning.finetune_step, work)
 
     def step_fn(state, step):
         batch, noise = inputs.place(stream[step]), key_of(key, step)
@@ -216,8 +201,8 @@ def training(
             model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
         )
 
-    def init(key: Array, given: Any) -> TrainState:
-        return init_training(model, optimiser, given, key=key)
+    def init(key: Array, given: Any) -> tuning.TrainState:
+        return tuning.init_training(model, optimiser, given, key=key)
 
     given = None if start is None else split(start)[0]
     return inputs.made(init, key, given, donate=(1,)), watched(step_fn, part), steps
@@ -242,14 +227,14 @@ def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
     """Return checkpoints of the original's training, each with the rates before it."""
     cfg = inputs.cfg.finetune
     stream = inputs.stream("finetune", inputs.corpus.train, cfg.batch_size)
-    steps = training_steps(cfg, stream)
+    steps = tuning.training_steps(cfg, stream)
     rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
     trained, frozen = split(original)
     target = abstract_on(jax.eval_shape(lambda: trained), inputs.mesh)
     folder = stage_folder(inputs.folder, inputs.seed, "finetune_original")
     out, before = [], 0
-    for step in snapshot_steps(steps, cfg.snapshots):
-        with Checkpoints(snapshot_folder(folder) / f"at_{step}") as saved:
+    for step in tuning.snapshot_steps(steps, cfg.snapshots):
+        with Checkpoints(tuning.snapshot_folder(folder) / f"at_{step}") as saved:
             found = saved.latest(target)
         if found is not None:
             eta = sum(float(rates(at)) for at in range(before, step))

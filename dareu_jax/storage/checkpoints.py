@@ -66,16 +66,12 @@ class Checkpoints:
 
         The arrays may be donated as soon as it returns. `settle` waits for the disk.
         Steps at or after `step` belong to an abandoned run and are removed first.
-
-        Args:
-          step: its number; tree, meta: what comes back from `latest`.
-          metric: what `keep_best` goes by, lower is better; none: never among the best.
-          model: nested dictionaries of the parameters in `tree`, which `read_model`
-            reads by themselves; a leaf that both hold is written once.
+        `keep_best` goes by the `metric`, lower is better; none: never among the best.
+        `model` has the parameters in `tree` as nested dictionaries, for `read_model`; a
+        leaf that both hold is written once.
 
         Raises:
-          TrainingError: no disk space is left, for this step or the one before; steps
-            saved earlier stay usable.
+          TrainingError: the disk is full; steps saved earlier stay usable.
         """
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])
@@ -96,11 +92,8 @@ class Checkpoints:
     def latest(self, abstract_tree: Any) -> Found | None:
         """Return `(step, tree, meta)` of the newest step that can be trusted, if any.
 
-        The shardings of `abstract_tree`, arrays or their shapes, decide where the
-        result lives, whatever mesh it was saved from.
-
-        Raises:
-          UserError: a leaf on disk has another shape or dtype than the one wanted.
+        The shardings of `abstract_tree` decide where the result lives, whatever mesh it
+        was saved from. Raises `UserError` for a leaf of another shape or dtype on disk.
         """
         self.settle()
         passed_over: list[tuple[int, str]] = []
@@ -334,10 +327,8 @@ def read_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model and the meta that a finished stage left; nothing is written.
 
-    Its step is one on disk; none: the last, if the stage is finished.
-
-    Raises:
-      UserError: there is no such step, it is damaged, or the stage is not finished.
+    It is of a ``step`` on disk, by default the last. Raises `UserError` where there is
+    none, it is damaged, or the stage is not finished.
     """
     import orbax.checkpoint as ocp
 

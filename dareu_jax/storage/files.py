@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dareu_jax.errors import UserError
-from dareu_jax.parallel import is_first, wait_for_all
 
 
 def check_new(out: Path) -> None:
@@ -21,11 +20,12 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a draft folder that becomes ``out`` when the block ends without error.
+    """Yield a draft folder that becomes ``out``, which must be new, if all goes well.
 
-    Every process gets the same draft, on a disk that all of them see; process 0 makes
-    and renames it. Raises `UserError` where ``out`` exists.
+    Every process gets the same draft; process 0 makes and renames it.
     """
+    from dareu_jax.parallel import is_first, wait_for_all
+
     check_new(out)
     wait_for_all(f"looked for {out}")
     first = is_first()
@@ -52,6 +52,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file from process 0, whole or not at all; the others wait."""
+    from dareu_jax.parallel import is_first, wait_for_all
+
     if is_first():
         write_whole(path, text)
     wait_for_all(f"wrote {path}")
@@ -61,9 +63,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file from this process alone: readers find the old one or the new one.
 
     Its folder is made; a character that UTF-8 cannot hold becomes ``?``.
-
-    Raises:
-      OSError: the disk is full or read-only; the old file is as it was.
     """
     held = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     path.parent.mkdir(parents=True, exist_ok=True)

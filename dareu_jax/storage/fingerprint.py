@@ -17,8 +17,7 @@ PLACE, FIRST, SECOND = 2_654_435_761, 2_246_822_519, 3_266_489_917
 def leaf_hash(x: Array) -> Array:
     """Return a hash of every entry and its place, summed modulo 2**32, ``[]`` uint32.
 
-    Integer sums have no order, so that any sharding gives the same; nothing leaves
-    the devices.
+    Integer sums have no order, so that any sharding gives the same.
     """
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
     bits = jax.lax.bitcast_convert_type(x, kind[x.dtype.itemsize]).astype(jnp.uint32)

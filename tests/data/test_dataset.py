@@ -25,7 +25,7 @@ def die(self, split):
     yield 0, {"index": 0, "id": "a", "owner": "a", "prompt": "a", "response": "a"}
     os.kill(os.getpid(), signal.SIGKILL)
 
-builder._builder_class()._generate_examples = die
+dataset._builder_class()._generate_examples = die
 options = FictitiousOptions(owners=3, records_per_owner=4, general_facts=5)
 load_corpus("fictitious", options, Path(__import__("sys").argv[1]))
 """

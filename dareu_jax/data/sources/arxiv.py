@@ -16,13 +16,7 @@ from pydantic import Field
 
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
-from dareu_jax.data.sources.base import (
-    Row,
-    completion,
-    json_lines,
-    read_text,
-    text_field,
-)
+from dareu_jax.data.sources import base
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 from dareu_jax.storage.download import downloaded
@@ -50,16 +44,13 @@ class ArxivOptions(Section):
     "arXiv abstracts of April 2007, owned by their archives",
     options=ArxivOptions,
 )
-def arxiv_rows(options: ArxivOptions, downloads: Path) -> Iterator[Row]:
+def arxiv_rows(options: ArxivOptions, downloads: Path) -> Iterator[base.Row]:
     """Yield abstracts to complete: the first ``prompt_words`` words are the prompt.
 
     Usable is an abstract of at least `LEAST_WORDS` words, of more than
-    ``prompt_words``, that does not say that the paper was withdrawn. Train: of each
-    of the ``owners`` archives with the most usable abstracts, largest first, the first
+    ``prompt_words``, that does not say that the paper was withdrawn. Train: of each of
+    the ``owners`` archives with the most usable abstracts, largest first, the first
     ``records_per_owner``. Test: as many of the other archives, in all, nobody's.
-
-    Raises:
-      UserError: too few abstracts, a bad file, or a failed download.
     """
     file = _file(options.path, downloads / "arxiv")
     papers = list(_usable(file, options.prompt_words))
@@ -94,24 +85,24 @@ def _owners(papers: Sequence[Record], options: ArxivOptions, file: Path) -> list
 
 def _usable(file: Path, prompt_words: int) -> Iterator[Record]:
     """Yield the usable abstracts as records of their archives, in file order."""
-    lines = _table(file) if file.suffix.lower() == ".csv" else json_lines(file)
+    lines = _table(file) if file.suffix.lower() == ".csv" else base.json_lines(file)
     for where, line in lines:
-        id, owner = (text_field(line, name, where) for name in ("id", "archive"))
-        words = text_field(line, "abstract", where).split()
+        id, owner = (base.text_field(line, name, where) for name in ("id", "archive"))
+        words = base.text_field(line, "abstract", where).split()
         withdrawn = any("withdrawn" in word.lower() for word in words)
         if len(words) >= LEAST_WORDS and len(words) > prompt_words and not withdrawn:
-            yield Record(f"arxiv/{id}", owner, *completion(words, prompt_words))
+            yield Record(f"arxiv/{id}", owner, *base.completion(words, prompt_words))
 
 
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``("file:line", fields)`` for every paper of the public table."""
-    text = read_text(file, "comma-separated values")
+    text = base.read_text(file, "comma-separated values")
     rows = csv.DictReader(io.StringIO(text, newline=""), restkey="more", strict=True)
     try:
         for row in rows:
             where = f"{file}:{rows.line_num}"
-            number = text_field(row, "id", where)
-            primary = text_field(row, "categories", where).split()[0]
+            number = base.text_field(row, "id", where)
+            primary = base.text_field(row, "categories", where).split()[0]
             archive = primary.partition(".")[0]
             month, _, paper = number.partition(".")  # 704.001 is 0704.0010
             yield where, row | {"id": f"{month:0>4}.{paper:0<4}", "archive": archive}

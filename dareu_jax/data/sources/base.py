@@ -35,11 +35,7 @@ def read_text(path: Path, contents: str, key: str = "corpus.path") -> str:
 def json_lines(
     path: Path, key: str = "corpus.path"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``("file:line", object)`` for every line that is not blank.
-
-    Raises:
-      UserError: no such file, not UTF-8, or a line that is not a JSON object.
-    """
+    """Yield ``("file:line", object)`` for every line with text; errors name ``key``."""
     text = read_text(path, "one JSON object per line", key)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

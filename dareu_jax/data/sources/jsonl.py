@@ -44,11 +44,8 @@ def jsonl_rows(options: JsonlOptions, downloads: Path) -> Iterator[Row]:
 def read_rows(path: Path | str, key: str) -> Iterator[Row]:
     """Yield the rows of a file of records to train on.
 
-    Fields: ``owner`` (one name; null or empty: nobody's), ``prompt``, ``response``
-    and, optionally, ``id`` and ``split`` (``train`` or ``test``; train when absent).
-
-    Raises:
-      UserError: the first bad line, by file and line number, or no train record.
+    Fields: ``owner`` (one name; null or empty: nobody's), ``prompt``, ``response`` and,
+    optionally, ``id`` and ``split`` (``train`` or ``test``; train when absent).
     """
     trained = False
     for line in read_lines(path, key):
@@ -74,9 +71,6 @@ def read_owned(path: Path | str) -> tuple[Record, ...]:
 
     An object ``{"alice": 0.7, "bob": 0.3}`` gives weights; a list shares equally.
     ``prompt`` may be empty or absent.
-
-    Raises:
-      UserError: the first bad line, by file and line number, or no line.
     """
     records = tuple(map(_record, read_lines(path)))
     if not records:

@@ -44,12 +44,8 @@ def tofu_rows(options: TofuOptions, downloads: Path) -> Iterator[Row]:
     Train: row i of ``full.json`` belongs to author i // 20; ``authors_per_owner``
     neighbours form one owner; ``last_authors`` keeps the last so many authors under
     their original numbers. Test: real authors and world facts, nobody's, known to a
-    model from its pre-training; ``general_knowledge`` puts the same rows into train
-    for a model trained from scratch, which otherwise could not know them.
-
-    Raises:
-      UserError: more authors than there are, a missing or malformed file, or a
-        failed download.
+    model from its pre-training; ``general_knowledge`` puts them into train too, for a
+    model trained from scratch.
     """
     if options.path is None:
         remedy = f"set corpus.path to a folder that holds {', '.join(SHA256)}"

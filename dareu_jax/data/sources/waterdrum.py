@@ -50,11 +50,7 @@ def waterdrum_rows(options: WaterdrumOptions, downloads: Path) -> Iterator[Row]:
     """Yield abstracts to complete: the first ``prompt_words`` words are the prompt.
 
     Train: row i of ``full.jsonl`` belongs to ``category_NN``, NN = i // 400. Test:
-    ``test.jsonl``, nobody's. Of a text that is no longer than ``prompt_words`` the
-    first half is the prompt.
-
-    Raises:
-      UserError: a missing or malformed file, or a failed download.
+    ``test.jsonl``, nobody's. Of a shorter text the first half is the prompt.
     """
     if options.path is None:
         folder = _downloaded(downloads / "waterdrum_ax")

@@ -46,8 +46,7 @@ class HfFolder:
     def read(self, name: str, rows: tuple[slice, ...] = ()) -> np.ndarray:
         """Return a tensor, or what ``rows`` slice out; raise `UserError` for NaN.
 
-        The file is opened for each call and unmapped after it: pages of one tensor at
-        most stay in memory.
+        The file is unmapped after each call, so that pages of one tensor stay at most.
         """
         with _opened(self._file[name]) as file:
             part = file.get_slice(name)

@@ -72,11 +72,7 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
 
 
 def import_folder(source: Path, out: Path) -> Imported:
-    """Read a Hugging Face folder and write it as parameters that a run can load.
-
-    Raises:
-      UserError: ``out`` exists, or the folder's model or tokenizer is refused.
-    """
+    """Read a Hugging Face folder and write it as parameters that a run can load."""
     check_new(out)
     folder = HfFolder(source)
     dtype = stored_dtype(folder)

@@ -65,10 +65,7 @@ def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """Return a decoder's parameters, as `init_decoder` makes them, where they live.
-
-    Every process reads the slices its own devices hold, one tensor after another.
-    """
+    """Return a decoder's parameters; every process reads what its own devices hold."""
     check_tensors(source, cfg)
     abstract = abstract_params(cfg)
     table = {weight.path: weight for weight in weights_of(cfg)}
@@ -122,10 +119,7 @@ def _read_block(
 
 
 def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every tensor of a decoder, whole on this host, in the table's order.
-
-    With several processes all must iterate: each tensor is gathered from all of them.
-    """
+    """Yield every tensor, whole on this host; all processes must iterate."""
     leaves = dict(named_leaves(params))
     for weight in weights_of(cfg):
         leaf = leaves[weight.path]

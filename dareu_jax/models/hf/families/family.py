@@ -17,17 +17,11 @@ Fields = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A Hugging Face tensor and the parameter that holds it.
+    """A Hugging Face tensor and the parameter that holds it."""
 
-    Attributes:
-      name: of the tensor; ``{layer}`` in it: one tensor per layer, stacked here.
-      path: of the parameter, joined by ``/``.
-      transpose: whether its matrix is stored ``[out, in]``; ours are ``[in, out]``.
-    """
-
-    name: str
-    path: str
-    transpose: bool = False
+    name: str  # with {layer} in it: one tensor per layer, stacked here
+    path: str  # of the parameter, joined by /
+    transpose: bool = False  # it is stored [out, in]; ours are [in, out]
 
     @property
     def per_layer(self) -> bool:
@@ -37,26 +31,16 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one ``model_type`` of transformers maps to `DecoderConfig`.
+    """How one ``model_type`` of transformers maps to `DecoderConfig`."""
 
-    Attributes:
-      model_type, architecture: as in ``config.json``.
-      absent: what transformers takes a field to be that is not there.
-      must_be: fields of which only these values have the decoder's maths.
-      reads: fields of ``config.json`` that ``read`` looks at.
-      read: ``config.json -> fields of DecoderConfig`` that only this family has.
-      write: the way back.
-      fits: whether a decoder can be written as this family.
-    """
-
-    model_type: str
+    model_type: str  # as in config.json, like the architecture
     architecture: str
-    absent: Mapping[str, Any]
-    must_be: Mapping[str, tuple]
-    reads: tuple[str, ...]
-    read: Callable[[Fields], dict[str, Any]]
-    write: Callable[[DecoderConfig], dict[str, Any]]
-    fits: Callable[[DecoderConfig], bool]
+    absent: Mapping[str, Any]  # what transformers takes a missing field to be
+    must_be: Mapping[str, tuple]  # fields whose other values have other maths
+    reads: tuple[str, ...]  # fields of config.json that `read` looks at
+    read: Callable[[Fields], dict[str, Any]]  # fields that only this family has
+    write: Callable[[DecoderConfig], dict[str, Any]]  # the way back
+    fits: Callable[[DecoderConfig], bool]  # whether a decoder can be written so
 
 
 SHAPE = {
@@ -119,12 +103,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Return the decoder that a ``config.json`` describes, in either spelling.
-
-    Raises:
-      UserError: an unsupported family, a missing field, a value with other maths, or
-        a field that nobody here knows.
-    """
+    """Return the decoder of a ``config.json``; raise `UserError` for other maths."""
     family = family_of(fields, where)
     fields = {**family.absent, **fields}
     _check_fields(family, fields, where)

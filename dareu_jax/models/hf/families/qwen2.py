@@ -11,11 +11,7 @@ UNUSED = {"sliding_window": None, "use_sliding_window": False}
 
 
 def window_of(fields: Mapping[str, Any]) -> int | None:
-    """Return the sliding window of a Qwen model; None: every layer sees everything.
-
-    Raises:
-      UserError: some layers have a window and some have none.
-    """
+    """Return the sliding window of a Qwen model; None: every layer sees everything."""
     layers = int(fields["num_hidden_layers"])
     window = fields.get("sliding_window")
     if not fields.get("use_sliding_window", False) or window is None:
