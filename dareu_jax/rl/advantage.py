@@ -40,11 +40,7 @@ def gae(
 
 
 def group_advantage(
-    rewards: Array,
-    mask: Array,
-    group_size: int,
-    eps: float = 1e-4,
-    scale: bool = True,
+    rewards: Array, mask: Array, group_size: int, eps: float = 1e-4, scale: bool = True
 ) -> Array:
     """A_b = (r_b - mean of its group) / (sd of its group + eps), at every token.
 

@@ -55,14 +55,8 @@ def test_the_configuration_of_the_page_has_the_options_of_the_source(folder):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        (
-            "corpus.test_every=1",
-            r"test_every = 1: .*greater than or equal to 2",
-        ),
-        (
-            "corpus.test_evry=4",
-            r"'corpus\.test_evry'.*mean 'corpus\.test_every'",
-        ),
+        ("corpus.test_every=1", r"test_every = 1: .*greater than or equal to 2"),
+        ("corpus.test_evry=4", r"'corpus\.test_evry'.*mean 'corpus\.test_every'"),
         ("corpus.owners=3", r"corpus\.owners is no option of source diary"),
     ],
 )

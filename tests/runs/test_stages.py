@@ -95,8 +95,7 @@ def test_a_loss_method_trains_no_prior(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("method", "key"),
-    [("dareu", "dareu"), ("dareu_paper", "dareu"), ("npo", "npo")],
+    ("method", "key"), [("dareu", "dareu"), ("dareu_paper", "dareu"), ("npo", "npo")]
 )
 def test_a_batch_larger_than_the_forget_set_is_refused(tiny_run, method, key):
     check_forget_batch(tiny_run, method, tiny_run.cfg)

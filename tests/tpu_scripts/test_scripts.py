@@ -21,10 +21,7 @@ VERBS = {
     ("kill.sh",): "worker/kill.sh tofu TERM",
     ("delete.sh",): "queued-resources delete my-tpu",
     ("profile.sh", "10:13"): "--profile 10:13",
-    (
-        "profile.sh",
-        "fetch",
-    ): "storage rsync gs://my-bucket/runs/tofu/profile",
+    ("profile.sh", "fetch"): "storage rsync gs://my-bucket/runs/tofu/profile",
 }
 
 

@@ -556,16 +556,8 @@ def traced(on, trainable, reference, answers):
         "anchor": reference,
         "experience": experience,
     }
-    keeping = both | {
-        "opt_state": second,
-        "reference": reference,
-        "retain": answers,
-    }
-    return [
-        (phase.judge, judging),
-        (phase.update, learning),
-        (phase.distil, keeping),
-    ]
+    keeping = both | {"opt_state": second, "reference": reference, "retain": answers}
+    return [(phase.judge, judging), (phase.update, learning), (phase.distil, keeping)]
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])

@@ -80,11 +80,7 @@ def classes_of(setup: Setup) -> int:
 
 
 def trained(
-    setup: Setup,
-    *,
-    heads: Callable[[Array], dict],
-    loss_of: LossOf,
-    **parts: Any,
+    setup: Setup, *, heads: Callable[[Array], dict], loss_of: LossOf, **parts: Any
 ) -> Kernel:
     """Return a kernel that trains ``setup.backbone`` under heads of its own.
 

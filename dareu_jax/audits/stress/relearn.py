@@ -154,10 +154,7 @@ def optimiser_for(run: Session) -> optax.GradientTransformation:
 
 def measured(context: Context, params: Any) -> dict[str, list[float]]:
     """Probability and ROUGE of every forget record."""
-    return {
-        "probability": context.probability(params),
-        "rouge": context.rouge(params),
-    }
+    return {"probability": context.probability(params), "rouge": context.rouge(params)}
 
 
 def training_path(

@@ -38,9 +38,7 @@ def draws(samples: int) -> list[int]:
 
 
 @stress_test(
-    "sample",
-    "the best of k sampled answers, leak@k",
-    reads=("samples", "temperature"),
+    "sample", "the best of k sampled answers, leak@k", reads=("samples", "temperature")
 )
 def sample(context: Context) -> dict[str, Any]:
     """Expected best ROUGE recall of k answers, at T = 1 and ``stress.temperature``."""

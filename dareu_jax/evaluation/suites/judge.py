@@ -82,9 +82,7 @@ class Judge:
         scores = {attack: np.asarray(x) for attack, x in kept.items()}
         if "gradnorm" in self.attacks:
             scores["gradnorm"] = self.kept.numbers(
-                f"{name}_gradnorm",
-                own,
-                lambda: gradient_norms(self.model, size, given),
+                f"{name}_gradnorm", own, lambda: gradient_norms(self.model, size, given)
             )
         if (other := self.reference) is not None:
             losses = self.kept.numbers(

@@ -130,9 +130,6 @@ def test_digests_of_others_do_not_matter_and_every_change_of_ones_own_does():
         [BOTH],
         [Record("a", "alice", "Who?", "Me!"), BOTH],
         [Record("a", "alice", "Me.", "Who?"), BOTH],
-        [
-            ALICE,
-            SharedRecord("c", "alice", "", "We.", (("alice", 0.3), ("bob", 0.75))),
-        ],
+        [ALICE, SharedRecord("c", "alice", "", "We.", (("alice", 0.3), ("bob", 0.75)))],
     ):
         assert digests(change)["alice"] != before["alice"]

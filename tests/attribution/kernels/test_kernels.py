@@ -29,7 +29,7 @@ from dareu_jax.training.optimiser import make_optimiser
 
 STEPS = 60
 CASES = [(name, {}) for name in KERNELS.names()] + [
-    ("classifier", {"classifier.nobody": True, "classifier.train_on": "prefixes"}),
+    ("classifier", {"classifier.nobody": True, "classifier.train_on": "prefixes"})
 ]
 
 
