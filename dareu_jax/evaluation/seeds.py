@@ -10,9 +10,10 @@ def summarise(seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     A value that only some seeds have is averaged over those; `gaps` names them.
     """
+    each = seeds.values()
     return {
         part: {
-            name: {key: _mean(seeds, part, name, key) for key in keys}
+            name: {key: _mean(_values(each, part, name, key)) for key in keys}
             for name, keys in keys_of(seeds, part).items()
         }
         for part in ("models", "tow")
@@ -28,17 +29,13 @@ def spread(
     deviation is None for one seed; both are None when no seed has the value.
     """
     values = seed_values(results, name, metric_name)
-    if not values:
-        return None, None
-    return (
-        statistics.fmean(values),
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+    return _mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def seed_values(results: Mapping[str, Any], name: str, metric_name: str) -> list[float]:
     """Return the value of every seed that has one, else the stored mean, else []."""
-    part, key = _place(metric_name)
+    is_tow, key = metric_name.startswith("tow_"), metric_name.removeprefix("tow_")
+    part = "tow" if is_tow else "models"
     values = _values(results.get("seeds", {}).values(), part, name, key)
     return values or _values([results], part, name, key)
 
@@ -54,10 +51,7 @@ def keys_of(
     return found
 
 
-def _mean(
-    seeds: Mapping[str, Mapping[str, Any]], part: str, name: str, key: str
-) -> float | None:
-    values = _values(seeds.values(), part, name, key)
+def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
@@ -66,9 +60,3 @@ def _values(
 ) -> list[float]:
     found = (entry.get(part, {}).get(name, {}).get(key) for entry in entries)
     return [float(value) for value in found if value is not None]
-
-
-def _place(metric_name: str) -> tuple[str, str]:
-    if metric_name.startswith("tow_"):
-        return "tow", metric_name.removeprefix("tow_")
-    return "models", metric_name

@@ -25,11 +25,7 @@ class Contender(NamedTuple):
 
 
 def contenders(cfg: RunConfig) -> dict[str, Contender]:
-    """Label -> kernel and options, of every row of the table.
-
-    Raises:
-      UserError: a name that is no kernel, an option that is none.
-    """
+    """Label -> kernel and options, of every row of the table."""
     given = cfg.fidelity
     labels = given.kernels or (*KERNELS.names(), IN_RUN, *given.variants)
     return {label: contender(cfg, label) for label in labels}
@@ -49,11 +45,7 @@ def contender(cfg: RunConfig, label: str) -> Contender:
 
 
 def check_plan(cfg: RunConfig, trial: Path, progress: Progress) -> Corpus:
-    """Reads the whole input in a trial folder, as a run without methods does.
-
-    Raises:
-      UserError: bad input, or too few owners for `FEWEST` subsets.
-    """
+    """Reads the whole input in a trial folder, as a run without methods does."""
     plain = cfg.model_copy(update={"methods": (), "overrides": {}})
     corpus = check(plain, trial, progress)
     owners, share = len(corpus.owners), cfg.fidelity.share

@@ -58,11 +58,9 @@ def stress(
     What is on disk with the same settings is not run again.
 
     Args:
-      folder: of the run; progress: where news goes.
       tests: of `STRESS`, none: all; model: a row of the run's table, or
         ``unlearned`` for its first method.
       seed: one of the run's, none: the first; overrides: ``stress.key=value``.
-      preemption: whether the machine is being taken away.
 
     Raises:
       UserError: no finished run, no such test, model, seed or setting, or a model
@@ -102,11 +100,7 @@ def stress(
 
 
 def with_stress(cfg: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    """``cfg`` with keys of its ``stress`` section changed.
-
-    Raises:
-      UserError: no ``stress.key=value``, or no such key or value.
-    """
+    """``cfg`` with keys of its ``stress`` section changed."""
     changes: dict[str, Any] = {}
     for item in overrides:
         key, sign, value = item.partition("=")

@@ -26,12 +26,7 @@ MORE = "the beginning of an answer brings back the rest of it"
 def prefilled(
     tokens: TokenBatch, share: float, stop_ids: tuple[int, ...]
 ) -> tuple[TokenBatch, list[list[int]]]:
-    """Prompts that end in the first ``floor(share T)`` gold tokens, and what is left.
-
-    Returns:
-      A batch whose prompts are wide enough for half of any answer, the same for every
-      share up to that, and the gold tokens behind.
-    """
+    """Prompts that end in the first ``floor(share T)`` gold tokens, and the rest."""
     n, p = tokens.prompt.shape
     room = math.ceil(tokens.response.shape[1] * max(SHARES))
     prompt = np.zeros((n, p + room), tokens.prompt.dtype)

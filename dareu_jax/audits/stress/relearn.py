@@ -122,8 +122,7 @@ def relearn(context: Context) -> dict[str, Any]:
             values = np.asarray([point["probability"] for point in path])[:, rows]
             gains.setdefault(label, {})[role] = best_gain(values).tolist()
             if label == ROWS:
-                mean = mean_gain(at, values).tolist()
-                gains.setdefault(MEAN, {})[role] = mean
+                gains.setdefault(MEAN, {})[role] = mean_gain(at, values).tolist()
     robustness = {label: robustness_of(own) for label, own in gains.items()}
     found = [f"{r:.2f} {x}" for x, r in robustness.items() if r is not None]
     return outcome(

@@ -34,7 +34,6 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     Args:
       log: of the candidate; reference: of the retrained model. Without it the gold
         answers stand in its place, without these an answer without any sign.
-      kind: of truth ratio.
     """
     found = []
     for name, one in log.sets.items():

@@ -148,8 +148,13 @@ def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
     ours, theirs = attack_aucs(log), attack_aucs(reference)
     shared = [name for name in ours if name in theirs]
     leaks = {name: privleak(ours[name], theirs[name]) for name in shared}
-    found = quality(log, reference, kind) | tug_of_war(log, reference)
-    return found | {
+    rows = {name: tug_rows(log, reference, name) for name in TUGS}
+    tugs = {
+        name: tow(tug_scores(x[0]), tug_scores(x[1]), TUGS[name][1]) if x else None
+        for name, x in rows.items()
+    }
+    return quality(log, reference, kind) | {
+        **tugs,
         "privleak": leaks.get("min_k"),
         "privleak_by_attack": leaks,
         "rel_diff_by_attack": {k: rel_diff(ours[k], theirs[k]) for k in shared},
@@ -176,15 +181,6 @@ def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Sc
     if found["forget_quality"] is None:
         needs_losses(other)
     return {name: found[of] for name, of in RETRAININGS.items()}
-
-
-def tug_of_war(log: EvalLog, reference: EvalLog) -> Scores:
-    """Return every Tug-of-War of `TUGS`; None where `tug_rows` has none."""
-    rows = {name: tug_rows(log, reference, name) for name in TUGS}
-    return {
-        name: tow(tug_scores(x[0]), tug_scores(x[1]), TUGS[name][1]) if x else None
-        for name, x in rows.items()
-    }
 
 
 # --- under the names of metrics

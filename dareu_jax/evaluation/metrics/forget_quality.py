@@ -58,9 +58,6 @@ def forget_quality(candidate: Array, retrained: Array) -> ForgetQuality:
 
     Maini et al. 2024 (arXiv 2401.06121). The same for a ratio and for its inverse.
 
-    Args:
-      candidate, retrained: ``[N]`` truth ratios of the same forget rows.
-
     Raises:
       ValueError: no values, not equally many, or one that is not finite.
     """

@@ -131,9 +131,7 @@ class Judge:
     ) -> dict[str, Table]:
         """Return ROUGE of the model's own answers, and signs of their quality.
 
-        Args:
-          name, short: of the set, in parts and in the log; asked, gold: N of each.
-          others: per question names of people whom it is not about.
+        ``short`` names the set in the log; ``others`` are people whom it is not about.
         """
         said, ended = self.said(f"{name}_answers", asked, gold=gold)
         table = rouge_table(rouge_scores(said, gold), asked, gold, said)

@@ -93,11 +93,7 @@ class Losses(NamedTuple):
 def answer_losses(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> Losses:
-    """Return `Losses` of given answers.
-
-    Raises:
-      UserError: a loss is no finite number; the answer is named.
-    """
+    """Return `Losses` of given answers."""
     found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
     loss = np.asarray([-x.logps.mean(dtype=np.float64) for x in found])
     check_finite(loss, pairs)

@@ -44,20 +44,15 @@ def read_muse(folder: Path) -> MuseData:
       UserError: one is missing or malformed.
     """
     rows = {name: json_array(folder / file) for name, file in FILES.items()}
+    private = {side: folder / "privleak" / f"{side}.json" for side in SIDES}
+    if not any(path.exists() for path in private.values()):
+        private = {}
     return MuseData(
         [_pair(at, row, "prompt", "gt") for at, row in rows["verbmem"]],
         _with_examples(rows["forget"], rows["forget_examples"]),
         _with_examples(rows["retain"], rows["retain_examples"]),
-        _private(folder / "privleak"),
+        {side: json_texts(path) for side, path in private.items()},
     )
-
-
-def _private(folder: Path) -> dict[str, list[str]]:
-    """Return the texts of every side; none where no side has a file."""
-    paths = {side: folder / f"{side}.json" for side in SIDES}
-    if not any(path.exists() for path in paths.values()):
-        return {}
-    return {side: json_texts(path) for side, path in paths.items()}
 
 
 def _pair(where: str, row: dict[str, Any], asked: str, gold: str) -> tuple[str, str]:

@@ -505,7 +505,7 @@ import sys
 sys.argv = ["dareu", "score-logs", sys.argv[1], "--json"]
 from dareu_jax.cli import main
 try:
-    cli.main()
+    main.main()
 finally:
     heavy = {"jax", "nltk", "matplotlib", "transformers"} & set(sys.modules)
     assert not heavy, heavy
