@@ -15,6 +15,7 @@ from dareu_jax.config import load_config
 from dareu_jax.evaluation.run_suite import Answers
 from dareu_jax.registry import METRICS
 from dareu_jax.reporting import print_results
+from dareu_jax.reporting.report import render
 from dareu_jax.runs import pipeline
 from dareu_jax.training.progress import Progress
 
@@ -88,7 +89,7 @@ def test_a_metric_of_a_file_is_in_tables_and_plots(ran):
     file = io.StringIO()
     print_results(Console(file=file, width=200), ran.results)
     assert "word ≈" in file.getvalue()
-    page = (ran.folder / "report.html").read_text(encoding="utf-8")
+    page = render(ran.results, [], [], "")
     assert "first\nword&nbsp;≈" in page
     assert "first word ≈</text>" in page.replace("&#8776;", "≈")
     assert "begin with the right word" in page
