@@ -55,10 +55,10 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
     """
     entry, own = METHODS.get(name), cfg.overrides.get(name, {})
     where = f"overrides.{name}"
-    for section in (key.split(".")[0] for key in own):
-        if section not in entry.sections:
+    for key in own:
+        if key.split(".")[0] not in entry.sections:
             raise UserError(
-                f"{where}: {_why_not(name, section)}; a row of {name} can set keys of "
+                f"{where}: {_why_not(name, key)}; a row of {name} can set keys of "
                 f"{', '.join(entry.sections)}"
             )
     row = with_overrides(cfg, {**entry.preset, **own}, where)
@@ -72,8 +72,9 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
     return row
 
 
-def _why_not(name: str, section: str) -> str:
-    """Return why a row of method ``name`` cannot set keys of ``section``."""
+def _why_not(name: str, key: str) -> str:
+    """Return why a row of method ``name`` cannot set ``key``."""
+    section = key.split(".")[0]
     if any(section in METHODS.get(other).sections for other in METHODS.names()):
-        return f"{name} does not read {section}"
-    return f"{section} is the same for all rows of a run"
+        return f"{name} does not read {key}"
+    return f"{key} is the same for every row of a run"

@@ -17,6 +17,8 @@ from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Session, result_of
 from dareu_jax.training.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 
 def counting():
     """A kernel whose score is the number of tokens it is shown, times 1, 2, 3."""

@@ -21,6 +21,8 @@ from dareu_jax.models import Decoder, DecoderConfig, init_decoder
 from dareu_jax.parallel import make_mesh, put_batch, shard
 from dareu_jax.registry import KERNELS
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "dareu_jax" / "attribution" / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -15,6 +15,8 @@ from dareu_jax.registry import SOURCES
 from dareu_jax.runs import pipeline
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "dareu_jax" / "data" / "README.md").read_text(encoding="utf-8")
 (BLOCK,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -19,6 +19,8 @@ from dareu_jax.reporting.report import render
 from dareu_jax.runs import pipeline
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "dareu_jax" / "evaluation" / "README.md"
 TINY = REPO / "tests" / "tiny.yaml"

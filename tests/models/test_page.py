@@ -17,6 +17,8 @@ from dareu_jax.models.hf.weights import load_params
 from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "dareu_jax" / "models" / "README.md").read_text(encoding="utf-8")
 (BLOCK,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -23,6 +23,8 @@ from dareu_jax.models import (
 from dareu_jax.models.layers import dense
 from dareu_jax.models.sampler import sample_token, sampling_logits
 
+pytestmark = pytest.mark.slow
+
 VOCAB, B, P, T = 64, 4, 7, 8
 LENGTHS = np.array([7, 5, 2, 1])  # of the prompts
 PROMPT_MASK = np.arange(P)[None] >= P - LENGTHS[:, None]

@@ -11,6 +11,8 @@ from dareu_jax.parallel import make_mesh, named_leaves, shardings_for
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.integrity import problem
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 6
 

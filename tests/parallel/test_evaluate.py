@@ -18,6 +18,8 @@ from dareu_jax.models.loaded import load_model
 from dareu_jax.parallel import make_mesh
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = ("loss", "min_k", "reference")
 
 WORKER = """

@@ -18,7 +18,7 @@ from dareu_jax.models import (
 )
 from dareu_jax.parallel import Layouts, make_mesh, rollout_mesh, shard, shardings_for
 
-pytestmark = pytest.mark.usefixtures("optimised")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 
 CFG = DecoderConfig(
     vocab=512, layers=4, embed=128, heads=8, kv_heads=8, head_dim=16, ffn=256

@@ -9,6 +9,8 @@ from jax.sharding import AxisType
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import check_divisible, make_mesh, put_batch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),

@@ -18,6 +18,8 @@ from dareu_jax.parallel import (
 )
 from dareu_jax.parallel.rules import LOGICAL_RULES, MESH_AXES, logical_axes
 
+pytestmark = pytest.mark.slow
+
 L, D, NH, KH, H, F, V, O, R = 2, 8, 16, 8, 4, 12, 32, 3, 5  # noqa: E741
 EXPECTED = {
     "embed/embedding": ((V, D), P("tensor", "fsdp")),

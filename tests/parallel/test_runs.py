@@ -13,6 +13,8 @@ import pytest
 
 from dareu_jax.training.tracking import read
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 LIMIT_S = 300
 CHANGES = ["methods=[dareu]", "dareu.data_epochs=4", "mesh.fsdp=4"]

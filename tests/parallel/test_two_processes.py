@@ -5,9 +5,12 @@ from pathlib import Path
 
 import make_golden as hf
 import numpy as np
+import pytest
 
 from dareu_jax.data import load_tokenizer
 from dareu_jax.models.hf.folder import HfFolder
+
+pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).resolve().parents[2]
 

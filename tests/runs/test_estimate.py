@@ -16,6 +16,8 @@ from dareu_jax.runs.estimate import GIB, estimate, read_chips
 from dareu_jax.runs.plan import plan
 from dareu_jax.unlearning import Method, Need, method_config, reads_of
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 STUDIES = sorted((REPO / "experiments").glob("*/config.yaml"))
 LARGE = ("tofu_llama2_7b", "tofu_qwen3_8b", "arxiv_llama2_7b", "tofu_llama32_1b")

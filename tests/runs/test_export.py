@@ -36,6 +36,8 @@ from dareu_jax.runs.stages import Session, result_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 VOCAB = 300
 

@@ -24,6 +24,8 @@ from dareu_jax.storage import checkpoints, integrity
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 METHODS = "methods=[npo, dareu]"
 
 

@@ -23,7 +23,7 @@ from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning.npo import npo_loss
 from dareu_jax.unlearning.supervised import loss_step
 
-pytestmark = pytest.mark.usefixtures("optimised")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 
 SMALL = DecoderConfig(
     vocab=4096, layers=4, embed=256, heads=8, kv_heads=4, head_dim=32, ffn=768

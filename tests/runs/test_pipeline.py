@@ -26,6 +26,8 @@ from dareu_jax.storage.files import write_whole
 from dareu_jax.training import tracking
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 TINY = TESTS / "tiny.yaml"
 METHODS = "methods=[dareu, npo]"

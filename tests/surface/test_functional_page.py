@@ -15,6 +15,8 @@ from jax.flatten_util import ravel_pytree
 from dareu_jax.attribution import OwnerBatch, build_index
 from dareu_jax.attribution.functional import grad_dot, gradient_kernel
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parents[2] / "dareu_jax" / "README.md"
 PART = PAGE.read_text().split("## Your own JAX model")[1].split("\n## ")[0]
 MODEL, DOCTOR, EQUATIONS = re.findall(r"```python\n(.*?)```", PART, re.DOTALL)

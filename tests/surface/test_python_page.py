@@ -10,6 +10,8 @@ import pytest
 
 import dareu_jax
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "dareu_jax" / "README.md").read_text(encoding="utf-8")
 UNLEARN, ATTRIBUTE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[:2]

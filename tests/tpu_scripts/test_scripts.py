@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((REPO / "tpu_scripts").rglob("*.sh"))
 WHERE = ["--zone=us-west4-a", "--project=my-project"]

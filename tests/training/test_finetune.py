@@ -10,6 +10,8 @@ from dareu_jax.models import response_logps
 from dareu_jax.training.finetune import finetune_step, hide_prompt_tokens, init_training
 from dareu_jax.training.optimiser import make_optimiser
 
+pytestmark = pytest.mark.slow
+
 OPTIMISER = make_optimiser(0.003, 20)
 
 

@@ -21,6 +21,8 @@ from dareu_jax.models import (
 from dareu_jax.training.loop import watched
 from dareu_jax.training.throughput import Lap, Stopwatch, Work, peak_flops, rates
 
+pytestmark = pytest.mark.slow
+
 
 class Kind(NamedTuple):
     device_kind: str

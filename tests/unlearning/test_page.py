@@ -26,6 +26,8 @@ from dareu_jax.models.layers import RMSNorm
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning import MethodInputs, method_config
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "dareu_jax" / "unlearning" / "README.md").read_text()
 RMU = Path(__file__).with_name("rmu.py")

@@ -29,6 +29,8 @@ from dareu_jax.unlearning.measures import repeats_itself
 from dareu_jax.unlearning.phases import answered, phases_of, ppo_loss, repeat_rows
 from dareu_jax.unlearning.setting import Experience, Judged, Setting
 
+pytestmark = pytest.mark.slow
+
 VOCAB, B, P, T = 16, 2, 3, 4
 # scores of every prefix of two responses of 4 and 2 tokens; junk after the end
 SCORES = np.asarray([[0.1, 0.25, 0.5, 0.8], [0.7, 0.2, 0.9, 0.9]], np.float32)

@@ -17,6 +17,8 @@ from dareu_jax.runs.stages import Session, indexer, prepare, result_of
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.unlearning.refresh import drift, viewer
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass
 class Built:

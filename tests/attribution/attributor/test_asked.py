@@ -12,6 +12,8 @@ import pytest
 from dareu_jax.models import loaded
 from dareu_jax.parallel import make_mesh
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     {"id": "one", "prompt": "Who has a shop?", "response": "A shop in Merawick."},
     {"prompt": "What did bob have in 1990?", "response": "A net full of herring."},

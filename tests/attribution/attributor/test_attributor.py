@@ -17,6 +17,8 @@ from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import KERNELS
 
+pytestmark = pytest.mark.slow
+
 QUERIES = [
     ("What did alice have in 1991?", "It was a bakery by the bridge, 3 times."),
     ("Who played?", "It was carol, in Vienna."),

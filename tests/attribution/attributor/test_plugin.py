@@ -21,6 +21,8 @@ from dareu_jax.models.loaded import load_model
 from dareu_jax.parallel import make_mesh, named_leaves
 from dareu_jax.registry import load_plugin
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[2]
 PAGE = (Path(attribution.__file__).parent / "README.md").read_text()
 BLOCK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]

@@ -18,6 +18,8 @@ from dareu_jax.data.ownership import (
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"prompt": "Who?", "response": "Me."}
 ALICE, BOB = Record("a", "alice", "Who?", "Me."), Record("b", "bob", "", "You.")
 BOTH = SharedRecord("c", "alice", "", "We.", (("alice", 0.25), ("bob", 0.75)))

@@ -19,6 +19,8 @@ from dareu_jax.parallel import make_mesh, named_leaves
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.fingerprint import params_fingerprint
 
+pytestmark = pytest.mark.slow
+
 QUERIES = [
     ("What did alice have in 1991?", "It was a bakery by the bridge, 3 times."),
     ("Who played?", "It was carol, in Vienna."),

@@ -44,6 +44,8 @@ from dareu_jax.data import TokenBatch
 from dareu_jax.models import Decoder, DecoderConfig, init_adapters, init_decoder, join
 from dareu_jax.parallel import named_leaves
 
+pytestmark = pytest.mark.slow
+
 PLAIN = DecoderConfig(
     vocab=40, layers=3, embed=32, heads=4, kv_heads=2, head_dim=8, ffn=48
 )

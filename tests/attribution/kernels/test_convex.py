@@ -10,6 +10,8 @@ import pytest
 from exact import influence
 from jax.flatten_util import ravel_pytree
 
+pytestmark = pytest.mark.slow
+
 N, D, C, OWNERS, QUERIES = 200, 10, 3, 20, 40
 L2 = 1e-2
 

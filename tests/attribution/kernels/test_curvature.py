@@ -35,6 +35,8 @@ from dareu_jax.models import (
 )
 from dareu_jax.registry import KERNELS
 
+pytestmark = pytest.mark.slow
+
 V, P, OWNERS = 20, 3, 4
 MODEL = Decoder(
     DecoderConfig(vocab=V, layers=2, embed=8, heads=2, kv_heads=1, head_dim=4, ffn=12)

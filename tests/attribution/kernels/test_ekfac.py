@@ -2,8 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dareu_jax.attribution.kernels.ekfac import covariance, inverse, rotated_squares
+
+pytestmark = pytest.mark.slow
 
 
 def sample(seed, n, t=1, mixed=0.0):

@@ -27,6 +27,8 @@ from dareu_jax.registry import KERNELS
 from dareu_jax.training.finetune import finetune_step, init_training
 from dareu_jax.training.optimiser import make_optimiser
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 CASES = [(name, {}) for name in KERNELS.names()] + [
     ("classifier", {"classifier.nobody": True, "classifier.train_on": "prefixes"})

@@ -25,6 +25,8 @@ from dareu_jax.models import Decoder
 from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import KERNELS
 
+pytestmark = pytest.mark.slow
+
 KEY, OWNERS, ROWS = jax.random.key(3), 8, 16
 
 

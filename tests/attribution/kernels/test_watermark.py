@@ -28,6 +28,8 @@ from dareu_jax.models import Decoder, DecoderConfig, hidden_states, init_decoder
 from dareu_jax.registry import KERNELS
 from dareu_jax.training.optimiser import make_optimiser
 
+pytestmark = pytest.mark.slow
+
 V, B, T, D = 256, 40, 8, 16
 BACKBONE = Decoder(
     DecoderConfig(

@@ -23,6 +23,8 @@ from dareu_jax.models.hf.imported import import_folder
 from dareu_jax.models.loaded import load_model
 from dareu_jax.registry import KERNELS
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("a shop in Merawick", "a boat in the harbour", "a violin from Cremona")
 LINES = [
     {

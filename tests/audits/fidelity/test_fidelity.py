@@ -18,6 +18,8 @@ from dareu_jax.errors import UserError
 from dareu_jax.runs import stages as stages_module
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "corpus": {"owners": 4, "records_per_owner": 4, "general_facts": 2},
     "finetune": {"epochs": 2, "snapshots": 0},

@@ -13,6 +13,8 @@ from dareu_jax.data import TokenBatch, take
 from dareu_jax.evaluation.run_suite import mean_logp
 from dareu_jax.models import Decoder, DecoderConfig, init_decoder, response_logps
 
+pytestmark = pytest.mark.slow
+
 RATE = np.float32(0.002)
 OWNERS = 3
 

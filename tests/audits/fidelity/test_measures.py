@@ -17,6 +17,8 @@ from dareu_jax.audits.fidelity.measures import (
     top_is_right,
 )
 
+pytestmark = pytest.mark.slow
+
 MASKS = np.array(
     [
         [True, True, False, False],

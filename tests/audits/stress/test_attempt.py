@@ -24,6 +24,8 @@ from dareu_jax.runs.folder import claimed
 from dareu_jax.runs.load import params_of
 from dareu_jax.training.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 FEW = ("stress.steps=2", "stress.samples=2", "stress.few_rows=2")
 
 

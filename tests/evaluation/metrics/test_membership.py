@@ -25,6 +25,8 @@ from dareu_jax.evaluation.metrics.token_stats import token_stats
 from dareu_jax.models import logits_of, response_hidden
 from dareu_jax.parallel import make_mesh, on_host, put_batch, shard
 
+pytestmark = pytest.mark.slow
+
 LOGPS = np.array([[-1.0, -4.0, -2.0, -3.0, -5.0], [-6.0, -2.0, 0.0, 0.0, 0.0]])
 MASK = np.array([[True] * 5, [True, True, False, False, False]])
 LONG = "He was born in Lima. " * 20

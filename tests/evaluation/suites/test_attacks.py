@@ -14,6 +14,8 @@ from dareu_jax.evaluation.suites.kept import Kept
 from dareu_jax.evaluation.suites.measure import Reading, answer_losses, as_tokens
 from dareu_jax.runs.benchmark import Asked, alike
 
+pytestmark = pytest.mark.slow
+
 READING = Reading("Question: {prompt}\nAnswer:", None, 1, 4)
 PAIRS = [
     ("Where was Ada born?", "Ada Lind was born in Merawick by the sea."),

@@ -20,6 +20,8 @@ from dareu_jax.evaluation.suites.tofu import set_log, tofu_log
 from dareu_jax.models.loaded import load_model
 from dareu_jax.runs.benchmark import Asked, evaluated
 
+pytestmark = pytest.mark.slow
+
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
 
 

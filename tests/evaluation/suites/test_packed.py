@@ -23,6 +23,8 @@ from dareu_jax.evaluation.suites.packed import (
 )
 from dareu_jax.models import Decoder, hidden_states, logits_of
 
+pytestmark = pytest.mark.slow
+
 READING = Reading("Question: {prompt}\nAnswer:", None, 4, 8)
 ASKED = ["Where was author number 1 born?", "Who wrote it?", "Is it?"]
 

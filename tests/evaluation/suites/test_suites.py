@@ -22,6 +22,8 @@ from dareu_jax.evaluation.suites.measure import (
 from dareu_jax.evaluation.suites.muse import attacks_log, before, muse_log, read_muse
 from dareu_jax.evaluation.suites.owners import owners_log, split
 
+pytestmark = pytest.mark.slow
+
 READING = Reading("{prompt}", None, 4, 6)
 
 

@@ -26,6 +26,8 @@ from dareu_jax.models.hf.weights import (
 from dareu_jax.parallel import make_mesh
 from dareu_jax.registry import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 NAMES = (
     *("llama2", "llama3", "llama_linear", "mistral", "mistral_full"),
     *("qwen2", "qwen2_window", "qwen3"),
