@@ -331,12 +331,7 @@ def test_a_row_sets_its_own_section_and_what_its_method_declares():
     [
         ("rmu", "npo.beta", 0.5, r"rmu does not read npo.*can set keys of rmu, guards"),
         ("npo", "reward.slices", 3, r"npo does not read reward.* of npo, guards"),
-        (
-            "dareu",
-            "model.layers",
-            3,
-            r"model\.layers is the same .*of dareu, reward, guards",
-        ),
+        ("dareu", "model.layers", 3, r"model\.layers is the same .*of dareu, reward"),
         ("dareu", "reward.kernel", "ekfac", r"how the reward index is built"),
         ("dareu", "reward", {"kernel": "ekfac"}, r"reward\.kernel .* index is built"),
         ("dareu", "reward.margin", True, r"how the reward index is built"),
