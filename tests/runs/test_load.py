@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from dareu_jax.attribution import index
 from dareu_jax.audits.stress import stress
 from dareu_jax.audits.stress.held_out import fresh_size, held_out_inputs, indexer_of
 from dareu_jax.config import load_config
@@ -14,7 +15,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.parallel import named_leaves
 from dareu_jax.reporting.card import model_card
 from dareu_jax.runs import benchmark as evaluating
-from dareu_jax.runs import checks, pipeline, reward_index, stages
+from dareu_jax.runs import checks, pipeline, stages
 from dareu_jax.runs import stages as stages_module
 from dareu_jax.runs.export import export_run
 from dareu_jax.runs.folder import finished
@@ -49,7 +50,7 @@ def untrained(monkeypatch):
         raise AssertionError("a stage was run")
 
     monkeypatch.setattr(stages_module, "run_stage", never)
-    monkeypatch.setattr(reward_index, "run_stage", never)
+    monkeypatch.setattr(index, "run_stage", never)
 
 
 def bytes_of(folder):

@@ -171,8 +171,8 @@ def test_gradnorm_against_the_gradient_of_every_row_alone(told, have):
         assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradnorm_in_batches_of_three_two_gradients_at_once(told, have):
-    score = functools.partial(gradnorm, told.model, told.params, at_once=2)
+def test_gradnorm_in_batches_of_three(told, have):
+    score = functools.partial(gradnorm, told.model, told.params)
     found = over_records(told.batch, 3, lambda batch: batch, score)
     np.testing.assert_allclose(found, scored("gradnorm", have), rtol=1e-5)
 
