@@ -29,6 +29,8 @@ SUBSTITUTES = {
     "--forget forget10": "--forget forget01 --data tofu --max-new-tokens 8",
     # another process may listen there
     "127.0.0.1:12345": "127.0.0.1:PORT",
+    # its status is 1 where scores of a model cannot be trusted, as of this tiny one
+    "--json doctor.json\n": "--json doctor.json || [ $? -eq 1 ]\n",
     # hours of attempts
     "stress runs/quickstart --model dareu\n": (
         "stress runs/quickstart --model dareu stress.steps=2 stress.samples=2\n"

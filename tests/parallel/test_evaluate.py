@@ -50,16 +50,16 @@ except SystemExit as end:
 
 import jax
 from rich.console import Console
-from dareu_jax.evaluation import suites
 from dareu_jax.evaluation.suites import judge
+from dareu_jax.runs import benchmark
 from dareu_jax.training.progress import Progress
 
 def never(*_):
     raise AssertionError("measured again")
 
 for name in ("own_answers", "memory_scores", "mean_losses"):
-    setattr(suite, name, never)
-asked = evaluator.Asked(
+    setattr(judge, name, never)
+asked = benchmark.Asked(
     model,
     "muse",
     Path("out"),
@@ -67,7 +67,7 @@ asked = evaluator.Asked(
     attacks=attacks,
     reference_model=model,
 )
-evaluator.evaluated(asked, Progress(Console(quiet=True)))
+benchmark.evaluated(asked, Progress(Console(quiet=True)))
 jax.distributed.shutdown()
 """
 
