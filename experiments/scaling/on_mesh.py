@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from dareu_jax.attribution import init_on
 from dareu_jax.config import LoraConfig
 from dareu_jax.models import generate
 from dareu_jax.parallel import make_mesh
@@ -66,8 +67,12 @@ class OnMesh:
         params = self.original
         made = indexer(self.session, "reward", params)
         build = made.build
-        acc = build._init(params, key=build.key)
-        step_fn = build._step(params)
+
+        def step_fn(acc, step):
+            batch = self.inputs.place(build.batch(step))
+            return build.kernel.update(params, batch, acc)
+
+        acc = init_on(build.kernel, build.mesh, params, key=build.key)
         acc = self.take("classifier", acc, step_fn, self.steps, ["loss"])
         return made.as_reward(params, build.kernel.finalize(params, acc))
 

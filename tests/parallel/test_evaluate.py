@@ -50,15 +50,14 @@ except SystemExit as end:
 
 import jax
 from rich.console import Console
-from dareu_jax.evaluation.suites import judge
+from dareu_jax.evaluation.suites import judge, measure
 from dareu_jax.runs import benchmark
 from dareu_jax.training.progress import Progress
 
 def never(*_):
     raise AssertionError("measured again")
 
-for name in ("own_answers", "memory_scores", "mean_losses"):
-    setattr(judge, name, never)
+measure.own_answers = judge.memory_scores = judge.mean_losses = never
 asked = benchmark.Asked(
     model,
     "muse",
