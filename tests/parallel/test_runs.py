@@ -41,7 +41,7 @@ where, count, number = sys.argv[1].split(":")
 sys.argv = ["dareu", *sys.argv[2:]]
 if where:
     from dareu_jax.evaluation import run_suite
-    from dareu_jax.runs import stages
+    from dareu_jax.training import finetune
     from dareu_jax.unlearning import dareu
 
     made = dareu.phases_of
@@ -53,7 +53,7 @@ if where:
         return bound
 
     dareu.phases_of = phases_of
-    owner = {"finetune_step": stages, "answer": evaluate}
+    owner = {"finetune_step": finetune, "answer": run_suite}
     if own := owner.get(where):
         setattr(own, where, signalling(getattr(own, where), int(count)))
 from dareu_jax.cli.main import main
