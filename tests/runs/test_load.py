@@ -1,7 +1,7 @@
 """A finished run is loaded: nothing is trained, nothing is written, gaps are named."""
 
-import functools
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -226,8 +226,7 @@ def test_a_held_out_judge_has_the_classifier_of_its_configuration(folder):
     cfg, _ = finished(folder)
     inputs = opened(cfg, 0, folder)
     session = stages.Session(inputs, Tracker(folder / "stress"))
-    context = functools.partial(dict, run=session, folder=folder / "stress")()
-    context = type("Context", (), context)
+    context = SimpleNamespace(run=session, folder=folder / "stress")
     other = held_out_inputs(inputs)
     built = indexer_of(context, other, "classifier")
     assert inputs.cfg.classifier.model.preset == "decoder-40k"  # as it was
