@@ -32,7 +32,6 @@ from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.parallel import (
     agreed,
     first_then_others,
-    gathered,
     init_sharded,
     make_mesh,
     on_host,
@@ -40,6 +39,7 @@ from dareu_jax.parallel import (
     shardings_for,
     shared_out,
 )
+from dareu_jax.parallel.processes import gathered
 from dareu_jax.training.tracking import Tracker
 
 def init(key):
