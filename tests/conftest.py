@@ -55,6 +55,12 @@ socket.socket.connect = _only_local(socket.socket.connect)
 socket.socket.connect_ex = _only_local(socket.socket.connect_ex)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no process is left alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _few_programs():
     """Every compiled program takes memory maps, of which Linux gives 65,530."""
