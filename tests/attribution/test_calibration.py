@@ -1,6 +1,8 @@
 """From scores of any unit to DA in [0, 1], for whole responses and prefixes."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -93,8 +95,18 @@ def test_a_calibrated_kernel_scores_probabilities():
     np.testing.assert_allclose(np.asarray(every).sum(axis=-1), 1.0, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def fine_tuned(tiny_run, tmp_path_factory) -> Path:
+    """The folder of a run whose original is there."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    session = Session(Inputs(tiny_run.cfg, 0, folder), Tracker(folder))
+    result_of(session, "original")
+    return folder
+
+
 @pytest.mark.parametrize("name", KERNELS.names())
-def test_every_kernel_serves_as_a_reward(tiny_run, tmp_path, name):
+def test_every_kernel_serves_as_a_reward(tiny_run, fine_tuned, tmp_path, name):
+    shutil.copytree(fine_tuned, tmp_path, dirs_exist_ok=True)
     cfg = with_overrides(tiny_run.cfg, {"reward.kernel": name, "reward.slices": 3})
     run = Inputs(cfg, 0, tmp_path)
     session = Session(run, Tracker(tmp_path))

@@ -28,7 +28,7 @@ from dareu_jax.training.tracking import Tracker
 pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(3)
-MESHES = {"data": (8, 1, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+MESHES = {"data": (8, 1, 1), "all": (2, 2, 2)}
 
 
 class Cut(Exception):

@@ -58,7 +58,8 @@ CASES = {
     "window": dataclasses.replace(PLAIN, sliding_window=5),
     "lora": dataclasses.replace(PLAIN, lora_alpha=16.0, remat=True),
 }
-SHAPES = [(1, 1), (3, 17), (33, 6), (2, 128)]
+SHAPES = [(1, 1), (33, 6), (2, 128)]
+EXACT = [*((case, (3, 17)) for case in CASES), *(("plain", shape) for shape in SHAPES)]
 OWNERS, P = 4, 5
 
 
@@ -150,8 +151,7 @@ def engines(how, params, index, weights, queries):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("case", "shape"), [*EXACT, ("lora", (2, 128))], ids=str)
 def test_every_engine_is_exact(case, shape):
     model, params = made(case)
     queries, records = texts(*shape, seed=1), texts(9, 11)
@@ -240,31 +240,17 @@ def test_cosines_do_not_depend_on_the_scale_of_the_loss():
         np.testing.assert_allclose(scaled, plain, atol=2e-6)
 
 
-def test_one_jvp_gives_any_linear_reward():
-    model, params = made("plain")
-    queries, records = texts(6, 13, seed=1), texts(8, 11)
-    index = built(
-        model, params, exact(), records, np.arange(8, dtype=np.int32) % OWNERS
-    )
-    dots = scored(model, params, exact(), index, queries)
-    weights = jnp.asarray([1.0, -0.5, 0.25, 0.0], jnp.float32)
-    fold = jax.jit(folded_scores, static_argnums=0)
-    out = fold(How(model, exact(), "mean"), params, index, weights, queries)
-    assert relative(out, np.asarray(dots) @ np.asarray(weights)) < 5e-6
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reduction_scales_queries_and_records_by_their_lengths(reduction):
+def test_reduction_scales_queries_and_records_by_their_lengths():
     model, params = made("plain")
     text = texts(5, 9)
     owner = np.asarray([0, 1, 2, 3, 0], np.int32)
-    index = built(model, params, exact(), text, owner, reduction=reduction)
-    dots = scored(model, params, exact(), index, text, reduction)
+    index = built(model, params, exact(), text, owner, reduction="sum")
+    dots = scored(model, params, exact(), index, text, "sum")
     grads = flat(model, params, text, "sum")
-    if reduction == "mean":
-        grads = grads / text.response_mask.sum(axis=1, keepdims=True)
     means = np.stack([grads[owner == o].mean(axis=0) for o in range(OWNERS)])
     assert relative(dots, grads @ means.T) < 5e-6
+    shorter = grads / text.response_mask.sum(axis=1, keepdims=True)
+    assert relative(flat(model, params, text, "mean"), shorter) < 5e-6
 
 
 def test_adding_batches_is_adding_records():
@@ -304,11 +290,11 @@ def test_projections_are_right_on_average_and_better_with_more_columns():
         index = built(model, params, projected(k), text, owner, seed)
         return np.asarray(scored(model, params, projected(k), index, queries))
 
-    some = {k: np.stack([with_seed(k, s) for s in range(24)]) for k in (4, 16)}
+    some = {k: np.stack([with_seed(k, s) for s in range(12)]) for k in (4, 16)}
     spread = {k: np.abs(x - np.asarray(wanted)).mean() for k, x in some.items()}
     assert spread[16] < 0.6 * spread[4]
     error = some[16].mean(axis=0) - np.asarray(wanted)
-    assert np.abs(error / (some[16].std(axis=0) / np.sqrt(24))).max() < 4.5
+    assert np.abs(error / (some[16].std(axis=0) / np.sqrt(12))).max() < 4.5
     np.testing.assert_array_equal(with_seed(4, 3), some[4][3])  # the seed is all
     whole = scored(  # no side is longer than k: nothing is projected
         model,

@@ -15,11 +15,11 @@ import pytest
 from promises import is_gram
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
+from dareu_jax.attribution.calibration import linear_reward
 from dareu_jax.attribution.index import init_on, shapes_of
 from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.owners import extend, merge, owner_axes, select
 from dareu_jax.audits.fidelity.measures import correlations, lds, subsets
-from dareu_jax.data import take
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import make_mesh
@@ -150,9 +150,12 @@ def test_axes_name_every_dimension_of_an_accumulator_and_an_index(made):
         jax.tree_util.tree_map_with_path(check, tree, axes)
 
 
-def test_a_query_alone_scores_as_among_others(made, world):
-    alone = made.of(made.index, take(world.queries, np.asarray([5])))
-    assert_near(alone[0], made.scores[5])
+def test_a_linear_reward_is_the_weighted_sum_of_scores(made, world):
+    weights = np.linspace(-1.0, 1.0, OWNERS, dtype=np.float32)
+    arguments = jnp.asarray(weights), made.params, made.index, world.queries
+    out = linear_reward(made.kernel, *arguments)
+    assert out.shape == (ROWS,) and out.dtype == jnp.float32
+    assert_near(out, made.scores.astype(np.float64) @ weights)
 
 
 def test_a_row_of_padding_changes_no_other_score(made, world):
