@@ -14,6 +14,7 @@ from dareu_jax.parallel import is_first
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
+ADAPTER = "adapter_config.json"
 SHARD_BYTES = 5 * 10**9
 
 
@@ -27,6 +28,11 @@ class HfFolder:
     def __init__(self, folder: Path):
         if not folder.is_dir():
             raise UserError(f"no folder {str(folder)!r}")
+        if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+            raise UserError(
+                f"{folder} holds a PEFT adapter, no model; give --base, the folder of "
+                "the model that it adapts"
+            )
         self.folder = folder
         self.config = read_json(folder / "config.json")
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -36,7 +42,7 @@ class HfFolder:
         for path in dict.fromkeys(promised.values()) or [folder / SINGLE]:
             self._read_header(path)
         for name, path in promised.items():
-            if self._file.get(name) != path:
+            if name not in self._file:
                 raise UserError(
                     f"{folder / INDEX} says that {name} is in {path.name}, it is not; "
                     "download the folder again"
@@ -47,7 +53,7 @@ class HfFolder:
 
         The file is unmapped after each call, so that pages of one tensor stay at most.
         """
-        with _opened(self._file[name]) as file:
+        with opened(self._file[name]) as file:
             part = file.get_slice(name)
             value = np.array(part[rows] if rows else part[:])
         if not np.isfinite(value.astype(np.float32)).all():
@@ -57,13 +63,18 @@ class HfFolder:
         return value
 
     def _promised(self) -> dict[str, Path]:
-        """``{tensor: file}`` of the index; empty for a single file."""
+        """``{tensor: file}`` of the index; empty for a single file.
+
+        Where both are there the single file is the model, as transformers has it; two
+        whole models that differ are a `UserError`.
+        """
         index = self.folder / INDEX
-        if index.exists():
-            names = read_json(index).get("weight_map", {})
-            return {name: self.folder / file for name, file in names.items()}
+        promised = _weight_map(index) if index.exists() else {}
         if (self.folder / SINGLE).exists():
+            self._check_one_model(promised)
             return {}
+        if index.exists():
+            return promised
         if pickled := [p.name for kind in PICKLES for p in self.folder.glob(kind)]:
             raise UserError(
                 f"{self.folder} has its weights in {pickled[0]}, a pickle, which can "
@@ -71,11 +82,30 @@ class HfFolder:
             )
         raise UserError(f"{self.folder} holds neither {SINGLE} nor {INDEX}")
 
+    def _check_one_model(self, promised: Mapping[str, Path]) -> None:
+        """Raise `UserError` where an index's shards are another whole model."""
+        if not promised or not _is_whole(promised):
+            return
+        with opened(self.folder / SINGLE) as single:
+            differ = set(single.keys()) ^ promised.keys()
+            same = (name for name in promised if _same(single, promised[name], name))
+            differ = differ or promised.keys() - set(same)
+        if differ:
+            raise UserError(
+                f"{self.folder} holds two models: {SINGLE} and the shards of {INDEX} "
+                f"differ in {min(differ)}; move one of them away"
+            )
+
     def _read_header(self, path: Path) -> None:
         if not path.exists():
             raise UserError(f"{path} is missing; {INDEX} names it")
-        with _opened(path) as file:
+        with opened(path) as file:
             for name in file.keys():  # noqa: SIM118
+                if (other := self._file.get(name)) and not _same(file, other, name):
+                    raise UserError(
+                        f"{path} and {other.name} both have {name}, with other "
+                        "numbers; download the folder again"
+                    )
                 part = file.get_slice(name)
                 self.shapes[name] = tuple(part.get_shape())
                 self.dtypes[name] = part.get_dtype()
@@ -83,7 +113,8 @@ class HfFolder:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise `UserError` where it is none, or not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -91,6 +122,38 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file ({error})") from None
+
+
+def _weight_map(index: Path) -> dict[str, Path]:
+    """Return ``{tensor: file}`` of an index; raise `UserError` where it has none."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} lacks weight_map, the file of every tensor")
+    for name, file in names.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{index}: {name} is in {file!r}, no file of this folder")
+    return {name: index.parent / file for name, file in names.items()}
+
+
+def _is_whole(promised: Mapping[str, Path]) -> bool:
+    """Return whether every tensor of an index is in its file."""
+    for path in set(promised.values()):
+        if not path.is_file():
+            return False
+        with opened(path) as file:
+            held = set(file.keys())
+        if any(at == path and name not in held for name, at in promised.items()):
+            return False
+    return True
+
+
+def _same(one: Any, path: Path, name: str) -> bool:
+    """Return whether two files hold the same numbers under a name."""
+    with opened(path) as other:
+        a, b = (file.get_slice(name) for file in (one, other))
+        if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
+            return False
+        return np.array_equal(a[:], b[:])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from jax.sharding import Mesh
 from dareu_jax.data import Tokenizer, read_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.models.hf.adapter import AdaptedFolder
 from dareu_jax.models.hf.families.family import read_config
 from dareu_jax.models.hf.folder import HfFolder, read_json
-from dareu_jax.models.hf.weights import load_params, stored_dtype
+from dareu_jax.models.hf.weights import as_stored, load_params, stored_dtype
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import abstract_on, is_first, make_mesh
 from dareu_jax.storage.checkpoints import Checkpoints
@@ -23,7 +26,6 @@ SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
-SPARE_ROWS = 1024  # of the embedding, beyond the tokenizer's ids: padding
 DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
 
 
@@ -71,12 +73,37 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
     return Imported(folder, DecoderConfig(**fields), source)
 
 
-def import_folder(source: Path, out: Path) -> Imported:
-    """Read a Hugging Face folder and write it as parameters that a run can load."""
+def import_folder(
+    source: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    say: Callable[[str], None] = warnings.warn,
+) -> Imported:
+    """Read a Hugging Face folder and write it as parameters that a run can load.
+
+    Args:
+      source: the folder of a model, or of a PEFT adapter.
+      out: the new folder.
+      base: of an adapter: the folder of the model that it adapts.
+      say: is told what is taken in otherwise than it is stored.
+
+    Raises:
+      UserError: the model would compute something else here; nothing is written.
+    """
     check_new(out)
-    folder = HfFolder(source)
+    folder = HfFolder(source) if base is None else AdaptedFolder(source, base)
+    source = folder.folder
     dtype = stored_dtype(folder)
-    cfg = read_config(folder.config, str(source / "config.json"))
+    if "F16" in folder.dtypes.values():
+        say(f"{source}: float16 weights are taken in as float32, to be trained safely")
+    read = read_config(folder.config, str(source / "config.json"), say)
+    cfg = as_stored(folder, read)
+    if cfg.tied != read.tied:
+        say(
+            f"{source}: lm_head.weight differs from the embedding, so it is a head of "
+            "its own, though config.json says tie_word_embeddings"
+        )
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
     check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source)
     with new_folder(out) as draft:

@@ -1,5 +1,6 @@
 """Parameters from and to Hugging Face tensors, shard by shard."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +17,32 @@ from dareu_jax.models.hf.folder import HfFolder
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import named_leaves, on_host, path_name, shardings_for
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
+"""What tensors are taken in as: training in float16 overflows."""
 NOT_WEIGHTS = (".rotary_emb.inv_freq",)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROWS = 4096
+"""Rows of a table that are compared at a time."""
+WRAPPERS = {
+    "_orig_mod.": "torch.compile writes them so; save model._orig_mod instead",
+    "module.": "torch's DataParallel writes them so; save model.module instead",
+    "base_model.model.": "PEFT writes them so; save merge_and_unload() instead",
+    "pretrained_model.": "TRL writes them so; save model.pretrained_model instead",
+}
+"""Prefixes of the tensors of a model inside another object, and the way out."""
+HEADS = {
+    "v_head.": "a value head of TRL; save model.pretrained_model without it",
+    "score.": "a head for classification; the model is none for text",
+}
+"""Tensors that are no part of a decoder."""
 Index = tuple[slice, ...]
 
 
 def stored_dtype(source: HfFolder) -> str:
-    """Return the one dtype of a folder's tensors, float32 where they differ."""
+    """Return the dtype that a folder's tensors are taken in as.
+
+    It is bfloat16 where all of them are, else float32.
+    """
     kinds = {n: k for n, k in source.dtypes.items() if not n.endswith(NOT_WEIGHTS)}
     for name, kind in kinds.items():
         if kind not in DTYPES:
@@ -34,9 +54,22 @@ def stored_dtype(source: HfFolder) -> str:
     return DTYPES[known.pop()] if len(known) == 1 else "float32"
 
 
+def as_stored(source: HfFolder, cfg: DecoderConfig) -> DecoderConfig:
+    """Return ``cfg``, untied where the folder's head differs from its embedding."""
+    if not cfg.tied or HEAD not in source.shapes:
+        return cfg
+    shape = source.shapes[HEAD]
+    same = source.shapes.get(EMBEDDING) == shape and len(shape) == 2
+    for first in range(0, shape[0] if same else 0, ROWS):
+        rows = (slice(first, min(first + ROWS, shape[0])), slice(0, shape[1]))
+        same = same and np.array_equal(*(source.read(n, rows) for n in (HEAD, EMBEDDING)))
+    return cfg if same else dataclasses.replace(cfg, tied=False)
+
+
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
     """Raise `UserError` unless every tensor is there in its shape, and no other."""
     wanted, where = dict(hf_tensors(cfg)), source.folder
+    _check_wrappers(source)
     for name, shape in wanted.items():
         found = source.shapes.get(name)
         if found is None:
@@ -52,6 +85,18 @@ def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
             raise UserError(
                 f"{where} has a tensor {name} that config.json does not name"
             )
+
+
+def _check_wrappers(source: HfFolder) -> None:
+    """Raise `UserError` for tensors of an object around the model, or beside it."""
+    for prefix, way_out in WRAPPERS.items():
+        if any(name.startswith(prefix) for name in source.shapes):
+            raise UserError(
+                f"{source.folder}: tensors begin with {prefix!r}; {way_out}"
+            )
+    for prefix, kind in HEADS.items():
+        if found := next((n for n in source.shapes if n.startswith(prefix)), None):
+            raise UserError(f"{source.folder}: {found} is of {kind}")
 
 
 def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

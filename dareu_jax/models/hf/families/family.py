@@ -5,6 +5,7 @@ are reading and writing weights by the one table of `weights_of`.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,7 +66,11 @@ MAPPED = {
     *SHAPE,
     "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings",
     "rope_theta", "rope_scaling", "rope_parameters", "model_type",
+    "original_max_position_embeddings", "layer_types",
 }  # fmt: skip
+
+COUNTS = (*SHAPE, "num_key_value_heads", "head_dim")
+"""Fields that are whole numbers."""
 
 NO_MATHS = {
     "architectures", "auto_map", "_name_or_path", "name_or_path", "bos_token_id",
@@ -77,7 +82,7 @@ NO_MATHS = {
     "unsloth_version", "unsloth_fixed", "_unsloth_fixed", "finetuning_task",
     "attn_implementation", "task_specific_params", "transformers_version",
 }  # fmt: skip
-"""Fields that change no logit of the decoder."""
+"""Fields that change no logit of any decoder; others that nobody reads are named."""
 
 ROPE_FIELDS = {
     "linear": {"factor": "factor"},
@@ -102,14 +107,20 @@ def family_of(fields: Fields, where: str) -> Family:
     return FAMILIES.get(kind)
 
 
-def read_config(fields: Fields, where: str) -> DecoderConfig:
-    """Return the decoder of a ``config.json``; raise `UserError` for other maths."""
+def read_config(
+    fields: Fields, where: str, say: Callable[[str], None] = warnings.warn
+) -> DecoderConfig:
+    """Return the decoder of a ``config.json``; raise `UserError` for other maths.
+
+    ``say`` is told once the names of fields that nothing here reads.
+    """
     family = family_of(fields, where)
     fields = {**family.absent, **fields}
-    _check_fields(family, fields, where)
+    _check_fields(family, fields, where, say)
     missing = [name for name in (*SHAPE, "rms_norm_eps") if fields.get(name) is None]
     if missing:
         raise UserError(f"{where}: lacks {', '.join(missing)}")
+    _check_numbers(fields, where)
     shape = {ours: fields[name] for name, ours in SHAPE.items()}
     theta, scaling = _read_rope(fields, where)
     heads = shape["heads"]
@@ -177,9 +188,11 @@ def weights_of(cfg: DecoderConfig) -> tuple[Weight, ...]:
     return tuple(table)
 
 
-def _check_fields(family: Family, fields: Fields, where: str) -> None:
+def _check_fields(
+    family: Family, fields: Fields, where: str, say: Callable[[str], None]
+) -> None:
+    """Raise `UserError` for a field that transformers computes with and we do not."""
     rules = {**MUST_BE, **family.must_be}
-    mapped = {*MAPPED, *family.reads}
     for name, value in fields.items():
         if name in rules and value not in rules[name]:
             allowed = " or ".join(repr(x) for x in rules[name])
@@ -187,32 +200,67 @@ def _check_fields(family: Family, fields: Fields, where: str) -> None:
                 f"{where}: {name} = {value!r} is not supported for "
                 f"{family.model_type}; supported: {allowed}"
             )
-        known = name in rules or name in mapped or name in NO_MATHS
-        if not known and value not in (None, False):
-            names = ", ".join(sorted({*rules, *mapped}))
-            raise UserError(
-                f"{where}: unknown field {name} = {value!r} may change the model; "
-                f"take it out if it does not. Fields that are read: {names}"
-            )
+    known = {*rules, *MAPPED, *family.reads, *NO_MATHS}
+    others = [n for n, x in fields.items() if n not in known and x not in (None, False)]
+    if others:
+        say(
+            f"{where}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} not "
+            f"read; no decoder of {family.model_type} computes with "
+            f"{'it' if len(others) == 1 else 'them'}"
+        )
+
+
+def _check_numbers(fields: Fields, where: str) -> None:
+    """Raise `UserError` where a size is no whole number or a number is none."""
+    for name in COUNTS:
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{where}: {name} = {value!r} must be a whole number over 0")
+    _positive(fields["rms_norm_eps"], "rms_norm_eps", where)
+    tied = fields.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise UserError(f"{where}: tie_word_embeddings = {tied!r} must be true or false")
+
+
+def _positive(value: Any, name: str, where: str) -> float:
+    """Return a number over 0; raise `UserError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{where}: {name} = {value!r} must be a number over 0")
+    return float(value)
 
 
 def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
-    """Return theta and the scaling rule, from either spelling."""
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None) or fields.get("rope_theta", 10_000.0)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
+    """Return theta and the scaling rule, from either spelling.
+
+    Where both are given, ``rope_scaling`` holds, as in transformers.
+    """
+    name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = fields.get(name) or {}
+    if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
+        raise UserError(f"{where}: {name} = {rope!r:.80} is not supported: one rule for all")
+    top = fields.get("rope_theta", 10_000.0)
+    theta = _positive(rope.get("rope_theta", top), "rope_theta", where)
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        part = rope["partial_rotary_factor"]
+        raise UserError(f"{where}: partial_rotary_factor = {part!r} is not supported: 1.0")
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(theta), None
-    names = ROPE_FIELDS.get(kind)
-    if names is None or set(rope) - set(names):
+        return theta, None
+    names = ROPE_FIELDS.get(kind) if isinstance(kind, str) else None
+    if names is None:
         known = ", ".join(["default", *ROPE_FIELDS])
         raise UserError(
-            f"{where}: rope scaling {kind!r} with {sorted(rope)} is not supported; "
-            f"known: {known}"
+            f"{where}: rope scaling {kind!r} is not supported; known: {known}"
         )
-    rule = {ours: float(rope[name]) for name, ours in names.items() if name in rope}
-    return float(theta), tuple(sorted({"type": kind, **rule}.items()))
+    longest = fields.get("max_position_embeddings")
+    rope = {"original_max_position_embeddings": longest, **rope}
+    if top := fields.get("original_max_position_embeddings"):
+        rope["original_max_position_embeddings"] = top
+    rule: dict[str, Any] = {
+        ours: _positive(rope.get(theirs), f"{name}.{theirs}", where)
+        for theirs, ours in names.items()
+    }
+    return theta, tuple(sorted({"type": kind, **rule}.items()))
 
 
 def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
