@@ -30,7 +30,9 @@ pytestmark = pytest.mark.slow
 
 NAMES = (
     *("llama2", "llama3", "llama_linear", "mistral", "mistral_full"),
-    *("qwen2", "qwen2_window", "qwen3"),
+    *("qwen2", "qwen2_window", "qwen2_late_window", "qwen3", "olmo2", "olmo2_bias"),
+    *("smollm3", "smollm3_window", "phi3", "phi4_mini", "gemma2", "gemma3"),
+    *("pythia", "gpt_neox"),
 )
 
 
