@@ -9,13 +9,19 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import merge, split
 from dareu_jax.models.hf import weights
 from dareu_jax.models.hf.families import config_json
-from dareu_jax.models.hf.folder import read_json, save_tensors, write_tensors
+from dareu_jax.models.hf.folder import save_tensors, write_tensors
 from dareu_jax.models.hf.imported import copy_small_files
 from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import opened, params_of
-from dareu_jax.storage.files import check_new, new_folder, write_text, write_whole
+from dareu_jax.storage.files import (
+    check_new,
+    new_folder,
+    read_json,
+    write_text,
+    write_whole,
+)
 
 Card = Callable[[Mapping[str, Any], str, int, int | None], str]
 """``(results, row, seed, step) -> text`` of the folder's README.md."""

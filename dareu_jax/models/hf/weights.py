@@ -61,8 +61,9 @@ def as_stored(source: HfFolder, cfg: DecoderConfig) -> DecoderConfig:
     shape = source.shapes[HEAD]
     same = source.shapes.get(EMBEDDING) == shape and len(shape) == 2
     for first in range(0, shape[0] if same else 0, ROWS):
-        rows = (slice(first, min(first + ROWS, shape[0])), slice(0, shape[1]))
-        same = same and np.array_equal(*(source.read(n, rows) for n in (HEAD, EMBEDDING)))
+        rows = slice(first, min(first + ROWS, shape[0])), slice(0, shape[1])
+        head, table = source.read(HEAD, rows), source.read(EMBEDDING, rows)
+        same = same and np.array_equal(head, table)
     return cfg if same else dataclasses.replace(cfg, tied=False)
 
 

@@ -215,11 +215,15 @@ def _check_numbers(fields: Fields, where: str) -> None:
     for name in COUNTS:
         value = fields.get(name)
         if value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"{where}: {name} = {value!r} must be a whole number over 0")
+            raise UserError(
+                f"{where}: {name} = {value!r} must be a whole number over 0"
+            )
     _positive(fields["rms_norm_eps"], "rms_norm_eps", where)
     tied = fields.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise UserError(f"{where}: tie_word_embeddings = {tied!r} must be true or false")
+        raise UserError(
+            f"{where}: tie_word_embeddings = {tied!r} must be true or false"
+        )
 
 
 def _positive(value: Any, name: str, where: str) -> float:
@@ -236,13 +240,19 @@ def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
     """
     name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = fields.get(name) or {}
-    if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
-        raise UserError(f"{where}: {name} = {rope!r:.80} is not supported: one rule for all")
+    if not isinstance(rope, Mapping) or any(
+        isinstance(x, Mapping) for x in rope.values()
+    ):
+        raise UserError(
+            f"{where}: {name} = {rope!r:.80} is not supported: one rule for all"
+        )
     top = fields.get("rope_theta", 10_000.0)
     theta = _positive(rope.get("rope_theta", top), "rope_theta", where)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         part = rope["partial_rotary_factor"]
-        raise UserError(f"{where}: partial_rotary_factor = {part!r} is not supported: 1.0")
+        raise UserError(
+            f"{where}: partial_rotary_factor = {part!r} is not supported: 1.0"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
