@@ -108,20 +108,20 @@ def encode(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the tokens of every prompt and response; every process does its share.
 
-    The two join to the tokens of the whole text. A response ends in the end of the turn
-    that a chat template writes, else in eos; with ``whole_turn`` in all that the
-    template writes behind an answer, which open-unlearning counts as part of it.
+    The two join to the tokens of the whole text. A response ends in the token that ends
+    a turn of the chat template, else in eos. With ``whole_turn`` it is all that a chat
+    template writes behind the question, as open-unlearning counts it.
     """
     from dareu_jax.parallel import shared_out
 
-    turn = tokenizer.turn(wording)
-    end = turn.behind if whole_turn else turn.end
+    turn = tokenizer.turn(wording, whole=whole_turn)
 
     def share(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
-        prompts = [tokenizer.prompt(r.prompt, wording) + turn.before for r in own]
+        prompts = [tokenizer.prompt(r.prompt, wording) for r in own]
         answers = (turn.start + r.response for r in own)
         responses = tokenizer.continuations(answers, turn.lead)
-        return [(p, [*r, *end]) for p, r in zip(prompts, responses)]
+        whole = [[*turn.before, *r, *turn.end] for r in responses]
+        return list(zip(prompts, whole))
 
     pairs = shared_out(share, records)
     return [prompt for prompt, _ in pairs], [response for _, response in pairs]

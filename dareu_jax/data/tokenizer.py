@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -30,16 +30,14 @@ class Turn(NamedTuple):
 
     Attributes:
       lead: a text that ends where an answer starts.
-      before: tokens that follow a question's, such as an empty block of thoughts.
       start: what an answer's first token begins with.
-      behind: all tokens that are written behind an answer; end: those up to the first
-        that ends it.
+      before: tokens in front of an answer, such as an empty block of thoughts.
+      end: tokens behind it.
     """
 
     lead: str
-    before: list[int]
     start: str
-    behind: list[int]
+    before: list[int]
     end: list[int]
 
 
@@ -116,23 +114,27 @@ class Tokenizer:
         ids = self.encode(wording.filled(prompt), markup=True)
         return self.with_bos(ids, wording.add_bos)
 
-    def turn(self, wording: Wording) -> Turn:
-        """Return what surrounds an answer: see `Turn`."""
-        eos = [self.eos_id]
+    def turn(self, wording: Wording, *, whole: bool = False) -> Turn:
+        """Return what surrounds an answer: the token that ends it.
+
+        With ``whole`` all that the chat template writes behind a question.
+        """
         if not wording.is_chat:
-            lead = wording.filled(ANCHOR)
-            return Turn(lead, [], wording.answer_start, eos, eos)
+            lead, start = wording.filled(ANCHOR), wording.answer_start
+            return Turn(lead, start, before=[], end=[self.eos_id])
         asked = self._render(wording, ANCHOR)
         answered = self._render(wording, ANCHOR, ANCHOR)
         head, _, behind = answered.rpartition(ANCHOR)
         between = head.removeprefix(asked) if head.startswith(asked) else ""
-        block = between.rstrip(" ")
+        start, block = (between, "") if between.isspace() else ("", between)
+        start += wording.answer_prefix
+        if not whole:
+            return Turn(asked, start, before=[], end=[self._end_of_turn(behind)])
         return Turn(
             lead=asked + block,
-            before=self.encode(block, markup=True) if block else [],
-            start=between[len(block) :] + wording.answer_prefix,
-            behind=self.encode(behind, markup=True) or eos,
-            end=[self._end_of_turn(behind)],
+            start=start,
+            before=self._behind(asked, block, markup=True),
+            end=self._behind(ANCHOR, behind, markup=True) or [self.eos_id],
         )
 
     def _end_of_turn(self, behind: str) -> int:
@@ -151,17 +153,13 @@ class Tokenizer:
                 "write the template out, with {prompt} in it"
             )
         said = (("system", wording.system), ("user", prompt), ("assistant", answer))
-        arguments = {
-            "date_string": wording.chat_date,
-            "strftime_now": on_the_day(wording.chat_date),
-            **wording.chat_arguments,
-        }
         try:
             return self.hf.apply_chat_template(
                 [{"role": who, "content": x} for who, x in said if x is not None],
+                chat_template=dated(self.hf.get_chat_template(), wording.chat_date),
                 tokenize=False,
                 add_generation_prompt=answer is None,
-                **arguments,
+                **{"date_string": wording.chat_date, **wording.chat_arguments},
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(
@@ -189,8 +187,12 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def on_the_day(date: str) -> Callable[[str], str]:
-    """Return the function that chat templates ask for the date, as if on ``date``.
+DIRECTIVES = ("-d", "-m", *"aAbBdHIjmMpSUwWyY")
+"""Of ``strftime``, those that a template can ask for."""
+
+
+def dated(template: str, date: str) -> str:
+    """Return a chat template whose ``strftime_now`` tells a fixed date.
 
     Raises:
       UserError: the date is not written as in ``26 Jul 2024``.
@@ -201,7 +203,11 @@ def on_the_day(date: str) -> Callable[[str], str]:
         raise UserError(
             f"corpus.chat_date = {date!r}: write it as in 26 Jul 2024"
         ) from None
-    return day.strftime
+    said = "".join(
+        f" | replace('%{one}', '{day.strftime(f'%{one}')}')" for one in DIRECTIVES
+    )
+    macro = "{% macro strftime_now(how) %}{{ how" + said + " }}{% endmacro %}\n"
+    return macro + template
 
 
 _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
