@@ -5,6 +5,7 @@ are reading and writing weights by the one table of `weights_of`.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -228,7 +229,8 @@ def _check_numbers(fields: Fields, where: str) -> None:
 
 def _positive(value: Any, name: str, where: str) -> float:
     """Return a number over 0; raise `UserError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise UserError(f"{where}: {name} = {value!r} must be a number over 0")
     return float(value)
 
