@@ -1,9 +1,10 @@
 """`dareu attribute`: read files, return scores."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -48,7 +49,8 @@ class Asked:
 
     Attributes:
       model, records, queries: paths; index: a folder to read or to make.
-      kernel, template: see `Options`; changes: ``key=value`` of `SECTIONS`.
+      kernel: see `Options`; wording: fields of `Wording`; changes: ``key=value`` of
+        `SECTIONS`.
       batch_size: texts at a time; top: records named per answer.
       owner: whose records; max_new_tokens: of an answer that the model gives.
     """
@@ -58,7 +60,7 @@ class Asked:
     queries: Path
     index: Path | None = None
     kernel: str | None = None
-    template: str | None = None
+    wording: Mapping[str, Any] = field(default_factory=dict)
     changes: Sequence[str] = ()
     batch_size: int = 8
     top: int = 0
@@ -121,7 +123,7 @@ def options_of(asked: Asked, spec: Spec | None) -> Options:
     wanted = dataclasses.replace(
         base,
         kernel=asked.kernel or base.kernel,
-        template=asked.template or base.template,
+        wording=dataclasses.replace(base.wording, **asked.wording),
         attribution=sections.attribution,
         classifier=sections.classifier,
         batch_size=asked.batch_size,

@@ -16,7 +16,7 @@ from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
 from dareu_jax.attribution.single import single_scores
 from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
 from dareu_jax.data import ownership
-from dareu_jax.data.batches import CHAT
+from dareu_jax.data.batches import PLAIN
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.models.loaded import LoadedModel, as_tokens
@@ -40,28 +40,23 @@ class Options:
       kernel: of ``dareu list kernels``.
       attribution: options of kernels, see `attribution_config`; classifier: of one that
         is trained.
-      template: what a prompt is written into; ``chat``: the tokenizer's own.
+      wording: how a prompt and its response become one text.
       batch_size: texts at a time, rounded up to a multiple of the devices; a
         classifier is trained with its own. seed: of what is drawn.
 
     Raises:
-      UserError: an unknown kernel, or a template or option that cannot be used.
+      UserError: an unknown kernel, or an option that cannot be used.
     """
 
     kernel: str = "grad_dot"
     attribution: AttributionConfig = field(default_factory=attribution_config)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    template: str = data.TEMPLATE
+    wording: data.Wording = PLAIN
     batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         KERNELS.get(self.kernel)
-        if "{prompt}" not in self.template and self.template != CHAT:
-            raise UserError(
-                f"template {self.template!r:.60} lacks {{prompt}}, the place of the "
-                "prompt (chat: the tokenizer's own template)"
-            )
         if self.batch_size < 1:
             raise UserError(f"batch_size = {self.batch_size} must be at least 1")
         if self.classifier.model.path or self.classifier.lora:
@@ -79,7 +74,7 @@ class Options:
             "kernel": self.kernel,
             "attribution": attribution,
             "classifier": self.classifier.model_dump(mode="json"),
-            "template": self.template,
+            "wording": dataclasses.asdict(self.wording),
             "seed": self.seed,
         }
 
@@ -149,11 +144,11 @@ class Attributor:
 
     def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
         """Return records as tokens, see `as_tokens`."""
-        return as_tokens(self.model, records, self.options.template)
+        return as_tokens(self.model, records, self.options.wording)
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Return the model's own greedy answers."""
-        model = self.model._replace(template=self.options.template, system=None)
+        model = self.model._replace(wording=self.options.wording)
         return model.generate(prompts, max_new_tokens, self.options.batch_size)
 
     def score(self, queries: Queries) -> np.ndarray:

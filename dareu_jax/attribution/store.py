@@ -16,6 +16,7 @@ from dareu_jax.attribution.kernel import shapes_on
 from dareu_jax.config import ClassifierConfig, attribution_config
 from dareu_jax.data import NOBODY, Record
 from dareu_jax.data.ownership import digests, shares_of
+from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
 from dareu_jax.models.loaded import LoadedModel, load_model
 from dareu_jax.parallel import is_first, named_leaves
@@ -33,7 +34,7 @@ class Spec(BaseModel):
 
     Attributes:
       format: of these files; dareu_jax: the version that wrote them.
-      kernel, classifier, template, seed: see `Options`.
+      kernel, classifier, wording, seed: see `Options`.
       attribution: options of kernels: what several share and the kernel's own section.
       owners: the columns; records: `digests` of what it was built from.
       model, tokenizer: their fingerprints; compute_dtype: the model's.
@@ -46,7 +47,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     dareu_jax: str
     kernel: str
     owners: tuple[str, ...]
@@ -59,7 +60,7 @@ class Spec(BaseModel):
     sign: str
     attribution: dict[str, Any]
     classifier: ClassifierConfig
-    template: str
+    wording: dict[str, Any]
     seed: int
     snapshots: tuple[tuple[str, float], ...]
     batch_size: int
@@ -75,7 +76,7 @@ class Spec(BaseModel):
             kernel=self.kernel,
             attribution=attribution_config(**self.attribution),
             classifier=self.classifier,
-            template=self.template,
+            wording=Wording(**self.wording),
             batch_size=batch_size,
             seed=self.seed,
         )

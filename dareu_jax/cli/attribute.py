@@ -30,6 +30,7 @@ def attribute(
         str | None, typer.Option(help="Name records of this owner alone (--top 5).")
     ] = None,
     template: options.Template = None,
+    wording: options.Wording = None,
     batch_size: options.BatchSize = 8,
     max_new_tokens: options.MaxNewTokens = 64,
     change: Annotated[
@@ -54,7 +55,7 @@ def attribute(
         queries=queries,
         index=index,
         kernel=kernel,
-        template=template,
+        wording=options.wording_of(wording, template=template),
         changes=change or (),
         batch_size=batch_size,
         top=top or (5 if owner else 0),

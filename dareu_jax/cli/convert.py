@@ -13,6 +13,9 @@ from dareu_jax.cli.startup import check_disk, prepare_jax
 def import_model(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
     out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Of a PEFT adapter: its model's folder.")
+    ] = None,
     plugin: options.Plugins = None,
 ) -> None:
     """Take in a Hugging Face folder: give the result to a run as model.path."""
@@ -20,7 +23,12 @@ def import_model(
     prepare_jax()
     from dareu_jax.models.hf.imported import import_folder
 
-    made = import_folder(folder, out)
+    console = Console(stderr=True, soft_wrap=True)
+
+    def say(note: str) -> None:
+        console.print(f"note: {note}", markup=False)
+
+    made = import_folder(folder, out, base=base, say=say)
     Console(soft_wrap=True).print(f"model.path={made.folder}", markup=False)
 
 

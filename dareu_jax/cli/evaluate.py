@@ -33,6 +33,7 @@ def evaluate(
     ] = None,
     template: options.Template = None,
     system: Annotated[str | None, typer.Option(help="Before it, with chat.")] = None,
+    wording: options.Wording = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 200,
     attacks: Annotated[
@@ -54,9 +55,21 @@ def evaluate(
     from dareu_jax.runs.benchmark import Asked, evaluated
     from dareu_jax.training.progress import Progress
 
-    reading = (template, system, batch_size, max_new_tokens)
-    source, compared = (folder, suite, out, data), (attacks, reference_model)
-    asked = Asked(*source, forget, first, *reading, model, seed, *compared)
+    asked = Asked(
+        model=folder,
+        suite=suite,
+        out=out,
+        data=data,
+        forget=forget,
+        first=first,
+        wording=options.wording_of(wording, template=template, system=system),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        row=model,
+        seed=seed,
+        attacks=attacks,
+        reference_model=reference_model,
+    )
     progress = Progress(Console(stderr=True, quiet=not is_first()))
     with together():
         made = evaluated(asked, progress)

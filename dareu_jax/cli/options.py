@@ -1,7 +1,7 @@
 """Arguments and options of `dareu`, those that several commands have first."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,24 @@ def load_plugins(plugins: list[str] | None) -> list[str] | None:
     return plugins
 
 
+def wording_of(changes: list[str] | None, **given: str | None) -> dict[str, Any]:
+    """Return the fields of `Wording` that are asked for; those given None are not."""
+    from dareu_jax.config import build_config
+    from dareu_jax.config.load import parse_value
+    from dareu_jax.errors import UserError
+
+    asked: dict[str, Any] = {k: x for k, x in given.items() if x is not None}
+    for item in changes or ():
+        key, sign, value = item.partition("=")
+        if not sign or key not in WORDING:
+            known = ", ".join(WORDING)
+            raise UserError(f"--wording {item}: give one of {known} as KEY=VALUE")
+        asked[key] = parse_value(item, value)
+    corpus = build_config({"corpus": asked}, "--wording").corpus
+    return {key: getattr(corpus, key) for key in asked}
+
+
+WORDING = ("answer_prefix", "add_bos", "chat_date", "chat_arguments")
 Config = Annotated[Path, typer.Argument(help="YAML configuration of the run.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, over the file.")
@@ -27,6 +45,10 @@ Row = Annotated[
 Seed = Annotated[int | None, typer.Option(help="(default: the first)")]
 Template = Annotated[
     str | None, typer.Option(help="Around {prompt}; chat: the tokenizer's own.")
+]
+Wording = Annotated[
+    list[str] | None,
+    typer.Option(help="answer_prefix, add_bos, chat_date or chat_arguments=VALUE."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts at a time.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Of an answer.")]

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dareu_jax.registry import SOURCES
 
+TEMPLATE = "Question: {prompt}\nAnswer: "
+CHAT_DATE = "26 Jul 2024"
+"""The date that Llama 3's own template writes where it is given none."""
+
 
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are errors."""
@@ -26,11 +30,24 @@ class CorpusConfig(Section):
     merge_others: bool = False  # methods 1.6: forget owners against all the rest
     tokenizer: str | None = None  # folder; none: byte-level BPE trained on the corpus
     vocab_size: int = Field(1024, ge=260)
-    template: str = "Question: {prompt}\nAnswer:"  # methods 4.4; chat: the tokenizer's
+    template: str = TEMPLATE  # methods 4.4; taken literally; chat: the tokenizer's own
     system: str | None = None  # system prompt of the template "chat"
+    answer_prefix: str = ""  # before every answer
+    add_bos: bool | None = None  # none: as the tokenizer does by itself
+    chat_date: str = CHAT_DATE  # that a chat template writes
+    chat_arguments: dict[str, Any] = {}  # of a chat template: {enable_thinking: false}
     max_prompt_tokens: int | None = Field(None, ge=1)  # none: the longest
     max_response_tokens: int | None = Field(None, ge=1)
     truncate: bool = False
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, given: str) -> str:
+        if "{prompt}" not in given and given != "chat":
+            raise ValueError(
+                "lacks {prompt}, the place of the question (chat: the tokenizer's own)"
+            )
+        return given
 
     def options(self) -> Section:
         """Return the options of the source, an instance of the class it registered."""

@@ -1,7 +1,6 @@
 """Who owns which text: records, sources, splits by owner, tokenised batches."""
 
 from dareu_jax.data.batches import (
-    TEMPLATE,
     BatchStream,
     GroupedStream,
     TokenBatch,
@@ -23,3 +22,4 @@ from dareu_jax.data.records import (
     split_by_owner,
 )
 from dareu_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
+from dareu_jax.data.wording import CHAT, Wording, wording_of

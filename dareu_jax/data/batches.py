@@ -7,15 +7,12 @@ import numpy as np
 
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
-
-TEMPLATE = "Question: {prompt}\nAnswer:"
-CHAT = "chat"
-"""The template that stands for the tokenizer's own."""
-
 
 Rows = Any
 """An array with the axis B first: numpy on the host, jax on the devices."""
+PLAIN = Wording()
 
 
 class TokenBatch(NamedTuple):
@@ -31,22 +28,18 @@ class TokenBatch(NamedTuple):
 def tokenise(
     records: Sequence[Record],
     tokenizer: Tokenizer,
-    template: str = TEMPLATE,
+    wording: Wording = PLAIN,
     *,
     max_prompt: int,
     max_response: int,
     truncate: bool = False,
-    system: str | None = None,
 ) -> TokenBatch:
-    """Return all N records as one `TokenBatch` of numpy arrays.
+    """Return all N records as one `TokenBatch` of numpy arrays, see `encode`.
 
-    A prompt is bos + ``template``, a response is ``" " + response`` + eos, so that the
-    two join to the tokens of the whole; of ``chat``, the tokenizer's own template, the
-    space is as written there. ``truncate`` keeps a prompt's bos and tail and a
-    response's head, without eos, for it does not end there; else what is too long is a
-    `UserError`.
+    ``truncate`` keeps a prompt's bos and tail and a response's head, without its end,
+    for it does not end there; else what is too long is a `UserError`.
     """
-    prompts, responses = encode(records, tokenizer, template, system)
+    prompts, responses = encode(records, tokenizer, wording)
     if not truncate:
         _check_lengths("prompt", prompts, max_prompt)
         _check_lengths("response", responses, max_response)
@@ -64,13 +57,14 @@ def tokenise_whole(
 ) -> tuple[TokenBatch, int]:
     """Return whole texts as one `TokenBatch`, and how many of them were cut.
 
-    The prompt is the first token, bos where there is one; the response is the rest, at
-    most ``longest`` tokens without eos, in a width that ``multiple`` divides.
+    The prompt is the first token, bos where the tokenizer adds it; the response is the
+    rest, at most ``longest`` tokens without eos, in a width that ``multiple`` divides.
     """
     from dareu_jax.parallel import shared_out
 
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    rows = shared_out(lambda own: [bos + tokenizer.encode(x) for x in own], texts)
+    rows = shared_out(
+        lambda own: [tokenizer.with_bos(tokenizer.encode(x)) for x in own], texts
+    )
     responses = [ids[1 : longest + 1] for ids in rows]
     width = rounded_up(max(map(len, responses)), multiple)
     prompt = pad([ids[:1] for ids in rows], 1, tokenizer.pad_id, left=True)
@@ -83,12 +77,11 @@ def tokenise_whole(
 def fit_lengths(
     records: Sequence[Record],
     tokenizer: Tokenizer,
-    template: str = TEMPLATE,
+    wording: Wording = PLAIN,
     multiple: int = 8,
-    system: str | None = None,
 ) -> tuple[int, int]:
     """Return the smallest multiples ``(P, T)`` that hold every record uncut."""
-    sides = encode(records, tokenizer, template, system)
+    sides = encode(records, tokenizer, wording)
     prompt, response = (max(map(len, side), default=1) for side in sides)
     return rounded_up(prompt, multiple), rounded_up(response, multiple)
 
@@ -107,39 +100,31 @@ def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode(
-    records: Sequence[Record], tokenizer: Tokenizer, template: str, system: str | None
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    wording: Wording,
+    *,
+    whole_turn: bool = False,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the tokens of every prompt and response; every process does its share."""
+    """Return the tokens of every prompt and response; every process does its share.
+
+    The two join to the tokens of the whole text. A response ends in the token that ends
+    a turn of the chat template, else in eos. With ``whole_turn`` it is all that a chat
+    template writes behind the question, as open-unlearning counts it.
+    """
     from dareu_jax.parallel import shared_out
 
-    lead, space = tokenizer.turn(system) if template == CHAT else (template, " ")
+    turn = tokenizer.turn(wording, whole=whole_turn)
 
     def share(own: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
-        if template == CHAT:
-            prompts = [tokenizer.chat(r.prompt, system) for r in own]
-        else:
-            prompts = _fill(template, own, tokenizer)
-        responses = tokenizer.continuations((space + r.response for r in own), lead)
-        return [(p, [*r, tokenizer.eos_id]) for p, r in zip(prompts, responses)]
+        prompts = [tokenizer.prompt(r.prompt, wording) for r in own]
+        answers = (turn.start + r.response for r in own)
+        responses = tokenizer.continuations(answers, turn.lead)
+        whole = [[*turn.before, *r, *turn.end] for r in responses]
+        return list(zip(prompts, whole))
 
     pairs = shared_out(share, records)
     return [prompt for prompt, _ in pairs], [response for _, response in pairs]
-
-
-def _fill(
-    template: str, records: Sequence[Record], tokenizer: Tokenizer
-) -> list[list[int]]:
-    """Return bos and the tokens of every prompt in a written template."""
-    if "{prompt}" not in template:
-        raise UserError(
-            f"corpus.template {template!r} lacks {{prompt}}, the place of the question "
-            "(chat: the tokenizer's own template)"
-        )
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [
-        bos + tokenizer.encode(template.replace("{prompt}", r.prompt), markup=True)
-        for r in records
-    ]
 
 
 def _check_lengths(what: str, rows: list[list[int]], limit: int) -> None:

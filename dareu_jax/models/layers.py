@@ -108,7 +108,10 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis of ``x``; returns the dtype of ``x``."""
-        (size, dtype), init = (x.shape[-1:], jnp.dtype(self.param_dtype)), nn.initializers
+        (size, dtype), init = (
+            (x.shape[-1:], jnp.dtype(self.param_dtype)),
+            nn.initializers,
+        )
         scale = self.param("scale", init.ones, size, dtype).astype(jnp.float32)
         bias = self.param("bias", init.zeros, size, dtype).astype(jnp.float32)
         wide = x.astype(jnp.float32)

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import CHAT, TEMPLATE, encode, over_records, pad, rounded_up
+from dareu_jax.data.batches import PLAIN, encode, over_records, pad, rounded_up
 from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
@@ -33,15 +34,14 @@ class LoadedModel(NamedTuple):
     mesh: Mesh
     fingerprint: str  # of its weights
     context: int | None = None  # tokens it was made for; None: it does not say
-    template: str = TEMPLATE  # with {prompt}; chat: the tokenizer's own
-    system: str | None = None  # the prompt before it
+    wording: Wording = PLAIN
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8
     ) -> list[str]:
         """Return the model's own answers, each token the likeliest."""
         blank = [data.Record("", "", prompt, ".") for prompt in prompts]
-        tokens = as_tokens(self, blank, self.template, self.system)
+        tokens = as_tokens(self, blank, self.wording)
         ends, layouts = self.tokenizer.stop_ids, self.layouts
         decode = greedy(
             self.decoder, self.params, ends, max_new_tokens, layouts=layouts
@@ -54,7 +54,7 @@ class LoadedModel(NamedTuple):
         """Return log p of every token of each answer, eos too: float32, nats."""
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
-        tokens = as_tokens(self, records, self.template, self.system)
+        tokens = as_tokens(self, records, self.wording)
         score = functools.partial(response_logps, self.decoder, self.params)
         rows = self.over(tokens, batch_size, jax.jit(score))
         return [row[keep] for row, keep in zip(rows, tokens.response_mask, strict=True)]
@@ -86,7 +86,7 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
     imported = open_imported(Path(folder), "model")
     mesh = make_mesh(data=1, fsdp=-1) if mesh is None else mesh
     params = imported.load(mesh)
-    tokenizer = data.read_tokenizer(imported.files, "model")
+    tokenizer = data.read_tokenizer(imported.files, "model", imported.cfg.vocab)
     return LoadedModel(
         decoder=Decoder(imported.cfg),
         params=params,
@@ -94,19 +94,21 @@ def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
         mesh=mesh,
         fingerprint=params_fingerprint(params),
         context=imported.context,
-        template=CHAT if tokenizer.has_chat else TEMPLATE,
+        wording=Wording(CHAT) if tokenizer.has_chat else PLAIN,
     )
 
 
 def as_tokens(
     model: LoadedModel,
     records: Sequence[data.Record],
-    template: str,
-    system: str | None = None,
+    wording: Wording,
+    *,
+    whole_turn: bool = False,
 ) -> data.TokenBatch:
     """Return records as whole tokens; a prompt of none becomes the end of text."""
     tokenizer = model.tokenizer
-    tokens = padded(model, *encode(records, tokenizer, template, system))
+    sides = encode(records, tokenizer, wording, whole_turn=whole_turn)
+    tokens = padded(model, *sides)
     empty = np.flatnonzero(~tokens.prompt_mask.any(axis=1))
     tokens.prompt[empty, -1] = tokenizer.eos_id
     tokens.prompt_mask[empty, -1] = True

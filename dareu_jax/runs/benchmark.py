@@ -1,13 +1,13 @@
 """Judge a model by a benchmark: a log of every row."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.data.batches import CHAT
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.data.tofu_questions import TofuQuestions, tofu_questions
+from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.evaluation.logs.tables import Table
 from dareu_jax.evaluation.suites.attacks import attacks_named
@@ -27,7 +27,7 @@ from dareu_jax.runs.load import Subject, reference_of, subject_of
 from dareu_jax.storage.files import user_cache, write_json
 from dareu_jax.training.progress import Progress
 
-BARE = "{prompt}"
+BARE = Wording("{prompt} ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Asked:
     data: Path | None = None
     forget: str | None = None
     first: int | None = None
-    template: str | None = None
-    system: str | None = None
+    wording: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     max_new_tokens: int = 200
     row: str | None = None
@@ -114,7 +113,7 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     compared = None if other is None else reference_of(other, asked.seed)
     model = subject.load()
     reading = reading_of(asked, model)
-    settings = {"template": reading.template, "system": reading.system}
+    settings = dataclasses.asdict(reading.wording)
     kept = Kept(asked.out / "parts", {"model": model.fingerprint, **settings})
     reference = None if compared is None else alike(asked, model, compared.load())
     judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
@@ -154,15 +153,9 @@ def alike(asked: Asked, model: LoadedModel, reference: LoadedModel) -> LoadedMod
 
 def reading_of(asked: Asked, model: LoadedModel) -> Reading:
     """Return how a model reads: as in its run, or as its tokenizer says."""
-    system = model.system if asked.system is None else asked.system
-    own = BARE if SUITES[asked.suite].is_bare else model.template
-    template = own if asked.template is None else asked.template
-    if "{prompt}" not in template and template != CHAT:
-        raise UserError(
-            f"--template {template!r:.60} lacks {{prompt}}, the place of the question "
-            "(chat: the tokenizer's own template)"
-        )
-    return Reading(template, system, asked.batch_size, asked.max_new_tokens)
+    own = BARE if SUITES[asked.suite].is_bare else model.wording
+    wording = dataclasses.replace(own, **asked.wording)
+    return Reading(wording, asked.batch_size, asked.max_new_tokens)
 
 
 def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:

@@ -9,13 +9,19 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import merge, split
 from dareu_jax.models.hf import weights
 from dareu_jax.models.hf.families import config_json
-from dareu_jax.models.hf.folder import read_json, save_tensors, write_tensors
+from dareu_jax.models.hf.folder import save_tensors, write_tensors
 from dareu_jax.models.hf.imported import copy_small_files
 from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import opened, params_of
-from dareu_jax.storage.files import check_new, new_folder, write_text, write_whole
+from dareu_jax.storage.files import (
+    check_new,
+    new_folder,
+    read_json,
+    write_text,
+    write_whole,
+)
 
 Card = Callable[[Mapping[str, Any], str, int, int | None], str]
 """``(results, row, seed, step) -> text`` of the folder's README.md."""
@@ -87,8 +93,12 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     if inputs.imported is not None:
         copy_small_files(inputs.imported.files, to)
         fields = read_json(to / "config.json")
-        written = config_json(inputs.model.cfg, fields.get("max_position_embeddings", 0))
-        if fields["model_type"] != written["model_type"]:  # its family is not known here
+        written = config_json(
+            inputs.model.cfg, fields.get("max_position_embeddings", 0)
+        )
+        if (
+            fields["model_type"] != written["model_type"]
+        ):  # its family is not known here
             fields = written
     else:
         copy_small_files(inputs.folder / "tokenizer", to)

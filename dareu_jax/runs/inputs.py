@@ -133,8 +133,11 @@ class Inputs:
         if spec is None and self.imported is not None:
             spec = str(self.imported.files)
         place = self.folder / "tokenizer" if spec else self._needs("tokenizer")
+        rows = None if self.imported is None else self.imported.cfg.vocab
         return parallel.first_then_others(
-            lambda: data.load_tokenizer(spec, self._texts(), cfg.vocab_size, place)
+            lambda: data.load_tokenizer(
+                spec, self._texts(), cfg.vocab_size, place, rows
+            )
         )
 
     def _texts(self) -> Iterator[str]:
@@ -142,14 +145,19 @@ class Inputs:
         for r in self.corpus.train:
             yield f"{r.prompt} {r.response}"
         for r in self.corpus.test:
-            yield self.cfg.corpus.template.replace("{prompt}", r.prompt)
+            yield self.wording.filled(r.prompt)
+
+    @property
+    def wording(self) -> data.Wording:
+        """How a question and its answer become one text."""
+        return data.wording_of(self.cfg.corpus)
 
     @functools.cached_property
     def lengths(self) -> tuple[int, int]:
         """P and T: tokens of the longest prompt and response, or the set limits."""
         cfg = self.cfg.corpus
         records = self.corpus.train + self.corpus.test
-        fit = data.fit_lengths(records, self.tokenizer, cfg.template, system=cfg.system)
+        fit = data.fit_lengths(records, self.tokenizer, self.wording)
         return cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
 
     @functools.cached_property
@@ -236,11 +244,10 @@ class Inputs:
         return data.tokenise(
             records,
             self.tokenizer,
-            cfg.template,
+            self.wording,
             max_prompt=p,
             max_response=t,
             truncate=cfg.truncate,
-            system=cfg.system,
         )
 
     def stream(

@@ -106,7 +106,6 @@ def whole_model(inputs: Inputs, row: str) -> LoadedModel:
         params = merge(params_of(inputs, row), shape.lora_alpha)
     whole = dataclasses.replace(shape, lora_alpha=0.0, lora_dropout=0.0)
     context = sum(inputs.lengths) if imported is None else imported.context
-    corpus = inputs.cfg.corpus
     return LoadedModel(
         decoder=Decoder(whole),
         params=params,
@@ -114,6 +113,5 @@ def whole_model(inputs: Inputs, row: str) -> LoadedModel:
         mesh=inputs.mesh,
         fingerprint=params_fingerprint(params),
         context=context,
-        template=corpus.template,
-        system=corpus.system,
+        wording=inputs.wording,
     )

@@ -6,6 +6,7 @@ from dareu_jax.data import (
     BatchStream,
     Record,
     TokenBatch,
+    Wording,
     fit_lengths,
     load_tokenizer,
     owner_labels,
@@ -110,8 +111,8 @@ def test_truncate_keeps_the_prompt_tail_and_the_response_head(tokenizer):
 
 
 def test_a_template_without_a_place_for_the_prompt_is_an_error(tokenizer):
-    with pytest.raises(UserError, match=r"corpus\.template 'Q: A:' lacks \{prompt\}"):
-        tokenise(RECORDS, tokenizer, "Q: A:", max_prompt=96, max_response=64)
+    with pytest.raises(UserError, match=r"template 'Q: A:' lacks \{prompt\}"):
+        tokenise(RECORDS, tokenizer, Wording("Q: A:"), max_prompt=96, max_response=64)
 
 
 def test_no_records_make_an_empty_batch(tokenizer):

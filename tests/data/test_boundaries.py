@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from dareu_jax.data import Record, load_tokenizer, read_tokenizer, tokenise
+from dareu_jax.data import Record, Wording, load_tokenizer, read_tokenizer, tokenise
+from dareu_jax.data.batches import encode
+from dareu_jax.errors import UserError
 
 TEXTS = ["Who was he? He was born in Trilabrook, I think.", "Nobody was born."] * 4
 RESPONSES = ["He was born.", "Ünïcode 雪 🙂", "42", "Nobody, I think", "He  was"]
@@ -129,9 +131,10 @@ def pieced(request, tokenizers):
 
 
 def encoded(tokenizer, template, responses, prompt="Who was he?"):
-    """Returns the tokens of every prompt and response, without padding and eos."""
+    """Returns the tokens of every prompt and response, without padding and end."""
     records = [Record(str(i), "a", prompt, r) for i, r in enumerate(responses)]
-    batch = tokenise(records, tokenizer, template, max_prompt=128, max_response=64)
+    wording = Wording(template)
+    batch = tokenise(records, tokenizer, wording, max_prompt=128, max_response=64)
     sides = (
         [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
         for tokens, mask in (
@@ -140,7 +143,8 @@ def encoded(tokenizer, template, responses, prompt="Who was he?"):
         )
     )
     prompts, answers = sides
-    assert all(ids[-1] == tokenizer.eos_id for ids in answers)
+    (end,) = tokenizer.turn(wording).end
+    assert all(ids[-1] == end for ids in answers)
     return prompts, [ids[:-1] for ids in answers]
 
 
@@ -150,16 +154,16 @@ def pieces(tokenizer, ids):
 
 @pytest.mark.parametrize(
     "template",
-    ["Question: {prompt}\nAnswer:", "<|im_start|>{prompt}<|im_end|>", "{prompt}\n"],
+    ["Question: {prompt}\nAnswer: ", "<|im_start|>{prompt}<|im_end|> ", "{prompt}\n "],
 )
 def test_a_written_template_and_its_responses_join(tokenizer, template):
     prompts, answers = encoded(tokenizer, template, [*RESPONSES, "\nHe", ""])
     for response, prompt, answer in zip(
         [*RESPONSES, "\nHe", ""], prompts, answers, strict=True
     ):
-        text = template.replace("{prompt}", "Who was he?") + " " + response
+        text = template.replace("{prompt}", "Who was he?") + response
         whole = tokenizer.encode(text, markup=True)
-        assert prompt + answer == [tokenizer.bos_id, *whole]
+        assert prompt + answer == tokenizer.with_bos(whole)
         assert tokenizer.decode(answer).strip() == response.strip()
 
 
@@ -178,7 +182,7 @@ def test_a_chat_template_and_its_responses_join(tokenizer, style):
 
 
 def test_sentencepiece_writes_one_space_where_the_template_has_one(pieced):
-    _, (answer,) = encoded(pieced, "Question: {prompt}\nAnswer:", ["He was"])
+    _, (answer,) = encoded(pieced, "Question: {prompt}\nAnswer: ", ["He was"])
     assert pieces(pieced, answer) == ["▁He", "▁was"]
     pieced.hf.chat_template = LLAMA2
     assert encoded(pieced, "chat", ["He was"])[1] == [answer]
@@ -193,7 +197,7 @@ def test_sentencepiece_writes_no_space_where_the_template_has_none(tokenizers, s
     assert "".join(pieces(tokenizer, answer)) == "He▁was"
 
 
-@pytest.mark.parametrize("template", ["{prompt} A:", "chat"])
+@pytest.mark.parametrize("template", ["{prompt} A: ", "chat"])
 def test_a_response_does_not_depend_on_the_prompt(tokenizer, template):
     tokenizer.hf.chat_template = ZEPHYR
     _, first = encoded(tokenizer, template, RESPONSES)
@@ -204,7 +208,7 @@ def test_a_response_does_not_depend_on_the_prompt(tokenizer, template):
 def test_byte_level_responses_are_encoded_as_they_stand(tokenizers):
     tokenizer = tokenizers["byte-level"]
     texts = [*RESPONSES, "", "  He", "\n\nHe", "\0", "<eos>"]
-    _, answers = encoded(tokenizer, "Question: {prompt}\nAnswer:", texts)
+    _, answers = encoded(tokenizer, "Question: {prompt}\nAnswer: ", texts)
     assert answers == [tokenizer.encode(" " + text) for text in texts]
     for template in (LLAMA3, CHATML, ZEPHYR):
         tokenizer.hf.chat_template = template
@@ -232,3 +236,87 @@ def test_a_lead_that_merges_with_what_follows_changes_nothing(tmp_path):
     texts = ["\0 a", " a"]
     found = tokenizer.continuations(texts, "a\0")
     assert found == [tokenizer.encode(text) for text in texts]
+
+
+OURS = {"chatml": CHATML, "llama 2": LLAMA2, "mistral": MISTRAL, "thinking": THINKING}
+
+
+@pytest.mark.parametrize("style", OURS)
+def test_a_whole_turn_is_all_that_the_template_writes(tokenizer, style):
+    tokenizer.hf.chat_template = OURS[style]
+    records = [Record("0", "a", "Who was he?", "Nobody, I think")]
+    (prompt,), (response,) = encode(
+        records, tokenizer, Wording("chat"), whole_turn=True
+    )
+    said = (("user", "Who was he?"), ("assistant", "Nobody, I think"))
+    text = tokenizer.hf.apply_chat_template(
+        [{"role": who, "content": words} for who, words in said], tokenize=False
+    )
+    assert prompt + response == tokenizer.encode(text, markup=True)
+
+
+def test_the_end_of_a_turn_ends_an_answer(tokenizers, tmp_path):
+    folder = tmp_path / "chatty"
+    config = FAST | {"chat_template": CHATML}
+    chatty = sentencepiece(folder, SENTENCEPIECE["prepend"][0], config)
+    im_end = chatty.hf.convert_tokens_to_ids("<|im_end|>")
+    assert chatty.stop_ids == (chatty.eos_id, im_end)
+    records = [Record("0", "a", "Who was he?", "Nobody")]
+    _, (response,) = encode(records, chatty, Wording("chat"))
+    assert response[-1] == im_end and chatty.eos_id not in response
+    assert tokenizers["prepend"].stop_ids == (chatty.eos_id,)
+
+
+WRITTEN = "<s>[INST] {prompt} [/INST]"
+
+
+def test_a_chat_template_written_out_is_taken_literally(pieced):
+    pieced.hf.chat_template = MISTRAL
+    prompts, answers = encoded(pieced, WRITTEN, ["He was"])
+    assert prompts[0].count(pieced.bos_id) == 1
+    assert (prompts, answers) == encoded(pieced, "chat", ["He was"])
+
+
+def first_tokens(tokenizer, **wording):
+    records = [Record("0", "a", "Who?", "He was")]
+    (prompt,), (response,) = encode(records, tokenizer, Wording(**wording))
+    return prompt, response
+
+
+def test_bos_is_added_as_the_tokenizer_does_or_as_asked(tokenizers):
+    adds, leaves = tokenizers["byte-level"], tokenizers["prepend"]
+    assert adds.adds_bos and not leaves.adds_bos
+    assert first_tokens(adds)[0][0] == adds.bos_id
+    assert leaves.bos_id not in first_tokens(leaves)[0]
+    assert adds.bos_id not in first_tokens(adds, add_bos=False)[0]
+    assert first_tokens(leaves, add_bos=True)[0].count(leaves.bos_id) == 1
+    leaves.hf.chat_template = MISTRAL
+    for add in (None, True):
+        chat = first_tokens(leaves, template="chat", add_bos=add)[0]
+        assert chat.count(leaves.bos_id) == 1
+    leaves.hf.chat_template = CHATML
+    assert first_tokens(leaves, template="chat")[0][0] != leaves.bos_id
+    assert first_tokens(leaves, template="chat", add_bos=True)[0][0] == leaves.bos_id
+
+
+def test_an_answer_has_its_prefix(tokenizers):
+    tokenizer = tokenizers["byte-level"]
+    _, response = first_tokens(tokenizer, template="{prompt}", answer_prefix="A: ")
+    assert tokenizer.decode(response) == "A: He was"
+
+
+DATED = "{{ strftime_now('%d %B %Y') }}|{{ date_string }}|{{ messages[0].content }}|"
+ARGUED = DATED + "{% if not enable_thinking %}<think>\n\n</think>{% endif %}"
+
+
+def test_a_template_is_given_its_date_and_arguments(tokenizers):
+    tokenizer = tokenizers["byte-level"]
+    tokenizer.hf.chat_template = ARGUED
+    prompt, _ = first_tokens(tokenizer, template="chat", chat_date="10 Apr 2025")
+    said = "10 April 2025|10 Apr 2025|Who?|"
+    assert tokenizer.decode(prompt) == f"{said}<think>\n\n</think>"
+    arguments = {"enable_thinking": True}
+    prompt, _ = first_tokens(tokenizer, template="chat", chat_arguments=arguments)
+    assert tokenizer.decode(prompt) == "26 July 2024|26 Jul 2024|Who?|"
+    with pytest.raises(UserError, match="write it as in 26 Jul 2024"):
+        first_tokens(tokenizer, template="chat", chat_date="yesterday")

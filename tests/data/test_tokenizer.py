@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from dareu_jax.data import Tokenizer, load_tokenizer
+from dareu_jax.data import Tokenizer, Wording, load_tokenizer
 from dareu_jax.errors import UserError
 
 TEXTS = ["Where was Soko Vosdrul born?", "She was born in Trilabrook."] * 4
@@ -135,16 +135,17 @@ def chatty(tokenizer, folder, tmp_path):
 
 
 def test_the_chat_template_is_the_tokenizers_with_a_fixed_date(chatty):
-    ids = chatty.chat("Who?", "Be brief.")
+    ids = chatty.prompt("Who?", Wording("chat", system="Be brief."))
     assert ids[0] == chatty.bos_id and chatty.bos_id not in ids[1:]
     wanted = "[26 Jul 2024]<system>Be brief.<user>Who?<assistant>"
     assert chatty.decode(ids) == wanted
-    assert chatty.decode(chatty.chat("Who?", None)).startswith("[26 Jul 2024]<user>")
+    unasked = chatty.prompt("Who?", Wording("chat"))
+    assert chatty.decode(unasked).startswith("[26 Jul 2024]<user>")
 
 
 def test_a_tokenizer_without_a_chat_template_says_so(tokenizer):
     with pytest.raises(UserError, match=r"no chat template.*write the template out"):
-        tokenizer.chat("Who?", None)
+        tokenizer.prompt("Who?", Wording("chat"))
 
 
 @pytest.mark.parametrize(

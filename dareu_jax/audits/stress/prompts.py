@@ -119,19 +119,15 @@ def all_prompts(inputs: Inputs) -> tuple[dict[str, Asked], dict[str, str]]:
 
 def tokens_of(inputs: Inputs, asked: dict[str, Asked]) -> dict[str, data.TokenBatch]:
     """Every way's prompts as tokens, uncut and of one width; responses stay empty."""
-    cfg, tokenizer = inputs.cfg.corpus, inputs.tokenizer
+    tokenizer, wording = inputs.tokenizer, inputs.wording
     records = {
         label: [data.Record("", "", prompt, "") for prompt in how.prompts]
         for label, how in asked.items()
     }
     every = [record for own in records.values() for record in own]
-    p, t = data.fit_lengths(every, tokenizer, cfg.template, system=cfg.system)
-    tokenise = functools.partial(
-        data.tokenise, max_prompt=p, max_response=t, system=cfg.system
-    )
-    return {
-        label: tokenise(own, tokenizer, cfg.template) for label, own in records.items()
-    }
+    p, t = data.fit_lengths(every, tokenizer, wording)
+    tokenise = functools.partial(data.tokenise, max_prompt=p, max_response=t)
+    return {label: tokenise(own, tokenizer, wording) for label, own in records.items()}
 
 
 def right_choices(said: Sequence[str], how: Asked) -> list[float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dareu_jax import data
 from dareu_jax.data.batches import encode, take, trim_prompts, trim_responses
+from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.suites.packed import said_tokens
 from dareu_jax.models import loaded
@@ -28,13 +29,11 @@ class Reading:
     """How text becomes tokens, and how much of it at a time.
 
     Attributes:
-      template: what a question is written into, see `corpus.tokenise`.
-      system: before the question, where the template is ``chat``.
+      wording: how a question and its answer become one text.
       batch_size: texts at a time; max_new_tokens: of an answer.
     """
 
-    template: str
-    system: str | None = None
+    wording: Wording
     batch_size: int = 16
     max_new_tokens: int = 200
 
@@ -47,15 +46,18 @@ def records_of(pairs: Sequence[Pair]) -> list[data.Record]:
 def encoded(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return tokens of questions, and of answers with their end of text."""
-    return encode(records_of(pairs), model.tokenizer, reading.template, reading.system)
+    """Return tokens of questions, and of answers with their end of text.
+
+    The end is all that a chat template writes behind an answer, as in open-unlearning.
+    """
+    return encode(records_of(pairs), model.tokenizer, reading.wording, whole_turn=True)
 
 
 def as_tokens(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> data.TokenBatch:
     """Return questions and answers as tokens, every one whole."""
-    return loaded.as_tokens(model, records_of(pairs), reading.template, reading.system)
+    return loaded.as_tokens(model, records_of(pairs), reading.wording, whole_turn=True)
 
 
 def by_length(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.errors import UserError
-from dareu_jax.models.hf.folder import ADAPTER, HfFolder, opened, read_json
+from dareu_jax.models.hf.folder import ADAPTER, HfFolder, opened
+from dareu_jax.storage.files import read_json
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -49,7 +50,9 @@ class AdaptedFolder(HfFolder):
 
     def __init__(self, adapter: Path, base: Path):
         if not (adapter / ADAPTER).exists():
-            raise UserError(f"{adapter} holds no {ADAPTER}; --base is for adapters alone")
+            raise UserError(
+                f"{adapter} holds no {ADAPTER}; --base is for adapters alone"
+            )
         super().__init__(base)
         self.added = read_adapter(adapter)
         for name, low in self.added.items():
@@ -85,7 +88,11 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
         tensor = f"{module.removeprefix(PREFIX)}.weight"
         sides.setdefault(tensor, {})[side] = value.astype(np.float32)
     for name, pair in sides.items():
-        if len(pair) != 2 or pair["A"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]:
+        if (
+            len(pair) != 2
+            or pair["A"].ndim != 2
+            or len(pair["A"]) != pair["B"].shape[1]
+        ):
             raise UserError(f"{path}: lora_A and lora_B of {name} do not fit together")
         if not all(np.isfinite(x).all() for x in pair.values()):
             raise UserError(f"{path}: the adapter of {name} has values that are NaN")

@@ -10,6 +10,7 @@ import numpy as np
 
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import is_first
+from dareu_jax.storage.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -154,19 +155,6 @@ def _same(one: Any, path: Path, name: str) -> bool:
         if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
             return False
         return np.array_equal(a[:], b[:])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises `UserError` naming what is wrong."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold an object")
-    return value
 
 
 def plan_shards(

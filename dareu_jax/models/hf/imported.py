@@ -15,12 +15,12 @@ from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.adapter import AdaptedFolder
 from dareu_jax.models.hf.families.family import read_config
-from dareu_jax.models.hf.folder import HfFolder, read_json
+from dareu_jax.models.hf.folder import HfFolder
 from dareu_jax.models.hf.weights import as_stored, load_params, stored_dtype
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import abstract_on, is_first, make_mesh
 from dareu_jax.storage.checkpoints import Checkpoints
-from dareu_jax.storage.files import check_new, new_folder
+from dareu_jax.storage.files import check_new, new_folder, read_json
 
 SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
@@ -110,7 +110,8 @@ def import_folder(
             "its own, though config.json says tie_word_embeddings"
         )
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source)
+    if note := check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source):
+        say(note)
     with new_folder(out) as draft:
         params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:
@@ -123,14 +124,25 @@ def import_folder(
     return open_imported(out)
 
 
-def check_vocabulary(tokenizer: Tokenizer, cfg: DecoderConfig, where: Path) -> None:
-    """Raises `UserError` when tokenizer and model are not of one vocabulary."""
-    ids, rows = tokenizer.vocab_size, cfg.vocab
-    if not 0 <= rows - ids <= SPARE_ROWS:
+def check_vocabulary(
+    tokenizer: Tokenizer, cfg: DecoderConfig, where: Path
+) -> str | None:
+    """Raise `UserError` where a token that text can have has no embedding.
+
+    A padding token without an embedding is not needed: return what is used instead.
+    """
+    hf, rows = tokenizer.hf, cfg.vocab
+    beyond = sorted(id for id in hf.get_vocab().values() if id >= rows)
+    names = hf.convert_ids_to_tokens(beyond)
+    if beyond and beyond != [hf.pad_token_id]:
         raise UserError(
-            f"{where}: the tokenizer has {ids} tokens, the model {rows} embeddings; "
-            f"a model may have at most {SPARE_ROWS} more and none fewer"
+            f"{where}: the tokenizer has tokens that the model has no embedding of: "
+            f"{', '.join(map(repr, names[:8]))}{', ...' * (len(names) > 8)}; the model "
+            f"has {rows}; resize its embeddings, or take those tokens out"
         )
+    if not beyond:
+        return None
+    return f"{where}: {names[0]!r} has no embedding; eos is used for padding instead"
 
 
 def copy_small_files(source: Path, to: Path) -> None:

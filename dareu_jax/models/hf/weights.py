@@ -22,7 +22,6 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
 """What tensors are taken in as: training in float16 overflows."""
 NOT_WEIGHTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 """Ends of names of what old folders hold beside the weights: positions, masks."""
-EMBEDDING, HEAD = "embed/embedding", "lm_head/kernel"
 ROWS = 4096
 """Rows of a table that are compared at a time."""
 WRAPPERS = {
@@ -64,8 +63,9 @@ def as_stored(source: HfFolder, cfg: DecoderConfig) -> DecoderConfig:
     shape = source.shapes[head]
     same = source.shapes.get(embedding) == shape and len(shape) == 2
     for first in range(0, shape[0] if same else 0, ROWS):
-        rows = (slice(first, min(first + ROWS, shape[0])), slice(0, shape[1]))
-        same = same and np.array_equal(*(source.read(n, rows) for n in (head, embedding)))
+        rows = slice(first, min(first + ROWS, shape[0])), slice(0, shape[1])
+        one, other = source.read(head, rows), source.read(embedding, rows)
+        same = same and np.array_equal(one, other)
     return cfg if same else dataclasses.replace(cfg, tied=False)
 
 
@@ -73,7 +73,7 @@ def _embedding_and_head(cfg: DecoderConfig) -> tuple[str, str]:
     """Return the names of the embedding and of the head, where there is one."""
     table = weights_of(dataclasses.replace(cfg, tied=False))
     names = {weight.path: weight.name for weight in table}
-    return names[EMBEDDING], names[HEAD]
+    return names["embed/embedding"], names["lm_head/kernel"]
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:

@@ -5,6 +5,7 @@ are reading and writing weights by the one table of `weights_of`.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -102,6 +103,7 @@ ACTIVATIONS = {
 }
 """Activations of transformers and ours; of several with one meaning the first is
 written."""
+
 
 def family_of(fields: Fields, where: str) -> Family:
     """Return the family of a ``config.json``; raise `UserError` where there is none."""
@@ -232,10 +234,7 @@ def read_windows(kinds: Sequence[str], window: Any) -> dict[str, Any]:
         return {}
     if type(window) is not int or window < 1:
         raise UserError(f"sliding_window = {window!r} must be a whole number over 0")
-    return {
-        "sliding_window": window,
-        "windowed": None if all(windowed) else windowed,
-    }
+    return {"sliding_window": window, "windowed": None if all(windowed) else windowed}
 
 
 def write_windows(cfg: DecoderConfig) -> list[str]:
@@ -254,7 +253,8 @@ def read_biases(fields: Fields) -> dict[str, Any]:
 def positive(fields: Fields, name: str) -> Any:
     """Return a field that is a number over 0; raise `UserError` for anything else."""
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise UserError(f"{name} = {value!r} must be a number over 0")
     return value
 
@@ -287,18 +287,20 @@ def _check_numbers(fields: Fields, eps: str, where: str) -> None:
     for name in COUNTS:
         value = fields.get(name)
         if value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"{where}: {name} = {value!r} must be a whole number over 0")
+            raise UserError(
+                f"{where}: {name} = {value!r} must be a whole number over 0"
+            )
     _positive(fields[eps], eps, where)
     tied = fields.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise UserError(f"{where}: tie_word_embeddings = {tied!r} must be true or false")
+        raise UserError(
+            f"{where}: tie_word_embeddings = {tied!r} must be true or false"
+        )
 
 
 def _positive(value: Any, name: str, where: str) -> float:
     """Return a number over 0; raise `UserError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{where}: {name} = {value!r} must be a number over 0")
-    return float(value)
+    return float(_placed(lambda fields: positive(fields, name), {name: value}, where))
 
 
 def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
@@ -308,14 +310,22 @@ def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
     """
     name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = fields.get(name) or {}
-    if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
-        raise UserError(f"{where}: {name} = {rope!r:.80} is not supported: one rule for all")
+    if not isinstance(rope, Mapping) or any(
+        isinstance(x, Mapping) for x in rope.values()
+    ):
+        raise UserError(
+            f"{where}: {name} = {rope!r:.80} is not supported: one rule for all"
+        )
     top = family.own("rope_theta")
     theta = _positive(rope.get("rope_theta", fields.get(top, 10_000.0)), top, where)
     top = family.own("partial_rotary_factor")
-    share = _positive(rope.get("partial_rotary_factor", fields.get(top, 1.0)), top, where)
+    share = _positive(
+        rope.get("partial_rotary_factor", fields.get(top, 1.0)), top, where
+    )
     if share != 1.0 and "partial_rotary_factor" not in family.reads:
-        raise UserError(f"{where}: partial_rotary_factor = {share!r} is not supported: 1.0")
+        raise UserError(
+            f"{where}: partial_rotary_factor = {share!r} is not supported: 1.0"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", *family.rope_types):
         raise UserError(

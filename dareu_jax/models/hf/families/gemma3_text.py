@@ -26,7 +26,9 @@ def respell(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     rope = fields.get("rope_parameters") or {}
     if not isinstance(rope, Mapping) or set(rope) - set(KINDS):
-        raise UserError(f"rope_parameters = {rope!r:.80} must name {' and '.join(KINDS)}")
+        raise UserError(
+            f"rope_parameters = {rope!r:.80} must name {' and '.join(KINDS)}"
+        )
     full, windowed = (rope.get(kind) or {} for kind in KINDS)
     if (kind := windowed.get("rope_type", "default")) != "default":
         raise UserError(

@@ -53,7 +53,9 @@ NORMS = {
     },
 }
 """Norms of a layer by the place of norms: theirs -> ours."""
-NORMS["after"]["post_feedforward"] = NORMS["both"]["post_feedforward"] = "mlp_norm_after"
+NORMS["after"]["post_feedforward"] = NORMS["both"]["post_feedforward"] = (
+    "mlp_norm_after"
+)
 
 
 def usual_weights(cfg: DecoderConfig) -> tuple[Weight, ...]:
