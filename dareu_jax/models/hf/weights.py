@@ -169,7 +169,6 @@ def _read_block(
     source: HfFolder, cfg: DecoderConfig, weight: Weight, index: Index, dtype: Any
 ) -> np.ndarray:
     """Return the part ``index`` of a parameter, from the tensors of its layers."""
-
     if not weight.per_layer:
         return _read_tensor(source, weight, weight.name, index).astype(dtype)
     layers, rest = index[0], index[1:]
