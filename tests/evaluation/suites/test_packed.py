@@ -83,10 +83,12 @@ def test_a_tie_is_no_hit():
     np.testing.assert_allclose(found.logps[0], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_what_stands_beside_an_answer_changes_nothing(model, window):
+@pytest.mark.parametrize(("window", "is_on_all"), [(None, True), (6, True), (6, False)])
+def test_what_stands_beside_an_answer_changes_nothing(model, window, is_on_all):
     if window is not None:
         cfg = dataclasses.replace(model.decoder.cfg, sliding_window=window)
+        first = None if is_on_all else (True, *[False] * (cfg.layers - 1))
+        cfg = dataclasses.replace(cfg, windowed=first)
         model = model._replace(decoder=Decoder(cfg))
     pairs = [
         (q, f"{x} wrote {n} of them.") for q in ASKED[:2] for n, x in enumerate("abc")

@@ -18,7 +18,10 @@ from dareu_jax.registry import FAMILIES
 pytestmark = pytest.mark.slow
 NOT_DRAWN = {
     "phi3": {"resid_pdrop", "embd_pdrop"},
-    "gpt_neox": {"hidden_dropout", "classifier_dropout", "partial_rotary_factor"},
+    "gpt_neox": {
+        *("hidden_dropout", "classifier_dropout", "is_decoder"),
+        "partial_rotary_factor",
+    },
     "gemma2": {"hidden_act"},
     "gemma3_text": {"hidden_act", "_sliding_window_pattern"},
 }
