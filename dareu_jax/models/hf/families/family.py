@@ -201,6 +201,12 @@ def _check_fields(
                 f"{where}: {name} = {value!r} is not supported for "
                 f"{family.model_type}; supported: {allowed}"
             )
+    kinds = fields.get("layer_types") or []
+    if "layer_types" not in family.reads and set(kinds) - {"full_attention"}:
+        raise UserError(
+            f"{where}: layer_types = {kinds!r:.60} is not supported for "
+            f"{family.model_type}; supported: full_attention"
+        )
     known = {*rules, *MAPPED, *family.reads, *NO_MATHS}
     others = [n for n, x in fields.items() if n not in known and x not in (None, False)]
     if others:
