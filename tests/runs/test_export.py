@@ -239,7 +239,7 @@ def test_a_run_is_evaluated_on_its_own_records(finished, tmp_path, dareu):
     tokens = tokenise(
         records.forget,
         model.tokenizer,
-        subject.run.cfg.corpus.template,
+        subject.run.wording,
         max_prompt=96,
         max_response=96,
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.data import Wording
 from dareu_jax.data.tofu_questions import tofu_questions
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.logs.files import score_files
@@ -22,11 +23,11 @@ from dareu_jax.runs.benchmark import Asked, evaluated
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
+READING = Reading(Wording(), 4, 12)
 
 
 def log_of(model, data, folder, **how):
-    reading = Reading(READING.template, None, **{"max_new_tokens": 12, **how})
+    reading = Reading(READING.wording, **{"max_new_tokens": 12, **how})
     questions = tofu_questions(data, "forget01", folder)
     return tofu_log(Judge(model, reading, Kept(folder, "x")), questions, Quiet())
 
@@ -148,7 +149,9 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr("dareu_jax.evaluation.suites.judge.memory_scores", never)
     assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
-        evaluated(asked(folder, data, tmp_path, template="{prompt}"), Quiet())
+        evaluated(
+            asked(folder, data, tmp_path, wording={"template": "{prompt}"}), Quiet()
+        )
 
 
 def test_a_broken_model_is_named_and_never_scored(model):

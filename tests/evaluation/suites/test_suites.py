@@ -7,6 +7,7 @@ from zlib import compress
 import numpy as np
 import pytest
 
+from dareu_jax.data import Wording
 from dareu_jax.data.sources.jsonl import read_owned
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.metrics.mia import privleak
@@ -24,7 +25,7 @@ from dareu_jax.evaluation.suites.owners import owners_log, split
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("{prompt}", None, 4, 6)
+READING = Reading(Wording("{prompt} "), 4, 6)
 
 
 @pytest.fixture
