@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.families.family import read_config
 from dareu_jax.models.hf.folder import HfFolder, read_json
+from dareu_jax.models.hf.gguf import GgufFile
+from dareu_jax.models.hf.gguf_files import write_small_files
 from dareu_jax.models.hf.weights import load_params, stored_dtype
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import abstract_on, is_first, make_mesh
@@ -71,20 +76,42 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
     return Imported(folder, DecoderConfig(**fields), source)
 
 
-def import_folder(source: Path, out: Path) -> Imported:
-    """Read a Hugging Face folder and write it as parameters that a run can load."""
+Say = Callable[[str], object]
+"""Takes one sentence for the user."""
+
+
+def import_folder(
+    source: Path, out: Path, say: Say = warnings.warn, tokenizer: Path | None = None
+) -> Imported:
+    """Read a Hugging Face folder or a GGUF file; write what a run can load.
+
+    A folder ``tokenizer`` is taken in place of a GGUF file's own tokenizer. ``say`` is
+    told what a user should know, such as that weights are dequantised.
+    """
     check_new(out)
-    folder = HfFolder(source)
-    dtype = stored_dtype(folder)
-    cfg = read_config(folder.config, str(source / "config.json"))
+    if source.is_file():
+        file = GgufFile(source)
+        with tempfile.TemporaryDirectory() as files:
+            write_small_files(file, Path(files), tokenizer, say)
+            return _take_in(file, Path(files), out)
+    if tokenizer is not None:
+        raise UserError(f"--tokenizer is for a GGUF file; {source} is none")
+    return _take_in(HfFolder(source), source, out)
+
+
+def _take_in(model: HfFolder, files: Path, out: Path) -> Imported:
+    """Write a model's parameters, and the tokenizer and configuration in ``files``."""
+    source, dtype = model.folder, stored_dtype(model)
+    where = source / "config.json" if source.is_dir() else source
+    cfg = read_config(model.config, str(where))
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source)
+    check_vocabulary(read_tokenizer(files, "tokenizer"), cfg, source)
     with new_folder(out) as draft:
-        params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
+        params = load_params(model, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:
             saved.save(0, params, {})
         if is_first():
-            copy_small_files(source, draft / FILES)
+            copy_small_files(files, draft / FILES)
             fields = {"source": str(source.absolute()), **dataclasses.asdict(cfg)}
             text = json.dumps(fields, indent=1) + "\n"
             (draft / DECODER).write_text(text, encoding="utf-8")
