@@ -119,6 +119,8 @@ def _check_keys(
                 f"{where}: {prefix}{key} differs from layer to layer; "
                 "one value for all layers is supported"
             )
+        if key in FIELDS and (isinstance(value, str) or not 0 < value < math.inf):
+            raise UserError(f"{where}: {prefix}{key} = {value!r}; it must be positive")
 
 
 def _set_head_size(fields: dict[str, Any], own: Mapping[str, Any], where: str) -> None:

@@ -21,6 +21,8 @@ SPECIAL = {
 }
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """Tokens that end an answer: of a text, of a turn, of a message."""
+BROKEN = (Exception, ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What building from broken lists raises, of no class below these."""
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -61,26 +63,36 @@ def write_tokenizer(
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` of a GGUF file."""
     kind = metadata.get(f"{KEY}model")
     tokens = metadata.get(f"{KEY}tokens")
-    if kind not in ("gpt2", "llama") or not tokens:
+    if kind not in ("gpt2", "llama") or not isinstance(tokens, list):
         raise UserError(
             f"{where}: tokenizer.ggml.model = {kind!r} is not supported; known: gpt2, "
             f"llama; {REMEDY}"
         )
-    try:
-        backend = _byte_level(metadata) if kind == "gpt2" else _sentencepiece(metadata)
-    except Exception as error:  # the tokenizers package raises nothing more special
-        if type(error) not in (Exception, ValueError, KeyError):
-            raise
-        raise UserError(
-            f"{where}: its tokenizer is broken ({error}); {REMEDY}"
-        ) from None
     config = tokenizer_config(metadata, where)
-    _add_special(backend, metadata, config)
+    try:
+        _check_lengths(metadata)
+        backend = _byte_level(metadata) if kind == "gpt2" else _sentencepiece(metadata)
+        _add_special(backend, metadata, config)
+    except Exception as error:  # the tokenizers package raises nothing more special
+        if type(error) not in BROKEN:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{where}: its tokenizer is broken ({reason}); {REMEDY}"
+        ) from None
     for sentence in _doubts(metadata):
         say(f"{where}: {sentence}")
     backend.save(str(folder / "tokenizer.json"))
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_lengths(metadata: Metadata) -> None:
+    """Raise `ValueError` unless lists of one entry for each token are as long."""
+    count = len(metadata[f"{KEY}tokens"])
+    for name in ("token_type", "scores"):
+        if (found := len(metadata.get(f"{KEY}{name}", ())) or count) != count:
+            raise ValueError(f"{name} has {found} entries for {count} tokens")
 
 
 def tokenizer_config(metadata: Metadata, where: str) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def tokenizer_config(metadata: Metadata, where: str) -> dict[str, Any]:
     for name, key in SPECIAL.items():
         if (token := metadata.get(f"{KEY}{key}")) is None:
             continue
-        if not 0 <= token < len(tokens):
+        if not isinstance(token, int) or not 0 <= token < len(tokens):
             raise UserError(
                 f"{where}: {KEY}{key} = {token}, but there are {len(tokens)} tokens"
             )
