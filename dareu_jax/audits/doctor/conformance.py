@@ -55,7 +55,7 @@ class Conformance(Report):
             )
         more = f" ({len(bad) - 1} more failed)" if len(bad) > 1 else ""
         return (
-            f"The imported model differs from {PEER}: {in_words(bad[0])}{more}; "
+            f"The imported model fails against {PEER}: {in_words(bad[0])}{more}; "
             f"{bad[0].remedy}."
         )
 

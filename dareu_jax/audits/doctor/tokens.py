@@ -21,9 +21,8 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> Check:
         len(differ),
         0,
         f"of {len(TEXTS)} texts have other ids in it{named(differ)}",
-        f'set "tokenizer_class": "PreTrainedTokenizerFast" in '
-        f"{folder / 'tokenizer_config.json'}, so that tokenizer.json decides, if the "
-        "model was trained with it",
+        "the ids used here are those of the class that transformers takes for this "
+        "folder; find out with which of the two the model was trained",
     )
 
 
