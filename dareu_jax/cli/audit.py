@@ -1,5 +1,7 @@
 """`dareu doctor`, `dareu fidelity` and `dareu stress`."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +9,9 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk, prepare_jax
+from dareu_jax.cli.startup import check_disk, prepare_jax, use_cpu
 from dareu_jax.config import load_config
+from dareu_jax.errors import UserError
 
 
 def fidelity(
@@ -80,20 +83,49 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the report.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="transformers: compare the import with it.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter that has torch (default: this).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder (default: as imported).")
+    ] = None,
     plugin: options.Plugins = None,
 ) -> None:
     """Say whether attribution scores of a model on these devices can be trusted.
 
-    The exit status is 1 where a check fails.
+    With --against transformers: whether its ids, logits, answers and losses are those
+    of transformers. The exit status is 1 where a check fails.
     """
+    check_against(against, (python, source), (records, kernel))
     prepare_jax()
+    if against is not None:
+        use_cpu()
     from dareu_jax.audits import doctor as self_test
 
     if out is not None:
         self_test.check_place(out)
-    report = self_test.examine(model, records, kernel or ("grad_dot",), rows)
+    report: self_test.Report
+    if against is not None:
+        report = self_test.conformance(model, python or sys.executable, source)
+    else:
+        report = self_test.examine(model, records, kernel or ("grad_dot",), rows)
     self_test.print_report(Console(), report)
     if out is not None:
         self_test.write(report, out)
     if not report.trusted:
         raise typer.Exit(1)
+
+
+def check_against(
+    against: str | None, its: Iterable[object], others: Iterable[object]
+) -> None:
+    """Raise `UserError` for options that do not go together."""
+    if against not in (None, "transformers"):
+        raise UserError(f"--against {against}: there is transformers alone")
+    if against is None and any(option is not None for option in its):
+        raise UserError("--python and --source go with --against transformers")
+    if against is not None and any(option is not None for option in others):
+        raise UserError("--records and --kernel do not go with --against")

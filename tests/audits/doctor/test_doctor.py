@@ -39,6 +39,7 @@ LINES = [
 ROWS = 8
 NAMES = {
     "gradients": ["probe = vmap(grad)", "saturation"],
+    "tokenizer": ["tokenizer.json"],
     "grad_dot": [
         *("rank agreement", "relative error") * 2,
         *("padding", "batch", "devices", "finite", "repeat"),
@@ -104,7 +105,7 @@ def test_a_sound_model_passes_every_check(report, folder):
     assert report.verdict.startswith(
         "Scores of this model on these devices can be trusted: owners rank alike"
     )
-    assert "all 11 checks passed" in report.verdict
+    assert "all 12 checks passed" in report.verdict
 
 
 def test_bfloat16_and_float32_are_both_ranked(report):
@@ -217,7 +218,8 @@ def test_json_holds_the_verdict_and_no_nan(report, tmp_path):
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["trusted"] is False and "cannot be trusted" in found["verdict"]
     assert found["checks"][0]["value"] is None
-    assert [row["of"] for row in found["checks"]] == ["gradients"] + ["grad_dot"] * 9
+    groups = ["gradients", "tokenizer"] + ["grad_dot"] * 9
+    assert [row["of"] for row in found["checks"]] == groups
 
 
 @pytest.fixture
