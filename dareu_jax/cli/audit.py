@@ -45,7 +45,7 @@ def stress(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="stress.key=value, over the run's.")
     ] = None,
-    tests: Annotated[str, typer.Option(help="a,b of dareu list stress (all).")] = "",
+    tests: options.Tests = None,
     model: options.Row = "unlearned",
     seed: options.Seed = None,
     distributed: options.Distributed = False,
@@ -60,7 +60,7 @@ def stress(
     from dareu_jax.training.progress import Progress
 
     console = Console(quiet=not is_first())
-    progress, names = Progress(console), [name for name in tests.split(",") if name]
+    progress, names = Progress(console), tests or ()
     with together(), Preemption().listening() as preemption:
         made = attempts.stress(
             run_folder, progress, names, model, seed, overrides or (), preemption
@@ -76,7 +76,7 @@ def doctor(
     model: options.ImportedModel,
     records: Annotated[
         Path | None,
-        typer.Option(help="JSONL: owner, prompt, response; none: the model's own."),
+        typer.Option(help="JSON: owner, prompt, response; none: the model's own."),
     ] = None,
     kernel: options.Kernels = None,
     rows: Annotated[int, typer.Option(min=2, help="Texts indexed, and asked.")] = 16,

@@ -63,7 +63,7 @@ asked = benchmark.Asked(
     "muse",
     Path("out"),
     folder / "news",
-    attacks=attacks,
+    attacks=attacks.split(","),
     reference_model=model,
 )
 benchmark.evaluated(asked, Progress(Console(quiet=True)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.evaluation.logs.reading import EvalLog, SetLog
-from dareu_jax.evaluation.logs.rows import ratios, sides
+from dareu_jax.evaluation.logs.rows import finite_rows, ratios, sides
 from dareu_jax.evaluation.metrics.text_quality import is_empty, is_repeated, words
 from dareu_jax.evaluation.metrics.truth_ratio import EPSILON, TruthRatio
 
@@ -38,6 +38,7 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     found = []
     for name, one in log.sets.items():
         beside = None if reference is None else reference.sets.get(name)
+        found += without_numbers(name, one, beside)
         found += broken_answers(name, one, beside)
         found += collapsed(name, one, beside, kind)
     for name, attack in log.attacks.items():
@@ -49,12 +50,28 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     return found
 
 
+def without_numbers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
+    """Return a sentence if many rows of a set have no finite value, or nothing."""
+    metric, count = max(one.skipped.items(), key=lambda x: x[1], default=("", 0))
+    share = count / len(one.rows)
+    usual = 0.0 if beside is None else max(beside.skipped.values(), default=0)
+    if beside is not None:
+        usual /= len(beside.rows)
+    if share <= usual + ABOVE:
+        return []
+    return [
+        f"{percent(share)} of {spelt(name)} rows have no finite value of {metric}: "
+        "scores of the others say little about the model"
+    ]
+
+
 # --- texts
 
 
 def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
     """Return one sentence with every sign of `SIGNS` in a set's answers, or none."""
-    gold = {} if one.gold is None else text_shares(one.gold, one.gold)
+    right = [text for text in one.gold or () if text is not None]
+    gold = text_shares(right, right) if right else {}
     theirs = {} if beside is None else shares(beside)
     shown: list[str] = []
     for sign, share in shares(one).items():
@@ -69,10 +86,19 @@ def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
 
 def shares(one: SetLog) -> dict[str, float]:
     """Return the share of a set's rows with each sign that can be looked for."""
-    out = {} if one.generation is None else text_shares(one.generation, one.gold)
+    out = {} if one.generation is None else text_shares(*texts_of(one))
     if one.unfinished is not None:
-        out["unfinished"] = float(one.unfinished.mean())
+        out["unfinished"] = float(finite_rows(one.unfinished).mean())
     return out
+
+
+def texts_of(one: SetLog) -> tuple[list[str], list[str] | None]:
+    """Return the answers that are there and their gold answers, None without these."""
+    said = one.generation or ()
+    if one.gold is None:
+        return [text for text in said if text is not None], None
+    pairs = [(x, y) for x, y in zip(said, one.gold, strict=True) if None not in (x, y)]
+    return [str(text) for text, _ in pairs], [str(right) for _, right in pairs]
 
 
 def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, float]:
@@ -102,10 +128,11 @@ def collapsed(
 ) -> list[str]:
     """Return a sentence if all probabilities or truth ratios of a set are useless."""
     out = []
-    p, tiny = one.probability, np.finfo(np.float64).tiny
+    tiny = np.finfo(np.float64).tiny
+    p = None if one.probability is None else finite_rows(one.probability)
     if p is not None and are_equal(np.log(np.maximum(p, tiny))):
         out.append(
-            f"all {len(one.rows)} {spelt(name)} probabilities are equal: the model "
+            f"all {len(p)} {spelt(name)} probabilities are equal: the model "
             "does not tell one answer from another"
         )
     ratio = ratios(one, kind)
@@ -134,7 +161,7 @@ def impossible(one: SetLog) -> float:
     """Return share of right answers that the model gives next to no probability."""
     if one.right_loss is None:
         return 0.0
-    return float((np.exp(-one.right_loss) < IMPOSSIBLE).mean())
+    return float((np.exp(-finite_rows(one.right_loss)) < IMPOSSIBLE).mean())
 
 
 def percent(share: float) -> str:

@@ -73,7 +73,7 @@ def test_attacks_by_default_need_what_is_there():
     forward = ("loss", "zlib", "min_k", "min_k_plus_plus")
     assert attacks_named(None, has_reference=False) == forward
     assert attacks_named(None, has_reference=True) == (*forward, "reference")
-    assert attacks_named("gradnorm, loss,loss", False) == ("gradnorm", "loss")
+    assert attacks_named(["gradnorm", "loss", "loss"], False) == ("gradnorm", "loss")
 
 
 def test_a_reference_that_reads_other_tokens_is_refused(model, tmp_path):

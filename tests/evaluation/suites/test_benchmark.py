@@ -19,6 +19,7 @@ from dareu_jax.evaluation.suites.kept import Kept
 from dareu_jax.evaluation.suites.measure import Reading, answer_losses, as_tokens
 from dareu_jax.evaluation.suites.tofu import set_log, tofu_log
 from dareu_jax.models.loaded import load_model
+from dareu_jax.runs import benchmark
 from dareu_jax.runs.benchmark import Asked, evaluated
 
 pytestmark = pytest.mark.slow
@@ -246,6 +247,8 @@ def test_questions_without_paraphrases_are_not_asked_in_other_words(
     [
         ({"suite": "tofi"}, "unknown (did you mean 'tofu'?)"),
         ({"forget": "forget02"}, "give one of forget01, forget05, forget10"),
+        ({"forget": "[forget01, forget05]"}, "suite tofu takes one set"),
+        ({"forget": "[forget01"}, "'[forget01' is no YAML list of names such as [a"),
         ({"forget": "forget05"}, "no forget05_perturbed.json there"),
         ({"template": "Q:"}, "lacks {prompt}"),
         ({"model": "nowhere"}, "holds no imported model and no finished run"),
@@ -270,6 +273,45 @@ def test_bad_input_is_named(dareu, source, folder, data, tmp_path, change, messa
     assert status == 2 and len(complaint.strip().splitlines()) == 1
     assert message in complaint
     assert not (tmp_path / "o" / "TOFU_EVAL.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("forget", "rows"),
+    [
+        (["--forget", "Lee, Ann"], 1),
+        (["--forget", "Lee, Ann", "--forget", "Bo"], 2),
+        (["--forget", "['Lee, Ann', 007]"], 2),
+    ],
+)
+def test_a_name_may_have_a_comma_and_several_are_repeated(
+    dareu, folder, tmp_path, monkeypatch, forget, rows
+):
+    names = ("Lee, Ann", "Bo", "007", "Cy")
+    records = [{"owner": x, "prompt": f"{x}?", "response": f"{x}."} for x in names]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+    taken = []
+
+    def split_only(judge, sets, progress):
+        taken.append(sets)
+        return {"forget_n": {"agg_value": float(len(sets["forget"]))}}
+
+    suite = benchmark.SUITES["owners"]._replace(log=split_only)
+    monkeypatch.setitem(benchmark.SUITES, "owners", suite)
+    data, out = tmp_path / "own.json", tmp_path / "out"
+    how = ["--suite", "owners", "--data", data, "--out", out, *forget]
+    status, _, complaint = dareu("evaluate", folder, *how)
+    assert status == 0, complaint
+    (sets,) = taken
+    assert sets["forget"][0].owner == "Lee, Ann"
+    assert (len(sets["forget"]), len(sets["retain"])) == (rows, 4 - rows)
+
+
+def test_attacks_are_separated_by_commas_or_repeated(dareu, folder, data, tmp_path):
+    how = ["--data", data, "--forget", "forget01", "--out", tmp_path]
+    for attacks in (["loss,min_kk"], ["loss", "min_kk"], ["[loss, min_kk]"]):
+        options = [x for attack in attacks for x in ("--attacks", attack)]
+        status, _, complaint = dareu("evaluate", folder, *how, *options)
+        assert status == 2 and "min_kk: unknown (did you mean 'min_k'" in complaint
 
 
 def test_the_command_says_where_the_log_is(dareu, folder, data, tmp_path):

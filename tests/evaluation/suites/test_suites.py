@@ -82,6 +82,12 @@ def test_the_end_of_text_is_no_part_of_a_choice(model):
     ],
 )
 def test_bad_choices_are_named(tmp_path, change, message):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([CHOICES[1], CHOICES[0]]))
+    assert [row.question for row in read_choices(path)] == [
+        CHOICES[1]["question"],
+        CHOICES[0]["question"],
+    ]
     path = lines(tmp_path / "x.jsonl", [CHOICES[0] | change])
     with pytest.raises(UserError, match=message):
         read_choices(path)
@@ -94,7 +100,7 @@ RECORDS = [
 
 
 def test_owners_are_split_and_judged(judge, tmp_path, quiet):
-    sets = split(read_owned(lines(tmp_path / "a.jsonl", RECORDS)), "alice")
+    sets = split(read_owned(lines(tmp_path / "a.jsonl", RECORDS)), ["alice"])
     assert [len(rows) for rows in sets.values()] == [2, 2]
     log = owners_log(judge, sets, quiet)
     pairs = [(r.prompt, r.response) for r in sets["forget"]]
@@ -135,7 +141,7 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
         ),
     )
     rows = [r | {"owner": rename.get(r["owner"], r["owner"])} for r in RECORDS]
-    sets = split(read_owned(lines(tmp_path / "a.jsonl", rows)), "alice")
+    sets = split(read_owned(lines(tmp_path / "a.jsonl", rows)), ["alice"])
     log = owners_log(judge, sets, quiet)
     for name, values in wanted.items():
         rows = log[f"{name}_text_quality"]["value_by_index"].values()
@@ -145,8 +151,9 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
 @pytest.mark.parametrize(
     ("forget", "message"),
     [
-        ("alise", r"owns no record \(did you mean 'alice'"),
-        ("alice,bob,carol", "no record of anybody else"),
+        (["alise"], r"owns no record \(did you mean 'alice'"),
+        (["alice", "bob", "carol"], "alice, bob, carol: there is no record of anybody"),
+        (["alice,bob"], "owns no record; name several owners by --forget A --forget B"),
     ],
 )
 def test_owners_that_cannot_be_split(tmp_path, forget, message):
