@@ -13,6 +13,7 @@ def forward_flops(
     (Chowdhery et al., 2022), appendix B.
     """
     width, heads = cfg.heads * cfg.head_dim, 2 * cfg.heads + 2 * cfg.kv_heads
-    weights = cfg.layers * cfg.embed * (heads * cfg.head_dim + 3 * cfg.ffn)
+    ffn = (3 if cfg.gated else 2) * cfg.ffn
+    weights = cfg.layers * cfg.embed * (heads * cfg.head_dim + ffn)
     layers = 2 * weights + 2 * cfg.layers * width * length
     return tokens * layers + unembedded * 2 * cfg.embed * cfg.vocab

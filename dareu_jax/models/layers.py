@@ -1,5 +1,6 @@
-"""Layers of the decoder: dense, RMS norm, rotary embedding, gated MLP."""
+"""Layers of the decoder: dense, norms, rotary embedding, feed-forward layers."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,14 @@ DenseOp = Callable[[Array, Array, Any], Array]
 SLOTS, HELD = "slots", "held"
 """Variable collections by the kernel's path: what a product's op is given of one layer,
 and what it is given whole, of every layer."""
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
 
 
 def dense(x: Array, kernel: Array, slot: Any = None) -> Array:
@@ -70,35 +79,83 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich, 2019)."""
+    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich, 2019).
+
+    With ``plus_one`` the factor is 1 + scale, as in Gemma.
+    """
 
     eps: float = 1e-6
+    param_dtype: str = "float32"
+    plus_one: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis of ``x``; returns the dtype of ``x``."""
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(self.param_dtype))
+        wide = x.astype(jnp.float32)
+        rms = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        normed, factor = wide * rms, scale.astype(jnp.float32)
+        return (normed * (1.0 + factor if self.plus_one else factor)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * scale + bias, computed in float32 (Ba et al., 2016)."""
+
+    eps: float = 1e-5
     param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis of ``x``; returns the dtype of ``x``."""
-        init = nn.initializers.ones
-        scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(self.param_dtype))
+        (size, dtype), init = (
+            (x.shape[-1:], jnp.dtype(self.param_dtype)),
+            nn.initializers,
+        )
+        scale = self.param("scale", init.ones, size, dtype).astype(jnp.float32)
+        bias = self.param("bias", init.zeros, size, dtype).astype(jnp.float32)
         wide = x.astype(jnp.float32)
-        rms = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return (wide * rms * scale.astype(jnp.float32)).astype(x.dtype)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        std = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (wide * std * scale + bias).astype(x.dtype)
+
+
+def softcapped(x: Array, cap: float | None) -> Array:
+    """c tanh(x / c), or ``x`` where there is no cap (Bello et al., 2016)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer, 2020)."""
+    """down(act(gate(x)) * up(x)) (Shazeer, 2020)."""
 
     ffn: int
     out_scale: float
     linear: Callable[..., Dense] = Dense
+    activation: str = "silu"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps ``x [B, T, D]`` to ``[B, T, D]``."""
-        gate = nn.silu(self.linear(self.ffn, name="gate")(x))
+        gate = ACTIVATIONS[self.activation](self.linear(self.ffn, name="gate")(x))
         up = self.linear(self.ffn, name="up")(x)
         down = self.linear(x.shape[-1], scale=self.out_scale, name="down")
         return down(gate * up)
+
+
+class PlainMLP(nn.Module):
+    """down(act(up(x))) (Vaswani et al., 2017)."""
+
+    ffn: int
+    out_scale: float
+    linear: Callable[..., Dense] = Dense
+    activation: str = "gelu"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``x [B, T, D]`` to ``[B, T, D]``."""
+        up = self.linear(self.ffn, name="up")(x)
+        down = self.linear(x.shape[-1], scale=self.out_scale, name="down")
+        return down(ACTIVATIONS[self.activation](up))
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: tuple | None) -> Array:
@@ -125,10 +182,14 @@ def rope_frequencies(head_dim: int, theta: float, scaling: tuple | None) -> Arra
 
 
 def rotate(x: Array, positions: Array, freq: Array) -> Array:
-    """Rotate ``x [B, T, N, H]`` at ``positions [B, T]`` by ``freq [H/2]``.
+    """Rotate ``x [B, T, N, H]`` at ``positions [B, T]`` by ``freq [R/2]``.
 
-    Rotary embedding (Su et al., 2021), half-split layout as in Llama.
+    Rotary embedding (Su et al., 2021), half-split layout as in Llama. Dimensions from
+    R on stay as they are.
     """
+    if (size := 2 * len(freq)) < x.shape[-1]:
+        turned = rotate(x[..., :size], positions, freq)
+        return jnp.concatenate([turned, x[..., size:]], axis=-1)
     angle = positions[..., None].astype(jnp.float32) * freq  # [B, T, H/2]
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

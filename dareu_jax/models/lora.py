@@ -41,7 +41,10 @@ def join(frozen: Any, trainable: Any) -> Any:
 def init_adapters(
     params: Any, rank: int, targets: Sequence[str] = TARGETS, *, key: Array
 ) -> Any:
-    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero."""
+    """Return fresh float32 adapters: A uniform within 1/sqrt(D), B zero.
+
+    All of `TARGETS` means every dense layer of the blocks that the model has.
+    """
     out: dict[str, Any] = {}
     found = set()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -58,7 +61,7 @@ def init_adapters(
         here[A] = a.astype(jnp.float32) / jnp.sqrt(jnp.float32(d))
         here[B] = jnp.zeros((*stack, rank, f), jnp.float32)
     missing = sorted(set(targets) - found)
-    if missing:
+    if missing and set(targets) != set(TARGETS):
         raise UserError(f"lora.targets: no dense layer {missing[0]!r} in this model")
     return out
 

@@ -1,6 +1,5 @@
 """Pure functions from parameters and token batches to logits, log-probs, heads."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -83,7 +82,7 @@ def layer_states(
     """Return what layers 1 to ``layer`` add up to: ``[B, T, D]``, no final norm."""
     chex.assert_scalar_in(layer, 1, model.cfg.layers)
     first = jax.tree.map(lambda x: x[:layer], params["layers"])
-    short = Decoder(dataclasses.replace(model.cfg, layers=layer), model.op)
+    short = Decoder(model.cfg.first(layer), model.op)
     states, _ = short.apply(
         {"params": {**params, "layers": first}},
         tokens,

@@ -93,6 +93,13 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     if inputs.imported is not None:
         copy_small_files(inputs.imported.files, to)
         fields = read_json(to / "config.json")
+        written = config_json(
+            inputs.model.cfg, fields.get("max_position_embeddings", 0)
+        )
+        if (
+            fields["model_type"] != written["model_type"]
+        ):  # its family is not known here
+            fields = written
     else:
         copy_small_files(inputs.folder / "tokenizer", to)
         fields = config_json(inputs.model.cfg, max_positions=sum(inputs.lengths))

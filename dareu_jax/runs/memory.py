@@ -135,7 +135,7 @@ class OnDevice:
         size = jnp.dtype(cfg.compute_dtype).itemsize
         width = {"q": cfg.heads * cfg.head_dim, "k": cfg.kv_heads * cfg.head_dim}
         width |= {"v": width["k"], "o": cfg.embed, "down": cfg.embed}
-        width |= {"gate": cfg.ffn, "up": cfg.ffn}
+        width |= {"gate": cfg.ffn if cfg.gated else 0, "up": cfg.ffn}
         return {
             "stream": tokens * cfg.embed * size,
             "scores": tokens * length * cfg.heads * FLOAT32,

@@ -72,6 +72,11 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
     fields = read_json(folder / DECODER)
     if fields["rope_scaling"] is not None:
         fields["rope_scaling"] = tuple(map(tuple, fields["rope_scaling"]))
+    for name in ("rotated", "windowed"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
+    if "family" not in fields:
+        fields["family"] = read_json(folder / FILES / "config.json").get("model_type")
     source = fields.pop("source")
     return Imported(folder, DecoderConfig(**fields), source)
 

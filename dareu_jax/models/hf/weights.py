@@ -12,15 +12,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
-from dareu_jax.models.hf.families.family import Weight, weights_of
+from dareu_jax.models.hf.families.family import weights_of
+from dareu_jax.models.hf.families.table import Weight
 from dareu_jax.models.hf.folder import HfFolder
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import named_leaves, on_host, path_name, shardings_for
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
 """What tensors are taken in as: training in float16 overflows."""
-NOT_WEIGHTS = (".rotary_emb.inv_freq",)
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NOT_WEIGHTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+"""Ends of names of what old folders hold beside the weights: positions, masks."""
 ROWS = 4096
 """Rows of a table that are compared at a time."""
 WRAPPERS = {
@@ -56,15 +57,23 @@ def stored_dtype(source: HfFolder) -> str:
 
 def as_stored(source: HfFolder, cfg: DecoderConfig) -> DecoderConfig:
     """Return ``cfg``, untied where the folder's head differs from its embedding."""
-    if not cfg.tied or HEAD not in source.shapes:
+    embedding, head = _embedding_and_head(cfg)
+    if not cfg.tied or head not in source.shapes:
         return cfg
-    shape = source.shapes[HEAD]
-    same = source.shapes.get(EMBEDDING) == shape and len(shape) == 2
+    shape = source.shapes[head]
+    same = source.shapes.get(embedding) == shape and len(shape) == 2
     for first in range(0, shape[0] if same else 0, ROWS):
         rows = slice(first, min(first + ROWS, shape[0])), slice(0, shape[1])
-        head, table = source.read(HEAD, rows), source.read(EMBEDDING, rows)
-        same = same and np.array_equal(head, table)
+        one, other = source.read(head, rows), source.read(embedding, rows)
+        same = same and np.array_equal(one, other)
     return cfg if same else dataclasses.replace(cfg, tied=False)
+
+
+def _embedding_and_head(cfg: DecoderConfig) -> tuple[str, str]:
+    """Return the names of the embedding and of the head, where there is one."""
+    table = weights_of(dataclasses.replace(cfg, tied=False))
+    names = {weight.path: weight.name for weight in table}
+    return names["embed/embedding"], names["lm_head/kernel"]
 
 
 def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
@@ -80,8 +89,9 @@ def check_tensors(source: HfFolder, cfg: DecoderConfig) -> None:
                 f"{where}: {name} has shape {list(found)}, config.json says "
                 f"{list(shape)}"
             )
+    head = _embedding_and_head(cfg)[1]
     for name in source.shapes:
-        spare = name == "lm_head.weight" and cfg.tied
+        spare = name == head and cfg.tied
         if name not in wanted and not spare and not name.endswith(NOT_WEIGHTS):
             raise UserError(
                 f"{where} has a tensor {name} that config.json does not name"
@@ -103,11 +113,21 @@ def _check_wrappers(source: HfFolder) -> None:
 def hf_tensors(cfg: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of every tensor that a decoder has in a folder."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(abstract_params(cfg))}
-    for weight in weights_of(cfg):
+    for weight, *_ in _by_tensor(cfg):
         shape = shapes[weight.path][1 if weight.per_layer else 0 :]
         shape = shape[::-1] if weight.transpose else shape
+        if (part := weight.part) is not None:
+            shape = (shape[0] // part.size * part.step, *shape[1:])
         for name in _names(weight, cfg):
             yield name, shape
+
+
+def _by_tensor(cfg: DecoderConfig) -> list[list[Weight]]:
+    """Return the table with the weights of one tensor together."""
+    groups: dict[str, list[Weight]] = {}
+    for weight in weights_of(cfg):
+        groups.setdefault(weight.name, []).append(weight)
+    return list(groups.values())
 
 
 def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
@@ -149,29 +169,51 @@ def _read_block(
     source: HfFolder, cfg: DecoderConfig, weight: Weight, index: Index, dtype: Any
 ) -> np.ndarray:
     """Return the part ``index`` of a parameter, from the tensors of its layers."""
-
-    def read(name: str, index: Index) -> np.ndarray:
-        turned = weight.transpose
-        return source.read(name, index[::-1]).T if turned else source.read(name, index)
-
     if not weight.per_layer:
-        return read(weight.name, index).astype(dtype)
+        return _read_tensor(source, weight, weight.name, index).astype(dtype)
     layers, rest = index[0], index[1:]
     names = _names(weight, cfg)[layers]
     block = np.empty([len(names), *(i.stop - i.start for i in rest)], dtype)
     for row, name in enumerate(names):
-        block[row] = read(name, rest)
+        block[row] = _read_tensor(source, weight, name, rest)
     return block
+
+
+def _read_tensor(
+    source: HfFolder, weight: Weight, name: str, index: Index
+) -> np.ndarray:
+    """Return the part ``index`` of what a parameter has of one tensor."""
+    index = index[::-1] if weight.transpose else index
+    if weight.part is None:
+        value = source.read(name, index)
+    else:
+        places = weight.part.slices(index[0])
+        value = np.concatenate([source.read(name, (p, *index[1:])) for p in places])
+    return value.T if weight.transpose else value
 
 
 def hf_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every tensor, whole on this host; all processes must iterate."""
     leaves = dict(named_leaves(params))
-    for weight in weights_of(cfg):
-        leaf = leaves[weight.path]
-        for name, part in _parts(weight, cfg, leaf):
-            whole = on_host(part)
-            yield name, whole.T if weight.transpose else whole
+    for group in _by_tensor(cfg):
+        held = [_parts(weight, cfg, leaves[weight.path]) for weight in group]
+        for each in zip(*held, strict=True):
+            values = [on_host(part) for _, part in each]
+            yield each[0][0], _joined(group, values)
+
+
+def _joined(group: list[Weight], values: list[np.ndarray]) -> np.ndarray:
+    """Return the tensor that several parameters, or one, are parts of."""
+    turned = [x.T if w.transpose else x for w, x in zip(group, values, strict=True)]
+    if (part := group[0].part) is None:
+        return turned[0]
+    blocks, rest = len(turned[0]) // part.size, turned[0].shape[1:]
+    whole = np.empty((blocks, part.step, *rest), turned[0].dtype)
+    for weight, value in zip(group, turned, strict=True):
+        assert weight.part is not None
+        first, size = weight.part.start, weight.part.size
+        whole[:, first : first + size] = value.reshape(blocks, size, *rest)
+    return whole.reshape(-1, *rest)
 
 
 def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -182,6 +224,11 @@ def peft_arrays(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, np.ndarr
             leaf = leaves.get(weight.path.replace("/kernel", f"/{ours}"))
             if leaf is None or not weight.path.endswith("/kernel"):
                 continue
+            if weight.part is not None:
+                raise UserError(
+                    f"adapters of {cfg.family} cannot be written alone: several share "
+                    f"{weight.name.split('.')[-2]}; leave --adapter out to merge them"
+                )
             for name, part in _parts(weight, cfg, leaf):
                 module = name.removesuffix(".weight")
                 yield f"base_model.model.{module}.{theirs}.weight", on_host(part).T
@@ -191,7 +238,7 @@ def peft_modules(cfg: DecoderConfig, targets: tuple[str, ...]) -> list[str]:
     """Return PEFT's names of the dense layers ``targets``, such as ``q_proj``."""
     kernels = [w for w in weights_of(cfg) if w.path.endswith("/kernel")]
     names = {w.path.split("/")[-2]: w.name.split(".")[-2] for w in kernels}
-    return [names[target] for target in targets]
+    return [names[target] for target in targets if target in names]
 
 
 def _parts(

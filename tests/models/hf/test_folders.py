@@ -15,11 +15,12 @@ from dareu_jax.models import Decoder, hidden_states, logits_of
 from dareu_jax.models.hf.families import read_config
 from dareu_jax.models.hf.folder import INDEX, SINGLE, HfFolder
 from dareu_jax.models.hf.imported import import_folder
-from dareu_jax.models.hf.weights import EMBEDDING, HEAD, as_stored, load_params
+from dareu_jax.models.hf.weights import as_stored, load_params
 from dareu_jax.parallel import make_mesh
 
 pytestmark = pytest.mark.slow
 VOCAB = 300
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, generate, hidden_states, init_decoder, logits_of
 from dareu_jax.models.hf.families import config_json, read_config
+from dareu_jax.models.hf.families.family import ACTIVATIONS
 from dareu_jax.models.hf.folder import INDEX, HfFolder, plan_shards, write_tensors
 from dareu_jax.models.hf.weights import (
     hf_arrays,
@@ -30,7 +31,9 @@ pytestmark = pytest.mark.slow
 
 NAMES = (
     *("llama2", "llama3", "llama_linear", "mistral", "mistral_full"),
-    *("qwen2", "qwen2_window", "qwen3"),
+    *("qwen2", "qwen2_window", "qwen2_late_window", "qwen3", "olmo2", "olmo2_bias"),
+    *("smollm3", "smollm3_window", "phi3", "phi4_mini", "gemma2", "gemma3"),
+    *("pythia", "gpt_neox"),
 )
 
 
@@ -192,7 +195,7 @@ def decoder_shape(**fields):
 BAD_FIELDS = [
     (
         {"model_type": "gpt2"},
-        r"model_type = 'gpt2' is not supported; known: llama, mis",
+        r"model_type = 'gpt2' is not supported; known: gemma2, .*llama, mis",
     ),
     ({"model_type": None}, r"model_type = None"),
     ({"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*supported: 'silu'"),
@@ -214,7 +217,7 @@ def test_a_config_with_other_maths_is_refused(hf, change, message):
 
 OPTIONAL = (
     *("num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings"),
-    *("rope_parameters", "rope_theta", "rope_scaling", "hidden_act"),
+    *("rope_parameters", "rope_theta", "rope_scaling", "hidden_act", "rms_norm_eps"),
 )
 
 
@@ -224,22 +227,34 @@ def test_an_absent_field_means_what_transformers_takes_it_for(hf, family, heads)
     from transformers import AutoConfig
 
     fields = {**hf.config_of("llama2"), "model_type": family, "hidden_size": 1024}
-    fields |= {"num_attention_heads": heads, "num_hidden_layers": 2}
+    fields |= {"num_attention_heads": heads, "num_hidden_layers": 4}
     fields = {name: x for name, x in fields.items() if name not in OPTIONAL}
     theirs = AutoConfig.for_model(**fields).to_dict()
     ours = read_config(fields, "config.json")
-    assert ours.kv_heads == theirs["num_key_value_heads"]
+    assert ours.kv_heads == theirs.get("num_key_value_heads", heads)
     assert ours.head_dim == (theirs.get("head_dim") or 1024 // heads)
     assert ours.sliding_window == theirs.get("sliding_window")
-    assert ours.rope_theta == theirs["rope_parameters"]["rope_theta"]
     assert ours.tied == theirs["tie_word_embeddings"]
-
-
-def test_a_window_on_some_layers_is_refused(hf):
-    fields = {**hf.config_of("qwen2_window"), "max_window_layers": 1}
-    del fields["layer_types"]
-    with pytest.raises(UserError, match="sliding window on 1 of 2 layers"):
-        read_config(fields, "config.json")
+    rope = theirs["rope_parameters"]
+    whole = rope.get("full_attention", rope)
+    assert ours.rope_theta == whole["rope_theta"]
+    assert ours.rotary_share == whole.get("partial_rotary_factor", 1.0)
+    if "sliding_attention" in rope:
+        assert ours.window_rope_theta == rope["sliding_attention"]["rope_theta"]
+    activation = theirs.get("hidden_activation") or theirs["hidden_act"]
+    assert ours.activation == ACTIVATIONS[activation]
+    assert ours.score_softcap == theirs.get("attn_logit_softcapping")
+    assert ours.logit_softcap == theirs.get("final_logit_softcapping")
+    assert ours.score_dim == theirs.get("query_pre_attn_scalar")
+    assert ours.norm_eps == theirs.get("layer_norm_eps", theirs.get("rms_norm_eps"))
+    assert (ours.rotated or (True,) * 4) == tuple(
+        bool(x) for x in theirs.get("no_rope_layers", [1] * 4)
+    )
+    kinds = theirs.get("layer_types") or ["full_attention"] * 4
+    windowed = [kind == "sliding_attention" for kind in kinds]
+    if family != "mistral":
+        everywhere = (ours.sliding_window is not None,) * 4
+        assert list(ours.windowed or everywhere) == windowed
 
 
 def test_harmless_fields_are_let_through(hf):

@@ -7,28 +7,27 @@ are reading and writing weights by the one table of `weights_of`.
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.models.hf.families.table import Weight, usual_weights
 from dareu_jax.registry import FAMILIES
 
 Fields = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A Hugging Face tensor and the parameter that holds it."""
-
-    name: str  # with {layer} in it: one tensor per layer, stacked here
-    path: str  # of the parameter, joined by /
-    transpose: bool = False  # it is stored [out, in]; ours are [in, out]
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether the parameter stacks one tensor of each layer."""
-        return "{layer}" in self.name
+ROPE_FIELDS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_position",
+    },
+}
+"""Scaling rules: field of config.json -> field of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +39,17 @@ class Family:
     absent: Mapping[str, Any]  # what transformers takes a missing field to be
     must_be: Mapping[str, tuple]  # fields whose other values have other maths
     reads: tuple[str, ...]  # fields of config.json that `read` looks at
-    read: Callable[[Fields], dict[str, Any]]  # fields that only this family has
+    read: Callable[[Fields], dict[str, Any]]  # fields that not all families have
     write: Callable[[DecoderConfig], dict[str, Any]]  # the way back
-    fits: Callable[[DecoderConfig], bool]  # whether a decoder can be written so
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # fields that all families have under a name of this one's own: usual -> own
+    respell: Callable[[Fields], Fields] = dict  # as other families spell it
+    rope_types: tuple[str, ...] = tuple(ROPE_FIELDS)  # beside "default"
+    weights: Callable[[DecoderConfig], tuple[Weight, ...]] = usual_weights
+
+    def own(self, name: str) -> str:
+        """Return the name that this family has for a field of all families."""
+        return self.names.get(name, name)
 
 
 SHAPE = {
@@ -85,16 +92,17 @@ NO_MATHS = {
 }  # fmt: skip
 """Fields that change no logit of any decoder; others that nobody reads are named."""
 
-ROPE_FIELDS = {
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_position",
-    },
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
 }
-"""Scaling rules: field of config.json -> field of ours."""
+"""Activations of transformers and ours; of several with one meaning the first is
+written."""
 
 
 def family_of(fields: Fields, where: str) -> Family:
@@ -118,82 +126,145 @@ def read_config(
     family = family_of(fields, where)
     fields = {**family.absent, **fields}
     _check_fields(family, fields, where, say)
-    missing = [name for name in (*SHAPE, "rms_norm_eps") if fields.get(name) is None]
+    fields = _placed(family.respell, fields, where)
+    eps = family.own("rms_norm_eps")
+    missing = [name for name in (*SHAPE, eps) if fields.get(name) is None]
     if missing:
         raise UserError(f"{where}: lacks {', '.join(missing)}")
-    _check_numbers(fields, where)
+    _check_numbers(fields, eps, where)
     shape = {ours: fields[name] for name, ours in SHAPE.items()}
-    theta, scaling = _read_rope(fields, where)
     heads = shape["heads"]
-    return DecoderConfig(
-        **shape,
-        kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or shape["embed"] // heads,
-        norm_eps=fields["rms_norm_eps"],
-        tied=bool(fields.get("tie_word_embeddings", False)),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        **family.read(fields),
-    )
+    shape |= {
+        "kv_heads": fields.get("num_key_value_heads") or heads,
+        "head_dim": fields.get("head_dim") or shape["embed"] // heads,
+        "norm_eps": fields[eps],
+        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "activation": ACTIVATIONS[fields.get(family.own("hidden_act"), "silu")],
+        "family": family.model_type,
+    }
+    own = _placed(family.read, fields, where)
+    return DecoderConfig(**{**shape, **_read_rope(family, fields, where), **own})
+
+
+def _placed(read: Callable[[Fields], Any], fields: Fields, where: str) -> Any:
+    """Return ``read(fields)``; its `UserError` says where the fields are."""
+    try:
+        return read(fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def family_to_write(cfg: DecoderConfig) -> Family:
+    """Return the family that ``cfg`` was read from, or the first that can hold it.
+
+    Raises `UserError` where none can.
+    """
+    names = [cfg.family, *FAMILIES.names()]
+    known = (FAMILIES.get(name) for name in names if name in FAMILIES.names())
+    family = next((family for family in known if _holds(family, cfg)), None)
+    if family is not None:
+        return family
+    usual = DecoderConfig(**{field.name: 2 for field in SIZES})
+    others = (f for f in dataclasses.fields(cfg) if f not in SIZES and f.compare)
+    own = [f.name for f in others if getattr(cfg, f.name) != getattr(usual, f.name)]
+    said = ", ".join(f"{name} = {getattr(cfg, name)}" for name in own)
+    raise UserError(f"no Hugging Face family has a decoder with {said}")
+
+
+SIZES = [
+    field
+    for field in dataclasses.fields(DecoderConfig)
+    if field.default is dataclasses.MISSING
+]
+
+
+def _holds(family: Family, cfg: DecoderConfig) -> bool:
+    """Return whether a decoder written as this family is read as the same."""
+    try:
+        read = read_config(_written(family, cfg, 1), "", say=lambda said: None)
+    except UserError:
+        return False
+    kept = {name: getattr(cfg, name) for name in NOT_WRITTEN}
+    return dataclasses.replace(read, **kept) == cfg
+
+
+NOT_WRITTEN = (
+    "dropout", "lora_alpha", "lora_dropout", "remat", "param_dtype", "compute_dtype",
+)  # fmt: skip
+"""Fields of a decoder that say how it is trained."""
 
 
 def config_json(cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
     """Return the ``config.json`` of ``cfg``; raise `UserError` if no family fits."""
-    families = map(FAMILIES.get, FAMILIES.names())
-    family = next((family for family in families if family.fits(cfg)), None)
-    if family is None:
-        raise UserError(
-            "no Hugging Face family has a decoder with "
-            f"qk_norm = {cfg.qk_norm}, qkv_bias = {cfg.qkv_bias} and "
-            f"sliding_window = {cfg.sliding_window}"
-        )
-    shape = {name: getattr(cfg, ours) for name, ours in SHAPE.items()}
+    return _written(family_to_write(cfg), cfg, max_positions)
+
+
+def _written(family: Family, cfg: DecoderConfig, max_positions: int) -> dict[str, Any]:
+    """Return the ``config.json`` of ``cfg`` as a family has it."""
+    theirs = next(name for name, ours in ACTIVATIONS.items() if ours == cfg.activation)
     return {
         "model_type": family.model_type,
         "architectures": [family.architecture],
-        **shape,
+        **{name: getattr(cfg, ours) for name, ours in SHAPE.items()},
         "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": cfg.norm_eps,
+        family.own("hidden_act"): theirs,
+        family.own("rms_norm_eps"): cfg.norm_eps,
         "tie_word_embeddings": cfg.tied,
         "max_position_embeddings": max_positions,
-        **_write_rope(cfg),
+        **_write_rope(family, cfg),
         **family.write(cfg),
     }
 
 
 def weights_of(cfg: DecoderConfig) -> tuple[Weight, ...]:
-    """Return the table of every tensor of a decoder of any family."""
-    layer, attn, mlp = "model.layers.{layer}.", "layers/attention/", "layers/mlp/"
-    table = [
-        Weight("model.embed_tokens.weight", "embed/embedding"),
-        Weight("model.norm.weight", "final_norm/scale"),
-        Weight(f"{layer}input_layernorm.weight", "layers/attention_norm/scale"),
-        Weight(f"{layer}post_attention_layernorm.weight", "layers/mlp_norm/scale"),
-    ]
-    for one in "qkvo":
-        name = f"{layer}self_attn.{one}_proj."
-        table.append(Weight(f"{name}weight", f"{attn}{one}/kernel", transpose=True))
-        if cfg.qkv_bias and one != "o":
-            table.append(Weight(f"{name}bias", f"{attn}{one}/bias"))
-    for one in ("gate", "up", "down"):
-        name = f"{layer}mlp.{one}_proj.weight"
-        table.append(Weight(name, f"{mlp}{one}/kernel", transpose=True))
-    if cfg.qk_norm:
-        for one in "qk":
-            name = f"{layer}self_attn.{one}_norm.weight"
-            table.append(Weight(name, f"{attn}{one}_norm/scale"))
-    if not cfg.tied:
-        table.append(Weight("lm_head.weight", "lm_head/kernel", transpose=True))
-    return tuple(table)
+    """Return the table of every tensor of a decoder, as its family names them."""
+    return family_to_write(cfg).weights(cfg)
+
+
+def read_windows(kinds: Sequence[str], window: Any) -> dict[str, Any]:
+    """Return the decoder's fields for the ``layer_types`` of a ``config.json``."""
+    known = ("full_attention", "sliding_attention")
+    if other := next((kind for kind in kinds if kind not in known), None):
+        raise UserError(
+            f"layer_types has {other!r}, which is not supported; known: {', '.join(known)}"
+        )
+    windowed = tuple(kind == "sliding_attention" for kind in kinds)
+    if not any(windowed):
+        return {}
+    if type(window) is not int or window < 1:
+        raise UserError(f"sliding_window = {window!r} must be a whole number over 0")
+    return {"sliding_window": window, "windowed": None if all(windowed) else windowed}
+
+
+def write_windows(cfg: DecoderConfig) -> list[str]:
+    """Return the ``layer_types`` of a decoder."""
+    everywhere = (cfg.sliding_window is not None,) * cfg.layers
+    kinds = ("full_attention", "sliding_attention")
+    return [kinds[windowed] for windowed in cfg.windowed or everywhere]
+
+
+def read_biases(fields: Fields) -> dict[str, Any]:
+    """Return the decoder's fields for ``attention_bias``."""
+    has_bias = bool(fields.get("attention_bias", False))
+    return {"qkv_bias": has_bias, "o_bias": has_bias}
+
+
+def positive(fields: Fields, name: str) -> Any:
+    """Return a field that is a number over 0; raise `UserError` for anything else."""
+    value = fields.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise UserError(f"{name} = {value!r} must be a number over 0")
+    return value
 
 
 def _check_fields(
     family: Family, fields: Fields, where: str, say: Callable[[str], None]
 ) -> None:
     """Raise `UserError` for a field that transformers computes with and we do not."""
-    rules = {**MUST_BE, **family.must_be}
+    usual = {name: x for name, x in MUST_BE.items() if name not in family.reads}
+    rules = {**usual, **family.must_be}
     for name, value in fields.items():
         if name in rules and value not in rules[name]:
             allowed = " or ".join(repr(x) for x in rules[name])
@@ -207,7 +278,7 @@ def _check_fields(
             f"{where}: layer_types = {kinds!r:.60} is not supported for "
             f"{family.model_type}; supported: full_attention"
         )
-    known = {*rules, *MAPPED, *family.reads, *NO_MATHS}
+    known = {*rules, *MAPPED, *family.names.values(), *family.reads, *NO_MATHS}
     others = [n for n, x in fields.items() if n not in known and x not in (None, False)]
     if others:
         say(
@@ -217,7 +288,7 @@ def _check_fields(
         )
 
 
-def _check_numbers(fields: Fields, where: str) -> None:
+def _check_numbers(fields: Fields, eps: str, where: str) -> None:
     """Raise `UserError` where a size is no whole number or a number is none."""
     for name in COUNTS:
         value = fields.get(name)
@@ -225,7 +296,7 @@ def _check_numbers(fields: Fields, where: str) -> None:
             raise UserError(
                 f"{where}: {name} = {value!r} must be a whole number over 0"
             )
-    _positive(fields["rms_norm_eps"], "rms_norm_eps", where)
+    _positive(fields[eps], eps, where)
     tied = fields.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise UserError(
@@ -235,16 +306,13 @@ def _check_numbers(fields: Fields, where: str) -> None:
 
 def _positive(value: Any, name: str, where: str) -> float:
     """Return a number over 0; raise `UserError` for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise UserError(f"{where}: {name} = {value!r} must be a number over 0")
-    return float(value)
+    return float(_placed(lambda fields: positive(fields, name), {name: value}, where))
 
 
-def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
-    """Return theta and the scaling rule, from either spelling.
+def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
+    """Return theta, the scaling rule and the share of rotated dimensions.
 
-    Where both are given, ``rope_scaling`` holds, as in transformers.
+    Where both spellings are given, ``rope_scaling`` holds, as in transformers.
     """
     name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     rope = fields.get(name) or {}
@@ -254,21 +322,21 @@ def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
         raise UserError(
             f"{where}: {name} = {rope!r:.80} is not supported: one rule for all"
         )
-    top = fields.get("rope_theta", 10_000.0)
-    theta = _positive(rope.get("rope_theta", top), "rope_theta", where)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        part = rope["partial_rotary_factor"]
+    top = family.own("rope_theta")
+    theta = _positive(rope.get("rope_theta", fields.get(top, 10_000.0)), top, where)
+    top = family.own("partial_rotary_factor")
+    share = _positive(
+        rope.get("partial_rotary_factor", fields.get(top, 1.0)), top, where
+    )
+    if share != 1.0 and "partial_rotary_factor" not in family.reads:
         raise UserError(
-            f"{where}: partial_rotary_factor = {part!r} is not supported: 1.0"
+            f"{where}: partial_rotary_factor = {share!r} is not supported: 1.0"
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    names = ROPE_FIELDS.get(kind) if isinstance(kind, str) else None
-    if names is None:
-        known = ", ".join(["default", *ROPE_FIELDS])
+    if kind not in ("default", *family.rope_types):
         raise UserError(
-            f"{where}: rope scaling {kind!r} is not supported; known: {known}"
+            f"{where}: rope scaling {kind!r} is not supported; known: "
+            f"{', '.join(['default', *family.rope_types])}"
         )
     longest = fields.get("max_position_embeddings")
     rope = {"original_max_position_embeddings": longest, **rope}
@@ -276,19 +344,26 @@ def _read_rope(fields: Fields, where: str) -> tuple[float, tuple | None]:
         rope["original_max_position_embeddings"] = top
     rule: dict[str, Any] = {
         ours: _positive(rope.get(theirs), f"{name}.{theirs}", where)
-        for theirs, ours in names.items()
+        for theirs, ours in ROPE_FIELDS.get(kind, {}).items()
     }
-    return theta, tuple(sorted({"type": kind, **rule}.items()))
+    scaling = tuple(sorted({"type": kind, **rule}.items())) if rule else None
+    return {"rope_theta": theta, "rope_scaling": scaling, "rotary_share": share}
 
 
-def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
+def _write_rope(family: Family, cfg: DecoderConfig) -> dict[str, Any]:
     """Return both spellings: transformers 5 reads the new one, vLLM the old one."""
-    rule: dict[str, Any] = dict(cfg.rope_scaling or {"type": "default"})
-    names = ROPE_FIELDS.get(rule["type"], {})
-    rope = {"rope_type": rule["type"]}
-    rope |= {name: rule[ours] for name, ours in names.items()}
+    rope = write_scaling(cfg.rope_scaling)
+    if cfg.rotary_share != 1.0:
+        rope["partial_rotary_factor"] = cfg.rotary_share
     return {
-        "rope_theta": cfg.rope_theta,
-        "rope_scaling": rope if names else None,
+        family.own("rope_theta"): cfg.rope_theta,
+        "rope_scaling": rope if cfg.rope_scaling else None,
         "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
     }
+
+
+def write_scaling(scaling: tuple | None) -> dict[str, Any]:
+    """Return the way back of `read_scaling`."""
+    rule: dict[str, Any] = dict(scaling or {"type": "default"})
+    names = ROPE_FIELDS.get(rule["type"], {})
+    return {"rope_type": rule["type"], **{name: rule[x] for name, x in names.items()}}

@@ -3,12 +3,6 @@
 from dareu_jax.models.hf.families.family import Family
 from dareu_jax.registry import FAMILIES
 
-
-def plain(cfg) -> bool:
-    """Return whether a decoder has none of what sets the other families apart."""
-    return not cfg.qk_norm and not cfg.qkv_bias and cfg.sliding_window is None
-
-
 FAMILIES.register("llama", "Llama 2, 3, 3.1, 3.2, TinyLlama")(
     Family(
         model_type="llama",
@@ -18,6 +12,5 @@ FAMILIES.register("llama", "Llama 2, 3, 3.1, 3.2, TinyLlama")(
         reads=(),
         read=lambda fields: {},
         write=lambda cfg: {"attention_bias": False, "mlp_bias": False},
-        fits=plain,
     )
 )

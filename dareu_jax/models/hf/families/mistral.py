@@ -12,8 +12,5 @@ FAMILIES.register("mistral", "Mistral, Zephyr")(
         reads=("sliding_window",),
         read=lambda fields: {"sliding_window": fields.get("sliding_window")},
         write=lambda cfg: {"sliding_window": cfg.sliding_window},
-        fits=lambda cfg: (
-            not cfg.qk_norm and not cfg.qkv_bias and cfg.sliding_window is not None
-        ),
     )
 )

@@ -3,39 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dareu_jax.errors import UserError
-from dareu_jax.models.hf.families.family import Family
+from dareu_jax.models.decoder import DecoderConfig
+from dareu_jax.models.hf.families.family import Family, read_windows, write_windows
 from dareu_jax.registry import FAMILIES
 
-UNUSED = {"sliding_window": None, "use_sliding_window": False}
 
-
-def window_of(fields: Mapping[str, Any]) -> int | None:
-    """Return the sliding window of a Qwen model; None: every layer sees everything."""
-    layers = int(fields["num_hidden_layers"])
+def windows_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decoder's fields for the sliding window of a Qwen model."""
     window = fields.get("sliding_window")
     if not fields.get("use_sliding_window", False) or window is None:
-        return None
-    first = int(fields["max_window_layers"])
-    kinds = fields.get("layer_types") or ["sliding_attention"] * (layers - first)
-    windowed = sum(kind == "sliding_attention" for kind in kinds)
-    if windowed not in (0, layers):
-        raise UserError(
-            f"a sliding window on {windowed} of {layers} layers is not supported; "
-            "supported: on all of them or on none"
-        )
-    return int(window) if windowed else None
+        return {}
+    layers, first = int(fields["num_hidden_layers"]), int(fields["max_window_layers"])
+    late = ["full_attention"] * min(first, layers)
+    late += ["sliding_attention"] * (layers - len(late))
+    return read_windows(fields.get("layer_types") or late, window)
 
 
-def write_window(window: int | None, layers: int) -> dict[str, Any]:
-    """Return the fields that `window_of` reads."""
-    if window is None:
-        return dict(UNUSED)
+def window_fields(cfg: DecoderConfig) -> dict[str, Any]:
+    """Return the fields that `windows_of` reads."""
+    if cfg.sliding_window is None:
+        return {"sliding_window": None, "use_sliding_window": False}
+    kinds = write_windows(cfg)
     return {
-        "sliding_window": window,
+        "sliding_window": cfg.sliding_window,
         "use_sliding_window": True,
-        "max_window_layers": 0,
-        "layer_types": ["sliding_attention"] * layers,
+        "max_window_layers": kinds.index("sliding_attention"),
+        "layer_types": kinds,
     }
 
 
@@ -55,8 +48,7 @@ FAMILIES.register("qwen2", "Qwen2, Qwen2.5")(
         absent=ABSENT,
         must_be={"use_mrope": (False,)},
         reads=WINDOW_FIELDS,
-        read=lambda fields: {"qkv_bias": True, "sliding_window": window_of(fields)},
-        write=lambda cfg: write_window(cfg.sliding_window, cfg.layers),
-        fits=lambda cfg: cfg.qkv_bias and not cfg.qk_norm,
+        read=lambda fields: {"qkv_bias": True, **windows_of(fields)},
+        write=window_fields,
     )
 )

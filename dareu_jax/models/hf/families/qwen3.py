@@ -11,14 +11,7 @@ FAMILIES.register("qwen3", "Qwen3")(
         absent={**qwen2.ABSENT, "head_dim": 128},
         must_be={"attention_bias": (False,)},
         reads=qwen2.WINDOW_FIELDS,
-        read=lambda fields: {
-            "qk_norm": True,
-            "sliding_window": qwen2.window_of(fields),
-        },
-        write=lambda cfg: {
-            "attention_bias": False,
-            **qwen2.write_window(cfg.sliding_window, cfg.layers),
-        },
-        fits=lambda cfg: cfg.qk_norm and not cfg.qkv_bias,
+        read=lambda fields: {"qk_norm": True, **qwen2.windows_of(fields)},
+        write=lambda cfg: {"attention_bias": False, **qwen2.window_fields(cfg)},
     )
 )
