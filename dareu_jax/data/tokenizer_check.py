@@ -1,10 +1,7 @@
-"""Whether a tokenizer gives the ids of the `tokenizer.json` in its folder."""
+"""Whether two tokenizers give text the same ids."""
 
 from collections.abc import Sequence
-from pathlib import Path
-
-from dareu_jax.data.tokenizer import Tokenizer
-from dareu_jax.errors import UserError
+from typing import Any
 
 TEXTS = (
     "Yes, that is right.",
@@ -22,32 +19,11 @@ TEXTS = (
 
 
 def texts_that_differ(
-    tokenizer: Tokenizer, folder: Path, texts: Sequence[str] = TEXTS
-) -> list[str] | None:
-    """Return the texts that ``folder``'s tokenizer.json gives other ids.
+    one: Any, other: Any, texts: Sequence[str] = TEXTS
+) -> tuple[str, ...]:
+    """Return the texts that two Hugging Face tokenizers give different ids."""
 
-    None: there is no such file. Neither it nor ``tokenizer`` adds special tokens.
-    Raises `UserError` for a file that cannot be read.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    bare = _read(path)
+    def ids(hf: Any, text: str) -> list[int]:
+        return hf(text, add_special_tokens=False)["input_ids"]
 
-    def ids(text: str) -> list[int]:
-        return bare.encode(text, add_special_tokens=False).ids
-
-    return [text for text in texts if tokenizer.encode(text) != ids(text)]
-
-
-def _read(path: Path):
-    """Return the tokenizer in a file; it neither cuts nor fills up a text."""
-    from tokenizers import Tokenizer as Bare
-
-    try:
-        bare = Bare.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
-        raise UserError(f"{path} cannot be read: {error}") from None
-    bare.no_truncation()
-    bare.no_padding()
-    return bare
+    return tuple(text for text in texts if ids(one, text) != ids(other, text))

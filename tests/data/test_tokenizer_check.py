@@ -1,4 +1,4 @@
-"""A tokenizer's ids against those of the `tokenizer.json` in its folder."""
+"""The ids of a folder are those of its `tokenizer.json`, whatever class it declares."""
 
 import json
 
@@ -17,60 +17,54 @@ def folder(tmp_path):
 
 
 def change(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    held = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(held | fields))
 
 
 def test_the_texts_are_ten_of_several_scripts():
     assert len(TEXTS) == len(set(TEXTS)) == 10
     said = "".join(TEXTS)
-    assert set("\n\t7Ч京서שनم½🙂") <= set(said)
+    assert set("\n\t7Ч京서שनम½🙂") <= set(said)
 
 
 def test_the_same_ids_differ_nowhere(folder):
-    assert texts_that_differ(read_tokenizer(folder), folder) == []
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer.differ == () == texts_that_differ(tokenizer.hf, tokenizer.hf)
 
 
-def test_a_class_that_splits_words_in_another_way_is_found_out(folder):
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}),
+        ("config.json", {"model_type": "qwen2"}),
+    ],
+)
+def test_a_class_of_another_family_changes_no_id(folder, file, fields):
     """transformers builds Qwen2's own rules and reads the vocabulary alone."""
-    change(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    ids = [read_tokenizer(folder).encode(text) for text in TEXTS]
+    change(folder / file, **fields)
     tokenizer = read_tokenizer(folder)
-    differ = texts_that_differ(tokenizer, folder)
-    assert TEXTS[2] in differ and TEXTS[0] not in differ
-    assert texts_that_differ(tokenizer, folder, TEXTS[:1]) == []
+    assert TEXTS[2] in tokenizer.differ and TEXTS[0] not in tokenizer.differ
+    assert [tokenizer.encode(text) for text in TEXTS] == ids
+    assert tokenizer.adds_bos
 
 
-def test_special_tokens_cuts_and_fills_of_the_file_do_not_count(folder):
-    tokenizer = read_tokenizer(folder)
-    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst"}
-    fill = {
-        "strategy": {"Fixed": 99},
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "<pad>",
-    }
-    first = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}]
-    first.append({"Sequence": {"id": "A", "type_id": 0}})
-    both = [{"Sequence": {"id": x, "type_id": 0}} for x in "AB"]
-    bos = {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}}
-    begins = {"type": "TemplateProcessing", "single": first, "pair": both}
-    begins["special_tokens"] = bos
-    change(
-        folder / "tokenizer.json",
-        truncation=cut | {"stride": 0},
-        padding=fill,
-        post_processor=begins,
-    )
-    assert texts_that_differ(tokenizer, folder) == []
+def test_a_class_that_cannot_be_built_is_not_needed(folder):
+    ids = read_tokenizer(folder).encode(TEXTS[2])
+    change(folder / "tokenizer_config.json", tokenizer_class="GemmaTokenizerFast")
+    assert read_tokenizer(folder).encode(TEXTS[2]) == ids
 
 
-def test_a_folder_without_the_file_has_nothing_to_compare(folder, tmp_path):
-    assert texts_that_differ(read_tokenizer(folder), tmp_path) is None
+def test_a_class_of_the_folder_is_refused(folder):
+    own = {"AutoTokenizer": ["own.Own", None]}
+    change(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map=own)
+    with pytest.raises(UserError, match="without code of its own") as told:
+        read_tokenizer(folder)
+    assert len(str(told.value).splitlines()) == 1
 
 
-def test_a_broken_file_is_told_in_a_line(folder, tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read") as told:
-        texts_that_differ(read_tokenizer(folder), tmp_path)
+def test_a_broken_file_is_told_in_a_line(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no tokenizer") as told:
+        read_tokenizer(folder)
     assert len(str(told.value).splitlines()) == 1

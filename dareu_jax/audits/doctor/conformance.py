@@ -12,9 +12,9 @@ from dareu_jax.audits.doctor.interpreter import Said, ask, source_of
 from dareu_jax.audits.doctor.output import Report
 from dareu_jax.audits.doctor.subject import as_dtype
 from dareu_jax.audits.doctor.tokens import check_tokenizer, named
-from dareu_jax.data import Record
-from dareu_jax.data.batches import CHAT, encode, pad, rounded_up
+from dareu_jax.data.batches import pad, rounded_up
 from dareu_jax.data.tokenizer_check import TEXTS
+from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.errors import UserError
 from dareu_jax.models.decode import greedy
 from dareu_jax.models.hf.imported import open_imported
@@ -79,10 +79,7 @@ def conformance(folder: Path, python: str, source: Path | None = None) -> Confor
         model = as_dtype(load_model(folder, mesh), "float32")
         found = differences(model, said)
         versions = "transformers {} on torch {}".format(*said.versions)
-    checks = {
-        PEER: checks_of(found),
-        "tokenizer": [check_tokenizer(model.tokenizer, imported.files)],
-    }
+    checks = {PEER: checks_of(found), "tokenizer": [check_tokenizer(model.tokenizer)]}
     text = f"{len(TEXTS)} texts, against {versions} ({python})"
     return Conformance(str(folder), "float32", "cpu", text, checks)
 
@@ -117,9 +114,9 @@ def ids_of(model: LoadedModel) -> list[list[int]]:
     """Return the ids of every text, as a run gives them to the model."""
     rows = []
     for text, is_chat in ASKED:
-        template = CHAT if is_chat and model.tokenizer.has_chat else "{prompt}"
-        record = Record("", "", text, ".")
-        rows += encode([record], model.tokenizer, template, None)[0]
+        asks = is_chat and model.tokenizer.has_chat
+        wording = Wording(CHAT if asks else "{prompt}")
+        rows.append(model.tokenizer.prompt(text, wording))
     return rows
 
 

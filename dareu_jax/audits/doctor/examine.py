@@ -13,7 +13,6 @@ from dareu_jax.audits.doctor.output import Report
 from dareu_jax.audits.doctor.tokens import check_tokenizer
 from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
-from dareu_jax.models.hf.imported import FILES
 from dareu_jax.models.loaded import LoadedModel, load_model
 
 DTYPES = ("float32", "bfloat16")
@@ -47,7 +46,7 @@ def examine(
             text = subject.read_text(records, model.tokenizer, rows)
         unknown = subject.unknown_text(text.queries, model.tokenizer)
         checks = {"gradients": check_gradients(model, text, unknown)}
-        checks["tokenizer"] = [check_tokenizer(model.tokenizer, folder / FILES)]
+        checks["tokenizer"] = [check_tokenizer(model.tokenizer)]
         for name in dict.fromkeys(kernels):
             checks[name] = check_kernel(model, name, text)
     except jax.errors.JaxRuntimeError as error:

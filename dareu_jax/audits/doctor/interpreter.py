@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dareu_jax.data.tokenizer import TEMPLATE_DATE
+from dareu_jax.config.schema import CHAT_DATE
 from dareu_jax.errors import UserError
-from dareu_jax.models.hf.folder import INDEX, read_json
+from dareu_jax.models.hf.folder import INDEX
 from dareu_jax.models.hf.imported import Imported
+from dareu_jax.storage.files import read_json
 
 PROGRAM = Path(__file__).with_name("peer.py")
 PATIENCE = 3600.0
@@ -72,7 +73,7 @@ def ask(
         seen, gguf = place / "folder", source.name if source.is_file() else None
         link(source, seen)
         request = {"gguf": gguf, "texts": texts, "new_tokens": new_tokens}
-        request["date"] = TEMPLATE_DATE
+        request["date"] = CHAT_DATE
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         shutil.copyfile(PROGRAM, place / PROGRAM.name)
         run([program_of(python), PROGRAM.name, str(seen)], place)

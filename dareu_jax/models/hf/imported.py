@@ -131,8 +131,15 @@ def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
             "its own, though config.json says tie_word_embeddings"
         )
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    if note := check_vocabulary(read_tokenizer(files, "tokenizer"), cfg, source):
+    tokenizer = read_tokenizer(files, "tokenizer")
+    if note := check_vocabulary(tokenizer, cfg, source):
         say(note)
+    if tokenizer.differ:
+        say(
+            f"{source}: the tokenizer class that transformers takes gives other ids "
+            f"than tokenizer.json, as of {tokenizer.differ[0]!r:.40}; those of "
+            "tokenizer.json are used"
+        )
     with new_folder(out) as draft:
         params = load_params(model, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from dareu_jax.data import read_tokenizer
+from dareu_jax.data import Wording, read_tokenizer
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, hidden_states, logits_of
 from dareu_jax.models.hf.families import read_config
@@ -106,7 +106,7 @@ def test_an_imported_file_has_the_logits_of_the_imported_folder(hf, tmp_path):
     config = {**WIDE, "model_type": "llama", "rope_theta": 500.0}
     worth = make_gguf.make_gguf(tmp_path / "a.gguf", config, MIXTURE)
     said = []
-    made = import_folder(tmp_path / "a.gguf", tmp_path / "a", said.append)
+    made = import_folder(tmp_path / "a.gguf", tmp_path / "a", say=said.append)
     folder = folder_of(hf, tmp_path / "hf", config, worth)
     for path in made.files.glob("tokenizer*"):
         shutil.copyfile(path, folder / path.name)
@@ -338,9 +338,9 @@ def test_no_space_is_put_before_a_text_where_the_file_says_so(tmp_path):
 def test_the_template_and_every_token_that_ends_an_answer_come_with_it(tmp_path):
     config, path = {**WIDE, "model_type": "llama"}, tmp_path / "model.gguf"
     make_gguf.make_gguf(path, config, **{"tokenizer.ggml.eot_token_id": 3})
-    files = import_folder(path, tmp_path / "model", lambda said: None).files
+    files = import_folder(path, tmp_path / "model", say=lambda said: None).files
     tokenizer = read_tokenizer(files)
-    text = tokenizer.hf.decode(tokenizer.chat("Who?", None))
+    text = tokenizer.hf.decode(tokenizer.prompt("Who?", Wording("chat")))
     assert text == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.stop_ids == (2, 3) and tokenizer.pad_id == 0
 
@@ -481,7 +481,7 @@ def test_a_real_model_knows_what_it_says(tmp_path):
     """SmolLM2-135M: its own answer, as transformers gives it from the same file."""
     said = []
     path = Path(os.environ["DAREU_GGUF"])
-    model = load_model(import_folder(path, tmp_path / "model", said.append).folder)
+    model = load_model(import_folder(path, tmp_path / "model", say=said.append).folder)
     assert "210 as Q4_1" in said[-1]
     (answer,) = model.generate(["What is the capital of France?"], 16)
     assert answer.startswith("The capital of France is Paris.")

@@ -117,7 +117,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(
-    fields: Fields, where: str, say: Callable[[str], None] = warnings.warn
+    fields: Fields, where: str, say: Callable[[str], object] = warnings.warn
 ) -> DecoderConfig:
     """Return the decoder of a ``config.json``; raise `UserError` for other maths.
 
@@ -260,7 +260,7 @@ def positive(fields: Fields, name: str) -> Any:
 
 
 def _check_fields(
-    family: Family, fields: Fields, where: str, say: Callable[[str], None]
+    family: Family, fields: Fields, where: str, say: Callable[[str], object]
 ) -> None:
     """Raise `UserError` for a field that transformers computes with and we do not."""
     usual = {name: x for name, x in MUST_BE.items() if name not in family.reads}
