@@ -71,6 +71,6 @@ def test_a_folder_without_the_file_has_nothing_to_compare(folder, tmp_path):
 
 def test_a_broken_file_is_told_in_a_line(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="tokenizer.json cannot be read") as told:
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read") as told:
         texts_that_differ(read_tokenizer(folder), tmp_path)
     assert len(str(told.value).splitlines()) == 1
