@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from dareu_jax.data.tokenizer_check import texts_that_differ
+from dareu_jax.data.tokenizer_check import TEXTS, texts_that_differ
 from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.errors import UserError
 from dareu_jax.storage.files import read_json, whole_folder
@@ -280,11 +280,11 @@ def _read(folder: Path) -> tuple[Any, tuple[str, ...]]:
         declared = library.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
+        differ = () if bare is None else texts_that_differ(declared, bare)
     except Exception:
         if bare is None:
             raise
-        return bare, ()
-    differ = () if bare is None else texts_that_differ(declared, bare)
+        return bare, TEXTS
     return (bare, differ) if differ else (declared, ())
 
 

@@ -28,7 +28,7 @@ LOGITS, LOSSES = 1e-3, 1e-4
 NEW_TOKENS = 16
 ASKED = tuple((text, number % 2 == 1) for number, text in enumerate(TEXTS))
 """Every second text is asked in the chat template where there is one."""
-OURS = "report the model's config.json"
+OURS = "import the source again; where that changes nothing, report its config.json"
 
 
 class Found(NamedTuple):

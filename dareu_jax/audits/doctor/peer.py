@@ -55,7 +55,7 @@ def answer_of(model, tokens, new_tokens):
     """Return the likeliest tokens behind `tokens`, the end of text included."""
     out = model.generate(
         input_ids=tokens,
-        attention_mask=torch.ones_like(tokens),
+        attention_mask=torch.ones(tokens.shape, dtype=torch.int64),
         max_new_tokens=new_tokens,
     )
     return out[0, tokens.shape[1] :].tolist()

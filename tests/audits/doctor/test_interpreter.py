@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -71,6 +72,14 @@ def test_the_program_sees_no_code_and_no_pickle(source, tmp_path):
         *("chat_template.jinja", "config.json", "merges.txt", "model.safetensors"),
         *("tokenizer.json", "tokenizer.model"),
     ]
+
+
+def test_the_program_stands_alone_and_trusts_no_code():
+    text = interpreter.PROGRAM.read_text()
+    modules = re.findall(r"^(?:import|from) ([a-z_.]+)", text, re.MULTILINE)
+    assert set(modules) == {"json", "sys", "numpy", "torch", "transformers"}
+    assert '"trust_remote_code": False' in text
+    assert '"local_files_only": True' in text
 
 
 def test_of_a_gguf_file_the_program_sees_that_file_alone(tmp_path):
