@@ -1,5 +1,6 @@
 """`dareu doctor`: every check of one model on the devices at hand."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dareu_jax.audits.doctor.output import Report
 from dareu_jax.audits.doctor.tokens import check_tokenizer
 from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
+from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.loaded import LoadedModel, load_model
 
 DTYPES = ("float32", "bfloat16")
@@ -44,6 +46,8 @@ def examine(
             text = subject.make_text(model, rows)
         else:
             text = subject.read_text(records, model.tokenizer, rows)
+            every = [lengths_of(x) for x in (text.records.text, text.queries)]
+            warn_beyond(model.context, itertools.chain(*every))
         unknown = subject.unknown_text(text.queries, model.tokenizer)
         checks = {"gradients": check_gradients(model, text, unknown)}
         checks["tokenizer"] = [check_tokenizer(model.tokenizer)]

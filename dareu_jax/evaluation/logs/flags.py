@@ -7,12 +7,19 @@ import numpy as np
 
 from dareu_jax.evaluation.logs.reading import EvalLog, SetLog
 from dareu_jax.evaluation.logs.rows import finite_rows, ratios, sides
-from dareu_jax.evaluation.metrics.text_quality import is_empty, is_repeated, words
+from dareu_jax.evaluation.metrics.text_quality import (
+    has_room,
+    is_empty,
+    is_repeated,
+    words,
+)
 from dareu_jax.evaluation.metrics.truth_ratio import EPSILON, TruthRatio
 
 Array = np.ndarray
 ABOVE = 0.1
 """Share of a set's rows, over that of the reference, from which a sign is told."""
+FEW = 8
+"""Tokens below which a limit may leave a sound model no room for two words."""
 EQUAL = 1e-5
 """Largest spread of values that are called equal, of the largest of them."""
 IMPOSSIBLE = 100 * EPSILON
@@ -85,11 +92,30 @@ def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
 
 
 def shares(one: SetLog) -> dict[str, float]:
-    """Return the share of a set's rows with each sign that can be looked for."""
+    """Return the share of a set's rows with each sign that can be looked for.
+
+    What a limit does is no sign: it may leave no room to end, or for a word or two.
+    """
     out = {} if one.generation is None else text_shares(*texts_of(one))
+    if is_cut_at_once(one):
+        out = {sign: share for sign, share in out.items() if sign == "repeated"}
     if one.unfinished is not None:
-        out["unfinished"] = float(finite_rows(one.unfinished).mean())
+        endless = one.unfinished * with_room(one)
+        out["unfinished"] = float(finite_rows(endless).mean())
     return out
+
+
+def with_room(one: SetLog) -> Array:
+    """Return ``[N]``, 0 where an answer's limit leaves no room to end, else 1."""
+    if one.limit is None or one.gold_tokens is None:
+        return np.ones(len(one.rows))
+    pairs = zip(one.limit, one.gold_tokens, strict=True)
+    return np.asarray([float(np.isnan(x + y) or has_room(x, y)) for x, y in pairs])
+
+
+def is_cut_at_once(one: SetLog) -> bool:
+    """Return whether no answer of a set may have `FEW` tokens."""
+    return one.limit is not None and bool(np.nanmax(one.limit) < FEW)
 
 
 def texts_of(one: SetLog) -> tuple[list[str], list[str] | None]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.logs.formats import Part, Source, layout
+from dareu_jax.evaluation.logs.formats import LIMITS, Part, Source, layout
 from dareu_jax.evaluation.metrics.utility import normalised_probability
 
 Array = np.ndarray
@@ -39,6 +39,7 @@ class SetLog:
       wrong_loss: ``[N, K]`` nats per token of its wrong answers.
       generation, gold: N texts.
       unfinished: ``[N]``, 1 where the answer was cut off at the length limit.
+      limit, gold_tokens: ``[N]`` that limit, and the right answer's tokens.
       extraction: ``[N]`` extraction strengths.
       skipped: metric in the log -> number of rows without a finite value.
     """
@@ -51,6 +52,8 @@ class SetLog:
     generation: tuple[str | None, ...] | None = None
     gold: tuple[str | None, ...] | None = None
     unfinished: Array | None = None
+    limit: Array | None = None
+    gold_tokens: Array | None = None
     extraction: Array | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
 
@@ -154,7 +157,9 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
         same_rows(where, table, names, first)
         ordered = {name: table[name] for name in names}
         columns[column] = read_column(where, column, source, ordered)
-        lacking.setdefault(source.metric, set()).update(without(columns[column], names))
+        if column not in LIMITS:
+            gone = without(columns[column], names)
+            lacking.setdefault(source.metric, set()).update(gone)
     if not names:
         return None
     if "wrong_probability" in part.columns:

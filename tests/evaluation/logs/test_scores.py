@@ -227,6 +227,18 @@ def test_our_own_logs_by_hand(scored):
     assert found["forget_truth_ratio"] is found["model_utility"] is None
 
 
+@pytest.mark.parametrize(("limit", "is_sign"), [(24, False), (200, True)])
+def test_a_runs_limit_on_answers_is_no_sign_of_a_broken_model(scored, limit, is_sign):
+    log = our_log()
+    cut = {"agg_value": 1.0, "value_by_index": dict.fromkeys(ROWS, 1.0)}
+    log["metrics"]["forget_unfinished"] = cut
+    assert "cut off" in scored(log)["flags"][0]  # where the limit is not known
+    log |= {"max_new_tokens": limit, "gold_tokens": {"forget": [24, 20, 9]}}
+    found = scored(log)
+    assert any("cut off" in flag for flag in found["flags"]) == is_sign
+    assert found["skipped"] == {}
+
+
 def test_our_own_logs_without_a_test_split(scored):
     logs = [our_log(forget=0.25), our_log()]
     for log in logs:

@@ -173,6 +173,29 @@ def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch
     assert log["model_utility"]["agg_value"] == 0.0
 
 
+@pytest.mark.parametrize(("limit", "is_sign"), [(4, False), (16, False), (300, True)])
+def test_an_answer_cut_by_the_users_limit_is_no_sign(
+    model, tmp_path, monkeypatch, limit, is_sign
+):
+    """Every answer is cut; only of 300 tokens can one say that they have no end."""
+    said = " ".join(f"word{n}" for n in range(2 if limit < 8 else 9))
+    monkeypatch.setattr(
+        "dareu_jax.evaluation.suites.measure.own_answers",
+        lambda _, reading, rows, guessed: ([said] * len(rows), [False] * len(rows)),
+    )
+    pairs = [(f"Who is {n}?", f"Number {n} is a baker from here.") for n in range(4)]
+    asked, gold = map(list, zip(*pairs, strict=True))
+    reading = dataclasses.replace(READING, max_new_tokens=limit)
+    judge = Judge(model, reading, Kept(tmp_path, "x"))
+    log = judge.answers("forget", "forget", asked, gold)
+    assert log["forget_text_quality"]["agg_value"] == float(is_sign)
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(log))
+    found = " ".join(score_files(path, partial=True)["flags"])
+    assert ("cut off" in found) == is_sign
+    assert ("the same text" in found) == (limit >= 8)
+
+
 def saying(token, size):
     """The model with one token ahead of all others, whatever it reads."""
 

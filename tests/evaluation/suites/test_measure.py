@@ -12,7 +12,9 @@ CHATML = (
 
 
 def test_what_a_template_writes_behind_an_answer_is_part_of_it(tmp_path):
-    tokenizer = load_tokenizer(None, ["Who was he? He was born."] * 4, 300, tmp_path / "t")
+    tokenizer = load_tokenizer(
+        None, ["Who was he? He was born."] * 4, 300, tmp_path / "t"
+    )
     tokenizer.hf.chat_template = CHATML
     model = types.SimpleNamespace(tokenizer=tokenizer)
     reading = Reading(Wording("chat"))

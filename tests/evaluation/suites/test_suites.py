@@ -9,7 +9,7 @@ import pytest
 
 from dareu_jax.data import Wording
 from dareu_jax.data.sources.jsonl import read_owned
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Caution, UserError
 from dareu_jax.evaluation.metrics.mia import privleak
 from dareu_jax.evaluation.suites.choices import choices_log, prompt_of, read_choices
 from dareu_jax.evaluation.suites.judge import Judge
@@ -19,6 +19,7 @@ from dareu_jax.evaluation.suites.measure import (
     answer_logps,
     answer_losses,
     as_tokens,
+    own_answers,
 )
 from dareu_jax.evaluation.suites.muse import attacks_log, before, muse_log, read_muse
 from dareu_jax.evaluation.suites.owners import owners_log, split
@@ -63,6 +64,14 @@ def test_accuracy_is_that_of_the_likeliest_letter(model, judge, tmp_path, quiet)
         hits.append(float(np.argmax(logps) == row.answer))
         assert found["acc"] == hits[-1]
     assert table["agg_value"] == np.mean(hits)
+
+
+def test_texts_beyond_the_context_are_told(model):
+    short, pairs = model._replace(context=12), [("Is it?", "Yes"), ("Is " * 9, "No")]
+    with pytest.warns(Caution, match="1 of 2 texts are longer than the 12 tokens"):
+        answer_losses(short, READING, pairs)
+    with pytest.warns(Caution, match="1 of 2 prompts are longer than the 12 tokens"):
+        own_answers(short, READING, [question for question, _ in pairs])
 
 
 def test_the_end_of_text_is_no_part_of_a_choice(model):
