@@ -106,7 +106,7 @@ def test_a_rollout(case):
     check(compiled(case).rollout(), arguments, one.rollout(B, P, T))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["full", "large vocabulary", "fsdp", "tensor"])
 def test_the_phases_of_dareu(case):
     one = on_device(case)
     found = {k: bytes_of(v) for k, v in phases(case).items()}
