@@ -50,7 +50,7 @@ def compare(model, asked, theirs, folder):
     losses = np.array([-float(np.mean(row)) for row in logps])
     wanted = np.array(theirs["losses"])
     answers = model.generate(asked["questions"], NEW_TOKENS)
-    said = zip(answers, theirs["answers"], strict=True)
+    said = zip(answers, map(str.strip, theirs["answers"]), strict=True)
     ids = [model.tokenizer.hf(text)["input_ids"] for text in asked["texts"]]
     off, same, positions = 0.0, 0, 0
     for n in range(WITH_LOGITS):

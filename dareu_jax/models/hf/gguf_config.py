@@ -57,7 +57,8 @@ MATHS = (
     *("residual_scale", "attn_logit_softcapping", "final_logit_softcapping"),
 )
 """Keys that begin so change what a model computes."""
-GEMMA3_27B_LAYERS = 62
+GEMMA3_SCALAR, GEMMA3_27B_LAYERS = 256, 62
+"""``query_pre_attn_scalar`` of all but the 27B, and the layers that only it has."""
 
 
 def config_fields(
@@ -92,14 +93,13 @@ def config_fields(
     return fields | (_gemma3(fields) if name == "gemma3" else {})
 
 
-def llama3_factors(
-    size: int, theta: float, factor: float, original: float = 8192.0
-) -> np.ndarray:
+def llama3_factors(size: int, theta: float, factor: float) -> np.ndarray:
     """Return what Llama 3.1 divides each rotary frequency by, ``[size / 2]``.
 
-    1 for wavelengths below original / 4, ``factor`` for those above original, and
-    between them 1 / ((1 - s) / factor + s) with s = (original / wavelength - 1) / 3.
+    1 for wavelengths below 8192 / 4, ``factor`` for those above 8192, and between
+    them 1 / ((1 - s) / factor + s) with s = (8192 / wavelength - 1) / 3.
     """
+    original = LLAMA3["original_max_position_embeddings"]
     wavelength = 2 * math.pi * theta ** (np.arange(0, size, 2) / size)
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     s = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
@@ -178,12 +178,12 @@ def _llama3(
 
 def _gemma3(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what every Gemma 3 has and no file says."""
-    head = fields.get("head_dim", 256)
+    scalar = GEMMA3_SCALAR
     if fields.get("num_hidden_layers") == GEMMA3_27B_LAYERS:
-        head = fields["hidden_size"] // fields["num_attention_heads"]
+        scalar = fields["hidden_size"] // fields["num_attention_heads"]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": head,
+        "query_pre_attn_scalar": scalar,
         "sliding_window_pattern": fields.get("sliding_window_pattern", 6),
         "rope_local_base_freq": fields.get("rope_local_base_freq", 10_000.0),
         "rope_theta": fields.get("rope_theta", 1_000_000.0),
