@@ -299,6 +299,20 @@ def main():
             logits, new = run_transformers(make_folder(Path(folder), config_of(name)))
         np.savez_compressed(GOLDEN / f"{name}.npz", logits=logits, new=new)
         print(name, logits.shape, new[0])
+    if not sys.argv[1:]:
+        write_random()
+
+
+def write_random():
+    """Write what transformers computes on the configurations of `random_configs`."""
+    import random_configs
+
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = random_configs.by_transformers(
+            lambda fields: make_folder(Path(folder), fields)
+        )
+    np.savez_compressed(random_configs.FILE, **arrays)
+    print(len(arrays), "random configurations")
 
 
 if __name__ == "__main__":

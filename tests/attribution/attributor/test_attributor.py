@@ -274,7 +274,6 @@ def test_indices_of_one_curvature_merge_and_of_two_do_not(model, records, built)
     [
         ({"kernel": "grad_dott"}, "unknown kernel"),
         ({"kernel": "tracin"}, "snapshots"),
-        ({"template": "Q"}, "lacks {prompt}"),
         ({"batch_size": 0}, "at least 1"),
         ({"classifier": ClassifierConfig(lora={})}, "classifier.lora"),
     ],

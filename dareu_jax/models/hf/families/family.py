@@ -142,8 +142,9 @@ def read_config(
         "activation": ACTIVATIONS[fields.get(family.own("hidden_act"), "silu")],
         "family": family.model_type,
     }
-    own = _placed(family.read, fields, where)
-    return DecoderConfig(**{**shape, **_read_rope(family, fields, where), **own})
+    shape |= _read_rope(family, fields, where)
+    shape |= _placed(family.read, fields, where)
+    return _placed(lambda shape: DecoderConfig(**shape), shape, where)
 
 
 def _placed(read: Callable[[Fields], Any], fields: Fields, where: str) -> Any:
@@ -164,18 +165,10 @@ def family_to_write(cfg: DecoderConfig) -> Family:
     family = next((family for family in known if _holds(family, cfg)), None)
     if family is not None:
         return family
-    usual = DecoderConfig(**{field.name: 2 for field in SIZES})
-    others = (f for f in dataclasses.fields(cfg) if f not in SIZES and f.compare)
-    own = [f.name for f in others if getattr(cfg, f.name) != getattr(usual, f.name)]
-    said = ", ".join(f"{name} = {getattr(cfg, name)}" for name in own)
+    own = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.compare}
+    given = {name: x for name, x in own.items() if x != getattr(DecoderConfig, name, x)}
+    said = ", ".join(f"{name} = {value}" for name, value in given.items())
     raise UserError(f"no Hugging Face family has a decoder with {said}")
-
-
-SIZES = [
-    field
-    for field in dataclasses.fields(DecoderConfig)
-    if field.default is dataclasses.MISSING
-]
 
 
 def _holds(family: Family, cfg: DecoderConfig) -> bool:
@@ -227,7 +220,8 @@ def read_windows(kinds: Sequence[str], window: Any) -> dict[str, Any]:
     known = ("full_attention", "sliding_attention")
     if other := next((kind for kind in kinds if kind not in known), None):
         raise UserError(
-            f"layer_types has {other!r}, which is not supported; known: {', '.join(known)}"
+            f"layer_types has {other!r}, which is not supported; known: "
+            f"{', '.join(known)}"
         )
     windowed = tuple(kind == "sliding_attention" for kind in kinds)
     if not any(windowed):
@@ -252,7 +246,7 @@ def read_biases(fields: Fields) -> dict[str, Any]:
 
 def positive(fields: Fields, name: str) -> Any:
     """Return a field that is a number over 0; raise `UserError` for anything else."""
-    value = fields.get(name)
+    value: Any = fields.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
         raise UserError(f"{name} = {value!r} must be a number over 0")
@@ -332,7 +326,7 @@ def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: partial_rotary_factor = {share!r} is not supported: 1.0"
         )
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind: Any = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", *family.rope_types):
         raise UserError(
             f"{where}: rope scaling {kind!r} is not supported; known: "

@@ -7,7 +7,7 @@ FAMILIES.register("llama", "Llama 2, 3, 3.1, 3.2, TinyLlama")(
     Family(
         model_type="llama",
         architecture="LlamaForCausalLM",
-        absent={},
+        absent={"rms_norm_eps": 1e-6},
         must_be={"attention_bias": (False,)},
         reads=(),
         read=lambda fields: {},

@@ -7,7 +7,7 @@ FAMILIES.register("mistral", "Mistral, Zephyr")(
     Family(
         model_type="mistral",
         architecture="MistralForCausalLM",
-        absent={"num_key_value_heads": 8, "sliding_window": 4096},
+        absent={"num_key_value_heads": 8, "sliding_window": 4096, "rms_norm_eps": 1e-6},
         must_be={},
         reads=("sliding_window",),
         read=lambda fields: {"sliding_window": fields.get("sliding_window")},

@@ -39,7 +39,12 @@ WINDOW_FIELDS = (
     "layer_types",
 )
 
-ABSENT = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+ABSENT = {
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "rms_norm_eps": 1e-6,
+}
 
 FAMILIES.register("qwen2", "Qwen2, Qwen2.5")(
     Family(
