@@ -334,8 +334,8 @@ def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
         )
     longest = fields.get("max_position_embeddings")
     rope = {"original_max_position_embeddings": longest, **rope}
-    if top := fields.get("original_max_position_embeddings"):
-        rope["original_max_position_embeddings"] = top
+    if length := fields.get("original_max_position_embeddings"):
+        rope["original_max_position_embeddings"] = length
     rule: dict[str, Any] = {
         ours: _positive(rope.get(theirs), f"{name}.{theirs}", where)
         for theirs, ours in ROPE_FIELDS.get(kind, {}).items()
