@@ -8,12 +8,24 @@ class UserError(Exception):
     """Bad input (exit status 2); the message says what, where, and what to do."""
 
 
+class Caution(UserWarning):
+    """What a user should know of a result that is right; says what, where, and more."""
+
+
 class Preempted(Exception):
     """The machine is being taken away; the message says what is saved."""
 
 
 class ProcessLost(Exception):
     """Another process of the run is gone (exit status 1)."""
+
+    status = 1
+
+
+class ProcessAbsent(ProcessLost):
+    """Another process of the run has never come (exit status 2)."""
+
+    status = 2
 
 
 class TrainingError(UserError):

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from dareu_jax.attribution.attribute import build, unbuilt
 from dareu_jax.attribution.attributor import Attributor, Named, Options
+from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.store import Spec, check_records, load, read_spec, save
 from dareu_jax.config import all_keys, build_config
 from dareu_jax.config.load import parse_value, set_key
@@ -165,12 +166,8 @@ def answered(made: Attributor, queries: Sequence[Query], asked: Asked) -> Attrib
     answers = [next(own) if q.response is None else q.response for q in queries]
     pairs = [(q.prompt, a) for q, a in zip(queries, answers, strict=True)]
     scores = made.score(pairs)
-    if not np.isfinite(scores).all():
-        bad = queries[int(np.argmin(np.isfinite(scores).all(axis=1)))].id
-        raise UserError(
-            f"the scores of answer {bad!r} are not finite; dareu doctor {asked.model} "
-            "looks for the cause"
-        )
+    names = [f"answer {query.id!r}" for query in queries]
+    check_scores(made.options.kernel, scores, names, made.owners)
     named = made.top_records(pairs, asked.top, asked.owner) if asked.top else None
     return Attributed(
         kernel=made.options.kernel,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dareu_jax import data
+from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf
 from dareu_jax.attribution.kernel import Kernel, Setup
 from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
@@ -19,6 +20,7 @@ from dareu_jax.data import ownership
 from dareu_jax.data.batches import PLAIN
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models import Decoder, decoder_config
+from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.loaded import LoadedModel, as_tokens
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.fingerprint import fingerprint
@@ -144,7 +146,9 @@ class Attributor:
 
     def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
         """Return records as tokens, see `as_tokens`."""
-        return as_tokens(self.model, records, self.options.wording)
+        tokens = as_tokens(self.model, records, self.options.wording)
+        warn_beyond(self.model.context, lengths_of(tokens))
+        return tokens
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Return the model's own greedy answers."""
@@ -200,6 +204,9 @@ class Attributor:
             rows=rows,
             batch_size=self.options.batch_size,
         )
+        names = [f"answer {n}" for n in range(1, len(scores) + 1)]
+        single = [self.records[row].id for row in rows]
+        check_scores(f"{self.kernel.name} of single records", scores, names, single)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return [
             [Named(self.records[rows[at]], float(row[at])) for at in places]

@@ -13,10 +13,10 @@ from dareu_jax.cli.startup import check_disk, prepare_jax
 def attribute(
     model: options.ImportedModel,
     records: Annotated[
-        Path, typer.Argument(help="JSONL: owner, prompt, response of training text.")
+        Path, typer.Argument(help="JSON: owner, prompt, response of training text.")
     ],
     queries: Annotated[
-        Path, typer.Argument(help="JSONL: prompt, response; without one it is asked.")
+        Path, typer.Argument(help="JSON: prompt, response; without one it is asked.")
     ],
     kernel: Annotated[
         str | None, typer.Option(help="Of dareu list kernels (grad_dot).")

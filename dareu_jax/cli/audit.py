@@ -1,5 +1,7 @@
 """`dareu doctor`, `dareu fidelity` and `dareu stress`."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +9,9 @@ import typer
 from rich.console import Console
 
 from dareu_jax.cli import options
-from dareu_jax.cli.startup import check_disk, prepare_jax
+from dareu_jax.cli.startup import check_disk, prepare_jax, use_cpu
 from dareu_jax.config import load_config
+from dareu_jax.errors import UserError
 
 
 def fidelity(
@@ -42,7 +45,7 @@ def stress(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="stress.key=value, over the run's.")
     ] = None,
-    tests: Annotated[str, typer.Option(help="a,b of dareu list stress (all).")] = "",
+    tests: options.Tests = None,
     model: options.Row = "unlearned",
     seed: options.Seed = None,
     distributed: options.Distributed = False,
@@ -57,7 +60,7 @@ def stress(
     from dareu_jax.training.progress import Progress
 
     console = Console(quiet=not is_first())
-    progress, names = Progress(console), [name for name in tests.split(",") if name]
+    progress, names = Progress(console), tests or ()
     with together(), Preemption().listening() as preemption:
         made = attempts.stress(
             run_folder, progress, names, model, seed, overrides or (), preemption
@@ -73,27 +76,56 @@ def doctor(
     model: options.ImportedModel,
     records: Annotated[
         Path | None,
-        typer.Option(help="JSONL: owner, prompt, response; none: the model's own."),
+        typer.Option(help="JSON: owner, prompt, response; none: the model's own."),
     ] = None,
     kernel: options.Kernels = None,
     rows: Annotated[int, typer.Option(min=2, help="Texts indexed, and asked.")] = 16,
     out: Annotated[
         Path | None, typer.Option("--json", help="File for the report.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="transformers: compare the import with it.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter that has torch (default: this).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder (default: as imported).")
+    ] = None,
     plugin: options.Plugins = None,
 ) -> None:
     """Say whether attribution scores of a model on these devices can be trusted.
 
-    The exit status is 1 where a check fails.
+    With --against transformers: whether its ids, logits, answers and losses are those
+    of transformers. The exit status is 1 where a check fails.
     """
+    check_against(against, (python, source), (records, kernel))
     prepare_jax()
+    if against is not None:
+        use_cpu()
     from dareu_jax.audits import doctor as self_test
 
     if out is not None:
         self_test.check_place(out)
-    report = self_test.examine(model, records, kernel or ("grad_dot",), rows)
+    report: self_test.Report
+    if against is not None:
+        report = self_test.conformance(model, python or sys.executable, source)
+    else:
+        report = self_test.examine(model, records, kernel or ("grad_dot",), rows)
     self_test.print_report(Console(), report)
     if out is not None:
         self_test.write(report, out)
     if not report.trusted:
         raise typer.Exit(1)
+
+
+def check_against(
+    against: str | None, its: Iterable[object], others: Iterable[object]
+) -> None:
+    """Raise `UserError` for options that do not go together."""
+    if against not in (None, "transformers"):
+        raise UserError(f"--against {against}: there is transformers alone")
+    if against is None and any(option is not None for option in its):
+        raise UserError("--python and --source go with --against transformers")
+    if against is not None and any(option is not None for option in others):
+        raise UserError("--records and --kernel do not go with --against")

@@ -1,5 +1,6 @@
 """`dareu import` and `dareu export`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,25 +12,30 @@ from dareu_jax.cli.startup import check_disk, prepare_jax
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="Hugging Face folder, safetensors.")],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face folder (safetensors), or a GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder, for model.path.")],
     base: Annotated[
         Path | None, typer.Option(help="Of a PEFT adapter: its model's folder.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Tokenizer folder in place of a GGUF file's own."),
+    ] = None,
     plugin: options.Plugins = None,
 ) -> None:
-    """Take in a Hugging Face folder: give the result to a run as model.path."""
+    """Take in a Hugging Face folder or GGUF file: give the result as model.path."""
     check_disk(out)
     prepare_jax()
     from dareu_jax.models.hf.imported import import_folder
 
-    console = Console(stderr=True, soft_wrap=True)
-
-    def say(note: str) -> None:
-        console.print(f"note: {note}", markup=False)
-
-    made = import_folder(folder, out, base=base, say=say)
+    made = import_folder(source, out, base=base, tokenizer=tokenizer, say=_say)
     Console(soft_wrap=True).print(f"model.path={made.folder}", markup=False)
+
+
+def _say(sentence: str) -> None:
+    print(f"dareu: {sentence}", file=sys.stderr)
 
 
 def export(

@@ -24,10 +24,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Its files (tofu: downloaded).")
     ] = None,
-    forget: Annotated[
-        str | None,
-        typer.Option(help="forget01, forget05 ... (forget10), or owners: alice,bob."),
-    ] = None,
+    forget: options.ToForget = None,
     first: Annotated[
         int | None, typer.Option(min=1, help="Rows of each of TOFU's sets (all).")
     ] = None,
@@ -36,10 +33,7 @@ def evaluate(
     wording: options.Wording = None,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 200,
-    attacks: Annotated[
-        str | None,
-        typer.Option(help="loss,zlib,gradnorm ... (all of one forward pass)."),
-    ] = None,
+    attacks: options.Attacks = None,
     reference_model: Annotated[
         Path | None, typer.Option(help="Folder of the retrained model, for an attack.")
     ] = None,

@@ -2,14 +2,24 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from dareu_jax.cli.app import app
-from dareu_jax.errors import Preempted, ProcessLost, UserError
+from dareu_jax.errors import Caution, Preempted, ProcessLost, UserError
+
+
+def told(category: type[Warning], message: object, elsewhere: str) -> str:
+    """Return the line of a warning: ours without its place in the program."""
+    return f"dareu: {message}\n" if issubclass(category, Caution) else elsewhere
 
 
 def main(command: Callable[[], None] = app) -> None:
     """Runs the command line; bad input ends with its message and status 2."""
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *where, **more: told(
+        category, message, plain(message, category, *where, **more)
+    )
     try:
         command()
     except Preempted as news:
@@ -17,7 +27,7 @@ def main(command: Callable[[], None] = app) -> None:
     except ProcessLost as error:
         print(f"dareu: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(1)  # an ordinary exit would wait for the process that is gone
+        os._exit(error.status)  # an ordinary exit would wait for who is gone
     except UserError as error:
         print(f"dareu: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dareu_jax.errors import UserError
 from dareu_jax.registry import load_plugin
 
 
@@ -19,7 +20,6 @@ def wording_of(changes: list[str] | None, **given: str | None) -> dict[str, Any]
     """Return the fields of `Wording` that are asked for; those given None are not."""
     from dareu_jax.config import build_config
     from dareu_jax.config.load import parse_value
-    from dareu_jax.errors import UserError
 
     asked: dict[str, Any] = {k: x for k, x in given.items() if x is not None}
     for item in changes or ():
@@ -33,6 +33,38 @@ def wording_of(changes: list[str] | None, **given: str | None) -> dict[str, Any]
 
 
 WORDING = ("answer_prefix", "add_bos", "chat_date", "chat_arguments")
+
+
+def free_names(values: list[str] | None) -> list[str] | None:
+    """Return the names of a repeated option, each as it is or a YAML list of them."""
+    if values is None:
+        return None
+    return [name for value in values for name in _listed(value)]
+
+
+def registered_names(values: list[str] | None) -> list[str] | None:
+    """Return as `free_names` does names that have no comma, which may separate them."""
+    names = free_names(values)
+    if names is None:
+        return None
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]
+
+
+def _listed(value: str) -> list[str]:
+    """Return the names in ``[a, 'b, c']``; any other text is one name."""
+    if not value.lstrip().startswith("["):
+        return [value]
+    import yaml
+
+    try:
+        found = yaml.load(value, yaml.BaseLoader)  # every scalar stays a text
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise UserError(f"{value!r:.60} is no YAML list of names such as [a, 'b, c']")
+    return found
+
+
 Config = Annotated[Path, typer.Argument(help="YAML configuration of the run.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, over the file.")
@@ -54,6 +86,24 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Texts at a time.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Of an answer.")]
 Kernels = Annotated[
     list[str] | None, typer.Option(help="Of dareu list kernels (grad_dot).")
+]
+ToForget = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="forget01, forget05 ... (forget10), or an owner; again for each owner.",
+        callback=free_names,
+    ),
+]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="loss,zlib,gradnorm ... (all of one forward pass).",
+        callback=registered_names,
+    ),
+]
+Tests = Annotated[
+    list[str] | None,
+    typer.Option(help="a,b of dareu list stress (all).", callback=registered_names),
 ]
 Plugins = Annotated[
     list[str] | None,

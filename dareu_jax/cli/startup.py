@@ -52,3 +52,10 @@ def prepare_jax(distributed: bool = False) -> None:
         from dareu_jax.parallel import connect
 
         connect()
+
+
+def use_cpu() -> None:
+    """Make the CPU the devices of this process: accelerators round products."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.data.sources.base import json_array, json_lines, read_text, text_field
+from dareu_jax.data.sources.base import json_rows, text_field
 from dareu_jax.data.sources.tofu import HOME
 from dareu_jax.errors import UserError
 from dareu_jax.storage.download import downloaded
@@ -69,7 +69,7 @@ def tofu_paraphrases(folder: Path | None, downloads: Path) -> dict[str, str]:
         remedy = f"put {', '.join(map(_file, REWORDED))} into {place}"
         folder = _downloaded(place, REWORDED, remedy)
     paths = sorted(folder.glob("*_perturbed.json"))
-    rows = [row for path in paths for _, row in _rows(path)]
+    rows = [row for path in paths for _, row in json_rows(path)]
     pairs = [(row.get("question"), row.get("paraphrased_question")) for row in rows]
     return {a: b for a, b in pairs if isinstance(a, str) and isinstance(b, str)}
 
@@ -84,14 +84,7 @@ def _read(path: Path) -> tuple[Question, ...]:
             f"--data {path.parent}: no {path.name} there; give TOFU's folder, or leave "
             "--data out to download it"
         )
-    return tuple(_question(where, row) for where, row in _rows(path))
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the rows of a file of JSON lines, or of one JSON array."""
-    text = read_text(path, "questions and answers")
-    is_array = text.lstrip().startswith("[")
-    return json_array(path) if is_array else list(json_lines(path))
+    return tuple(_question(where, row) for where, row in json_rows(path))
 
 
 def _question(where: str, row: dict[str, Any]) -> Question:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from dareu_jax.data.tokenizer_check import TEXTS, texts_that_differ
 from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.errors import UserError
 from dareu_jax.storage.files import read_json, whole_folder
@@ -43,9 +44,13 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer and its ids; any of ``stop_ids`` ends an answer.
+    """A Hugging Face tokenizer and its ids.
 
-    ``adds_bos``: whether it begins a text with bos by itself.
+    Attributes:
+      stop_ids: any of them ends an answer.
+      adds_bos: whether it begins a text with bos by itself.
+      differ: texts that the class which transformers takes for its folder gives other
+        ids than its tokenizer.json, which is used.
     """
 
     hf: Any
@@ -55,6 +60,7 @@ class Tokenizer:
     vocab_size: int
     stop_ids: tuple[int, ...]
     adds_bos: bool
+    differ: tuple[str, ...] = ()
 
     def encode(self, text: str, *, markup: bool = False) -> list[int]:
         """Return the tokens of `text`, in which ``markup`` allows special tokens.
@@ -247,9 +253,7 @@ def read_tokenizer(
             "tokenizer folder, or null to train one on the corpus"
         )
     try:
-        hf = _transformers().AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        hf, differ = _read(folder)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -257,7 +261,31 @@ def read_tokenizer(
             f"read without code of its own ({reason:.200}); it needs tokenizer.json "
             "and tokenizer_config.json"
         ) from error
-    return _wrap(hf, folder, key, rows)
+    return dataclasses.replace(_wrap(hf, folder, key, rows), differ=differ)
+
+
+def _read(folder: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return a folder's Hugging Face tokenizer, and `Tokenizer.differ`.
+
+    transformers takes a class by the names in the folder. Where that class gives other
+    ids than tokenizer.json, or cannot be built, the file is right: models are trained
+    with it. A class that the folder brings along is never taken.
+    """
+    library = _transformers()
+    config, bare = folder / "tokenizer_config.json", None
+    has_own_class = config.exists() and bool(read_json(config).get("auto_map"))
+    if (folder / "tokenizer.json").exists() and not has_own_class:
+        bare = library.PreTrainedTokenizerFast.from_pretrained(str(folder))
+    try:
+        declared = library.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        differ = () if bare is None else texts_that_differ(declared, bare)
+    except Exception:
+        if bare is None:
+            raise
+        return bare, TEXTS
+    return (bare, differ) if differ else (declared, ())
 
 
 def _wrap(hf: Any, folder: Path, key: str, rows: int | None) -> Tokenizer:

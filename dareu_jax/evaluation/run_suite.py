@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax.attribution import Kernel
+from dareu_jax.attribution.finite import check_scores
 from dareu_jax.data import TokenBatch, Tokenizer
 from dareu_jax.data.batches import over_records
 from dareu_jax.evaluation.metrics.metric import aggregate
@@ -115,7 +116,10 @@ def attribution(
     score = functools.partial(
         owners_score, kernel, suite.forget_columns, suite.reference, index
     )
-    return in_batches(suite, tokens, score)
+    scores = in_batches(suite, tokens, score)
+    names = [f"answer {n} of {len(scores)}" for n in range(1, len(scores) + 1)]
+    check_scores(kernel.name, scores[:, None], names, ["(those who withdraw)"])
+    return scores
 
 
 def with_answers(tokens: TokenBatch, answers: Answers) -> TokenBatch:

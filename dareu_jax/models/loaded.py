@@ -14,6 +14,7 @@ from dareu_jax import data
 from dareu_jax.data.batches import PLAIN, encode, over_records, pad, rounded_up
 from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.data.wording import CHAT, Wording
+from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
@@ -42,6 +43,7 @@ class LoadedModel(NamedTuple):
         """Return the model's own answers, each token the likeliest."""
         blank = [data.Record("", "", prompt, ".") for prompt in prompts]
         tokens = as_tokens(self, blank, self.wording)
+        warn_beyond(self.context, tokens.prompt_mask.sum(axis=1), "prompts")
         ends, layouts = self.tokenizer.stop_ids, self.layouts
         decode = greedy(
             self.decoder, self.params, ends, max_new_tokens, layouts=layouts
@@ -55,6 +57,7 @@ class LoadedModel(NamedTuple):
         pairs = zip(prompts, answers, strict=True)
         records = [data.Record("", "", *pair) for pair in pairs]
         tokens = as_tokens(self, records, self.wording)
+        warn_beyond(self.context, lengths_of(tokens))
         score = functools.partial(response_logps, self.decoder, self.params)
         rows = self.over(tokens, batch_size, jax.jit(score))
         return [row[keep] for row, keep in zip(rows, tokens.response_mask, strict=True)]

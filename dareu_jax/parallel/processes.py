@@ -4,6 +4,7 @@ Every function here that waits must be called by every process, in the same orde
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,19 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from dareu_jax.errors import ProcessLost, UserError, first_line
+from dareu_jax.parallel.waiting import Member, begun_together
 
 T = TypeVar("T")
 HEARTBEAT_S = 60
 """Seconds of silence after which a process counts as gone."""
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 PROCESSES, PROCESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+WAIT, WAIT_S = "DAREU_WAIT_S", 300
+"""Seconds to wait for the other processes at the start, and where they are set."""
 
 
 def connect() -> None:
@@ -27,7 +32,12 @@ def connect() -> None:
 
     Where JAX knows the cluster (Cloud TPU, GKE, Slurm) nothing needs to be said;
     elsewhere the environment has ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0),
-    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. Who is waited for is said after ten
+    seconds; ``DAREU_WAIT_S`` has the seconds after which the wait ends (300).
+
+    Raises:
+      ProcessAbsent: a process has not come in time.
+      UserError: a setting is missing or no number.
     """
     given = {x: os.environ.get(x) for x in (COORDINATOR, PROCESSES, PROCESS)}
     here: dict[str, Any] = {}
@@ -37,8 +47,15 @@ def connect() -> None:
             "num_processes": _number(PROCESSES, given[PROCESSES]),
             "process_id": _number(PROCESS, given[PROCESS]),
         }
+    wait_s = max(1, _number(WAIT, os.environ.get(WAIT, str(WAIT_S))))
+    begin = functools.partial(
+        jax.distributed.initialize,
+        **here,
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+        initialization_timeout=wait_s + HEARTBEAT_S,  # our own wait ends before
+    )
     try:
-        jax.distributed.initialize(**here, heartbeat_timeout_seconds=HEARTBEAT_S)
+        begun_together(begin, _member, wait_s)
     except ValueError as error:
         raise UserError(
             f"--distributed: {first_line(error)}; off a TPU pod set "
@@ -63,6 +80,12 @@ def together() -> Iterator[None]:
             f"most likely because another has ended: {first_line(error)}; "
             "the last checkpoint stays, start all of them again with the same command"
         ) from error
+
+
+def _member() -> Member:
+    """Return who this process is, as JAX has found out."""
+    known = distributed.global_state
+    return Member(known.coordinator_address, known.process_id, known.num_processes)
 
 
 def _number(name: str, text: str | None) -> int:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.logs.reading import EvalLog, read_log
-from dareu_jax.evaluation.logs.rows import ratios, sides
+from dareu_jax.evaluation.logs.reading import EvalLog, SetLog, read_log
+from dareu_jax.evaluation.logs.rows import finite_rows, ratios, shared_ratios, sides
 from dareu_jax.evaluation.logs.scores import truth_ratio_named
 from dareu_jax.evaluation.metrics.forget_quality import forget_quality
 from dareu_jax.evaluation.metrics.mia import auc
@@ -62,11 +62,14 @@ def drawn(shown: list[Panel]) -> bytes:
 def panels(logs: Logs, kind: TruthRatio) -> Iterator[Panel]:
     """Yield the panels that the candidate's log has rows for."""
     forget = {k: log.sets["forget"] for k, log in logs.items() if "forget" in log.sets}
-    found = {k: ratios(one, kind) for k, one in forget.items()}
-    ratio = {k: rows for k, rows in found.items() if rows is not None}
+    ratio = ratios_of(forget, kind)
     if "candidate" in ratio:
         yield functools.partial(truth_ratios, ratio)
-    known = {k: x.extraction for k, x in forget.items() if x.extraction is not None}
+    known = {
+        k: finite_rows(x.extraction)
+        for k, x in forget.items()
+        if x.extraction is not None
+    }
     if "candidate" in known:
         yield functools.partial(extraction, known)
     for name in logs["candidate"].attacks:
@@ -75,13 +78,23 @@ def panels(logs: Logs, kind: TruthRatio) -> Iterator[Panel]:
         yield functools.partial(attack, name, scores)
 
 
+def ratios_of(forget: Mapping[str, SetLog], kind: TruthRatio) -> dict[str, Array]:
+    """Return truth ratios by role; of two roles, those of the rows that have both."""
+    if len(forget) == 2:
+        one, other = forget.values()
+        if (shared := shared_ratios(one, other, kind)) is not None:
+            return dict(zip(forget, shared, strict=True))
+    found = {k: ratios(one, kind) for k, one in forget.items()}
+    return {k: rows for k, rows in found.items() if rows is not None}
+
+
 def truth_ratios(found: Mapping[str, Array], ax: Axes) -> None:
     """Draw the share of the forget rows with a truth ratio up to x."""
     for role, rows in found.items():
         ax.ecdf(np.clip(rows, LEAST, 1 / LEAST), color=COLOURS[role], label=role)
     ax.set_xscale("log")
     title = "forget truth ratios"
-    if len(found) == 2:
+    if len({len(rows) for rows in found.values()}) < len(found):
         title += f", KS distance {forget_quality(*found.values()).statistic:.4f}"
     titled(ax, title, "truth ratio", "share of forget rows")
 

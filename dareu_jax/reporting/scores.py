@@ -48,7 +48,7 @@ def print_scores(console: Console, found: Mapping[str, Any]) -> None:
         cells = (value, between.get(label, ""), others.get(label, ""))
         table.add_row(label, *cells[: len(table.columns) - 1])
     out.print(table)
-    said(out, "\n" + "\n".join([*flags(found), *remarks(found)]))
+    said(out, "\n" + "\n".join([*flags(found), *skipped(found), *remarks(found)]))
 
 
 def said(out: Console, text: str) -> None:
@@ -103,6 +103,19 @@ def flags(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"! {flag}" for flag in found["flags"])
     if found["reference"] is not None:
         yield from (f"! reference: {flag}" for flag in found["reference"]["flags"])
+
+
+def skipped(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how many rows of which metric have no finite value, for each log."""
+    logs = {"": found, "reference: ": found["reference"] or {"skipped": {}}}
+    for whose, one in logs.items():
+        counts = [
+            f"{count} of {name}, {metric}"
+            for name, metrics in one["skipped"].items()
+            for metric, count in metrics.items()
+        ]
+        if counts:
+            yield f"! {whose}rows without a finite value, left out: {'; '.join(counts)}"
 
 
 def remarks(found: Mapping[str, Any]) -> Iterator[str]:

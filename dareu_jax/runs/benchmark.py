@@ -1,7 +1,7 @@
 """Judge a model by a benchmark: a log of every row."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,21 +32,29 @@ BARE = Wording("{prompt} ")
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What the command line says, as its help explains; None: not said."""
+    """What the command line says, as its help explains; None: not said.
+
+    One name alone may stand for a sequence of one.
+    """
 
     model: Path
     suite: str
     out: Path
     data: Path | None = None
-    forget: str | None = None
+    forget: Sequence[str] | None = None
     first: int | None = None
     wording: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     max_new_tokens: int = 200
     row: str | None = None
     seed: int | None = None
-    attacks: str | None = None
+    attacks: Sequence[str] | None = None
     reference_model: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("forget", "attacks"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
 
 class Suite(NamedTuple):
@@ -78,7 +86,10 @@ def data_of(suite: Suite, asked: Asked, subject: Subject) -> Any:
 
 def read_tofu(asked: Asked, subject: Subject) -> TofuQuestions:
     """Return TOFU's questions, downloaded where no folder is given."""
-    downloads, forget = user_cache() / "downloads", asked.forget or "forget10"
+    downloads, names = user_cache() / "downloads", asked.forget or ["forget10"]
+    if len(names) > 1:
+        raise UserError(f"--forget: {' and '.join(names)}; suite tofu takes one set")
+    (forget,) = names
     return first_then_others(
         lambda: tofu_questions(asked.data, forget, downloads, asked.first)
     )
@@ -158,7 +169,9 @@ def reading_of(asked: Asked, model: LoadedModel) -> Reading:
     return Reading(wording, asked.batch_size, asked.max_new_tokens)
 
 
-def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Sets:
+def owners_sets(
+    run: Inputs | None, data: Path | None, forget: Sequence[str] | None
+) -> Sets:
     """Return records by set: of ``data``, or those that a run judges its models on."""
     if run is not None:
         if data is None:
@@ -166,9 +179,9 @@ def owners_sets(run: Inputs | None, data: Path | None, forget: str | None) -> Se
             if forget is None:
                 return eval_records(run)
             return split(run.corpus.train, forget)
-        forget = forget or ",".join(run.cfg.corpus.forget)
+        forget = forget or run.cfg.corpus.forget
     if data is None:
         raise UserError("--suite owners needs --data, its records; a run has its own")
-    if forget is None:
-        raise UserError("--suite owners needs --forget, owners to forget: alice,bob")
+    if not forget:
+        raise UserError("--suite owners needs --forget, an owner to forget")
     return split(read_owned(data), forget)

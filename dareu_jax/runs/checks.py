@@ -9,6 +9,7 @@ from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
+from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import kernel_of
 from dareu_jax.runs.stages import FITTED
@@ -68,6 +69,7 @@ def check_reward(one: Inputs) -> None:
             f"reward.margin: kernel {cfg.kernel} gives probabilities as it is; take "
             "one such as grad_dot or ekfac"
         )
+    check_own_kernel(one, kernel)
 
 
 def check_models(one: Inputs) -> None:

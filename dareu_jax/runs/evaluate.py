@@ -36,7 +36,15 @@ def evaluate_params(
     """Judge parameters on forget, retain and test; optionally the judges too."""
     metrics, given = run_suite.evaluate_model(suite, params)
     texts = {split: answers.text for split, answers in given.items()}
-    log: dict[str, Any] = {"metrics": metrics, "answers": texts}
+    gold = {
+        split: x.response_mask.sum(axis=1).tolist() for split, x in suite.tokens.items()
+    }
+    log: dict[str, Any] = {
+        "metrics": metrics,
+        "answers": texts,
+        "max_new_tokens": suite.max_new_tokens,
+        "gold_tokens": gold,
+    }
     if classifiers:
         log["classifiers"] = {
             name: classifier_report(inputs, suite, judge, given)

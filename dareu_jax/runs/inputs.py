@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import data, models, parallel
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
+from dareu_jax.data.batches import encode
 from dareu_jax.errors import UserError
+from dareu_jax.models.context import warn_beyond
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.storage.files import user_cache
 
@@ -116,9 +119,9 @@ class Inputs:
 
     @functools.cached_property
     def gold_length(self) -> float:
-        """Mean tokens of the forget records' own responses."""
-        gold = self.tokens(self.split.forget).response_mask
-        return float(gold.sum() / len(gold))
+        """Mean tokens of the forget records' own responses, as far as answers go."""
+        gold = self.tokens(self.split.forget).response_mask.sum(axis=1)
+        return float(np.minimum(gold, self.max_new_tokens).sum() / len(gold))
 
     @property
     def max_new_tokens(self) -> int:
@@ -158,7 +161,26 @@ class Inputs:
         cfg = self.cfg.corpus
         records = self.corpus.train + self.corpus.test
         fit = data.fit_lengths(records, self.tokenizer, self.wording)
-        return cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
+        found = cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
+        if self.context is not None and sum(found) > self.context:
+            self._warn_beyond(records, found)
+        return found
+
+    @functools.cached_property
+    def context(self) -> int | None:
+        """Tokens that the imported models were made for, the least; None: unknown."""
+        parts = parts_of(self.cfg).values()
+        given = [(part.model.path, f"{part.prefix}model.path") for part in parts]
+        found = [open_imported(Path(x), key).context for x, key in given if x]
+        return min((context for context in found if context), default=None)
+
+    def _warn_beyond(
+        self, records: tuple[data.Record, ...], limits: tuple[int, int]
+    ) -> None:
+        """Warn of records that are longer than the context, as they are cut."""
+        sides = encode(records, self.tokenizer, self.wording)
+        kept = [np.minimum(list(map(len, x)), y) for x, y in zip(sides, limits)]
+        warn_beyond(self.context, kept[0] + kept[1], "records")
 
     @functools.cached_property
     def imported(self) -> Imported | None:
@@ -186,8 +208,8 @@ class Inputs:
 
     def check_shape(self, imported: Imported) -> None:
         """Raises `UserError` when an imported model is not of this run's shape."""
-        own = {"remat", "param_dtype", "compute_dtype", "lora_alpha", "lora_dropout"}
-        own |= {"family"}
+        dtypes = ("param_dtype", "compute_dtype")
+        own = ("remat", *dtypes, "lora_alpha", "lora_dropout", "family")
         given, cfg = (dataclasses.asdict(c) for c in (imported.cfg, self.model.cfg))
         if any(given[name] != cfg[name] for name in cfg if name not in own):
             raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 from dareu_jax import data
 from dareu_jax.attribution import Kernel, Setup, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import margin, spread
+from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf, Build
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.data.batches import over_records
@@ -89,13 +90,20 @@ class Indexer:
             return self.as_reward(params, self.build.at(params))[1]
 
     def as_reward(self, params: Any, index: Any) -> tuple[Kernel, Any]:
-        """Return the kernel calibrated on the owners' records, for any prefix."""
+        """Return the kernel calibrated on the owners' records, for any prefix.
+
+        Raises:
+          UserError: the score of a record is no finite number.
+        """
         labels, kernel = self.labels, self._sliced
-        if kernel.is_probability:
-            return kernel, index
+        if kernel.is_probability and kernel.is_fitted:
+            return kernel, index  # its training has checked every number
         score = functools.partial(self._score, params, index)
         size = self.stream.batch_size
         scores = over_records(self.stream.tokens, size, self.inputs.place, score)
+        self._check(scores)
+        if kernel.is_probability:
+            return kernel, index
         if self.margin:
             others = (~np.isin(labels, self.margin)).astype(labels.dtype)
             labels = np.where(labels < 0, labels, others)
@@ -104,6 +112,14 @@ class Indexer:
         kernel = calibrated(kernel)
         whole = spread(kernel, self.margin) if self.margin else kernel
         return whole, (index, calibration)
+
+    def _check(self, scores: np.ndarray) -> None:
+        owners = self.inputs.corpus.owners
+        if self.margin:
+            owners = (", ".join(owners[at] for at in self.margin), "of all others")
+        records = owned_records(self.inputs, classifier_of(self.inputs, self.fitted))
+        names = [f"record {record.id!r}" for record in records]
+        check_scores(self.kernel.name, scores, names, owners)
 
     @functools.cached_property
     def _sliced(self) -> Kernel:
@@ -162,13 +178,17 @@ def kernel_of(
     return KERNELS.get(name)(setup)
 
 
+def owned_records(inputs: Inputs, cfg: ClassifierConfig) -> tuple[data.Record, ...]:
+    """Return the records that are indexed: nobody's too, where a class is theirs."""
+    train = inputs.corpus.train
+    return tuple(r for r in train if cfg.nobody or r.owner != data.NOBODY)
+
+
 def owner_stream(
     inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig
 ) -> tuple[data.BatchStream, np.ndarray]:
     """Return batches of owned records, and nobody's where a class is theirs."""
-    records = tuple(
-        r for r in inputs.corpus.train if cfg.nobody or r.owner != data.NOBODY
-    )
+    records = owned_records(inputs, cfg)
     stream = inputs.stream(fitted.draws, records, cfg.batch_size)
     assert stream.owners is not None
     if not fitted.shuffles:

@@ -35,7 +35,7 @@ def measure(
     """Return what to watch, float32 scalars over the sampled batch."""
     mask = answers.response_mask
     length = jnp.sum(mask.astype(jnp.float32), axis=1)
-    short = length < SHORT
+    short = length < min(SHORT, mask.shape[1])
     loops = repeats_itself(answers.response, mask)
     drift = rl.sampled_kl(judged.logps, judged.ref_logps)
     share = functools.partial(jnp.mean, dtype=jnp.float32)

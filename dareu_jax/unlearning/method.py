@@ -57,7 +57,8 @@ class MethodInputs:
       forget_owner: ``[n]`` int32, column of the owner of each forget record.
       response_tokens: T, slots of a response in the batches.
       stop_ids: the tokens that end a text.
-      gold_length: mean tokens of the forget records' own responses.
+      gold_length: mean tokens of the forget records' own responses, as far as an
+        answer may go.
       stages: what the method said that it reads, by name: a `RewardIndex` for
         ``reward`` and ``reward_shuffled``, a `Prior` for ``prior``.
       frozen: the part of the reference that is not trained, ``{}`` when all is: the

@@ -36,7 +36,6 @@ CONFIG = {
     "torch_dtype": "float32",
 }
 NEW_TOKENS, BATCH = 64, 32
-TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
 def work_of(folder):
@@ -83,6 +82,7 @@ def make_model(folder, texts):
 def ours(folder, pairs, gold):
     """Losses, answers and seconds here, twice: with and without compilation."""
     from dareu_jax.cli.startup import prepare_jax
+    from dareu_jax.data import Wording
     from dareu_jax.evaluation.suites.measure import (
         Reading,
         answer_losses,
@@ -95,7 +95,7 @@ def ours(folder, pairs, gold):
     prepare_jax()
     with tempfile.TemporaryDirectory() as out:
         model = load_model(import_folder(folder, Path(out) / "model").folder)
-    reading = Reading(TEMPLATE, None, BATCH, NEW_TOKENS)
+    reading = Reading(Wording(), BATCH, NEW_TOKENS)
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()

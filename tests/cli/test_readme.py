@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import make_gguf
 import make_golden
 import pytest
 import yaml
@@ -148,6 +149,15 @@ def write_models(home: Path) -> None:
         folder = home / name
         load_tokenizer(None, texts, 300, folder)
         make_golden.make_folder(folder, make_golden.config_of(family) | config)
+    load_tokenizer(None, texts, 300, home / "path/to/tokenizer")
+    tokens = json.loads((home / "path/to/tokenizer/tokenizer.json").read_text())[
+        "model"
+    ]
+    make_gguf.make_gguf(
+        home / "path/to/model.gguf",
+        make_golden.config_of("qwen3") | config,
+        vocabulary=(sorted(tokens["vocab"], key=tokens["vocab"].get), tokens["merges"]),
+    )
     fields = {**make_golden.TINY, **own, **config}
     (home / "Seed-OSS-36B-Instruct" / "config.json").write_text(json.dumps(fields))
 

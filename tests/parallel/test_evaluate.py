@@ -8,7 +8,7 @@ import make_golden as hf
 import pytest
 from rich.console import Console
 
-from dareu_jax.data import load_tokenizer
+from dareu_jax.data import Wording, load_tokenizer
 from dareu_jax.evaluation.suites.judge import Judge
 from dareu_jax.evaluation.suites.kept import Kept
 from dareu_jax.evaluation.suites.measure import Reading
@@ -63,7 +63,7 @@ asked = benchmark.Asked(
     "muse",
     Path("out"),
     folder / "news",
-    attacks=attacks,
+    attacks=attacks.split(","),
     reference_model=model,
 )
 benchmark.evaluated(asked, Progress(Console(quiet=True)))
@@ -100,7 +100,7 @@ def test_two_processes_log_the_bytes_of_one_and_one_of_them_writes(
     path = folder / "process_0" / "out" / "MUSE_EVAL.json"
     model = load_model(folder / "model", make_mesh(1, -1, devices=jax.devices()[:4]))
     kept = Kept(folder / "alone", "x")
-    judge = Judge(model, Reading("{prompt}"), kept, ATTACKS, model)
+    judge = Judge(model, Reading(Wording("{prompt} ")), kept, ATTACKS, model)
     quiet = Progress(Console(file=io.StringIO()))
     log = muse_log(judge, read_muse(folder / "news"), quiet)
     assert json.loads(path.read_text()) == log

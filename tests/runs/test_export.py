@@ -17,7 +17,7 @@ from dareu_jax.cli import main
 from dareu_jax.cli.app import app
 from dareu_jax.config import load_config
 from dareu_jax.data import load_tokenizer, tokenise
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Caution, UserError
 from dareu_jax.evaluation.run_suite import mean_logp
 from dareu_jax.models import abstract_params, split
 from dareu_jax.models.hf.folder import HfFolder
@@ -30,6 +30,7 @@ from dareu_jax.reporting.report import render
 from dareu_jax.runs import pipeline
 from dareu_jax.runs.estimate import estimate, read_chips
 from dareu_jax.runs.export import export_run
+from dareu_jax.runs.folder import finished as finished_run
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import reference_of, subject_of
 from dareu_jax.runs.stages import Session, result_of
@@ -93,6 +94,20 @@ def test_a_run_takes_an_imported_model_as_it_is(finished):
     stages = {p.name for p in (finished.folder / "checkpoints" / "seed_0").iterdir()}
     assert "finetune_original" not in stages and "npo" in stages
     assert not (finished.folder / "tokenizer").exists()
+
+
+def test_records_beyond_the_context_are_told(finished, tmp_path, monkeypatch):
+    """Where lengths are read, in every command that reads a run's configuration."""
+    monkeypatch.setattr("dareu_jax.models.hf.imported.Imported.context", 30)
+    inputs = Inputs(finished_run(finished.folder)[0], 0, tmp_path)
+    with pytest.warns(Caution, match="records are longer than the 30 tokens") as said:
+        p, t = inputs.lengths
+    records = inputs.corpus.train + inputs.corpus.test
+    tokens = inputs.tokens(records)
+    whole = tokens.prompt_mask.sum(axis=1) + tokens.response_mask.sum(axis=1)
+    assert p + t > 30 and len(said) == 1
+    told = f"{(whole > 30).sum()} of {len(records)} records are longer than the 30"
+    assert str(said[0].message).startswith(told)
 
 
 def test_a_run_without_a_retrained_model_says_so(imported, tmp_path, capsys):
@@ -239,7 +254,7 @@ def test_a_run_is_evaluated_on_its_own_records(finished, tmp_path, dareu):
     tokens = tokenise(
         records.forget,
         model.tokenizer,
-        subject.run.cfg.corpus.template,
+        subject.run.wording,
         max_prompt=96,
         max_response=96,
     )
@@ -375,7 +390,7 @@ def fewer_rows(folder):
 
 SPOILT = {
     "no eos": (no_eos, "has no eos token"),
-    "vocabularies differ": (fewer_rows, "tokens, the model 250 embeddings"),
+    "vocabularies differ": (fewer_rows, "no embedding of"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
 }
 
@@ -437,7 +452,7 @@ def test_export_names_what_there_is(finished, tmp_path, capsys):
             ["evaluation.judge.model={path: IN, layers: 9}"],
             r"evaluation\.judge\.model\.layers = 9: the shape is that of",
         ),
-        (["model={path: IN}", "corpus.tokenizer=LARGE"], "the model 300 embeddings"),
+        (["model={path: IN}", "corpus.tokenizer=LARGE"], "the model has 300"),
     ],
 )
 def test_a_run_says_what_is_wrong_with_an_imported_model(

@@ -1,5 +1,6 @@
 """`dareu doctor`: every check of one model on the devices at hand."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from dareu_jax.audits.doctor import checks as checked
 from dareu_jax.audits.doctor import subject
 from dareu_jax.audits.doctor.checks import Check, Score
 from dareu_jax.audits.doctor.output import Report
+from dareu_jax.audits.doctor.tokens import check_tokenizer
 from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
+from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.loaded import LoadedModel, load_model
 
 DTYPES = ("float32", "bfloat16")
@@ -43,8 +46,11 @@ def examine(
             text = subject.make_text(model, rows)
         else:
             text = subject.read_text(records, model.tokenizer, rows)
+            every = [lengths_of(x) for x in (text.records.text, text.queries)]
+            warn_beyond(model.context, itertools.chain(*every))
         unknown = subject.unknown_text(text.queries, model.tokenizer)
         checks = {"gradients": check_gradients(model, text, unknown)}
+        checks["tokenizer"] = [check_tokenizer(model.tokenizer)]
         for name in dict.fromkeys(kernels):
             checks[name] = check_kernel(model, name, text)
     except jax.errors.JaxRuntimeError as error:

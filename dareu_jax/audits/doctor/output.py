@@ -30,7 +30,7 @@ class Report(NamedTuple):
     @property
     def all(self) -> list[Check]:
         """Every check, named after its kernel where there are several."""
-        several = len(self.checks) > 2
+        several = len(self.checks) > 3
         return [
             check._replace(name=f"{about}: {check.name}") if several else check
             for about, group in self.checks.items()

@@ -21,11 +21,15 @@ def is_short(mask: Array, tokens: Array, stop_ids: Sequence[int]) -> Array:
 
 
 def text_signs(said: Answers, stop_ids: Sequence[int]) -> dict[str, Array]:
-    """Label -> whether each answer shows that sign of saying nothing, ``[N]`` bool."""
+    """Label -> whether each answer shows that sign of saying nothing, ``[N]`` bool.
+
+    An answer that a limit cut before `FEWEST` tokens shows none.
+    """
     empty = np.asarray([is_empty(text) for text in said.text])
+    short = is_short(said.mask, said.tokens, stop_ids)
+    had_room = np.asarray(said.finished) | (said.mask.sum(axis=1) >= FEWEST)
     return {
-        f"empty, or under {FEWEST} tokens": is_short(said.mask, said.tokens, stop_ids)
-        | empty,
+        f"empty, or under {FEWEST} tokens": (short | empty) & had_room,
         "looping": np.asarray([is_repeated(text) for text in said.text]),
     }
 

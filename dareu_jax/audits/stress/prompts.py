@@ -12,6 +12,7 @@ from dareu_jax.audits.stress.context import Context, means, outcome, stress_test
 from dareu_jax.audits.stress.paraphrase import paraphrases_of
 from dareu_jax.evaluation.metrics.rouge import rouge_l_recall
 from dareu_jax.evaluation.run_suite import answer
+from dareu_jax.models.context import warn_beyond
 from dareu_jax.parallel import shared_out
 from dareu_jax.runs.evaluate import tow_of
 from dareu_jax.runs.inputs import Inputs
@@ -127,7 +128,13 @@ def tokens_of(inputs: Inputs, asked: dict[str, Asked]) -> dict[str, data.TokenBa
     every = [record for own in records.values() for record in own]
     p, t = data.fit_lengths(every, tokenizer, wording)
     tokenise = functools.partial(data.tokenise, max_prompt=p, max_response=t)
-    return {label: tokenise(own, tokenizer, wording) for label, own in records.items()}
+    tokens = {
+        label: tokenise(own, tokenizer, wording) for label, own in records.items()
+    }
+    for label, own in tokens.items():
+        lengths = own.prompt_mask.sum(axis=1)
+        warn_beyond(inputs.context, lengths, f"prompts of {label!r}")
+    return tokens
 
 
 def right_choices(said: Sequence[str], how: Asked) -> list[float]:

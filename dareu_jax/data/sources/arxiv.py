@@ -85,7 +85,7 @@ def _owners(papers: Sequence[Record], options: ArxivOptions, file: Path) -> list
 
 def _usable(file: Path, prompt_words: int) -> Iterator[Record]:
     """Yield the usable abstracts as records of their archives, in file order."""
-    lines = _table(file) if file.suffix.lower() == ".csv" else base.json_lines(file)
+    lines = _table(file) if file.suffix.lower() == ".csv" else base.json_rows(file)
     for where, line in lines:
         id, owner = (base.text_field(line, name, where) for name in ("id", "archive"))
         words = base.text_field(line, "abstract", where).split()

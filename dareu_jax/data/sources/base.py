@@ -32,48 +32,46 @@ def read_text(path: Path, contents: str, key: str = "corpus.path") -> str:
         ) from error
 
 
-def json_lines(
+def json_rows(
     path: Path, key: str = "corpus.path"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``("file:line", object)`` for every line with text; errors name ``key``."""
-    text = read_text(path, "one JSON object per line", key)
+    """Yield ``(place, object)`` of a file of one object per line, or of one array.
+
+    The place is ``file:line``, or ``file, row n`` of an array; errors name ``key``.
+    """
+    text = read_text(path, "JSON objects, one per line or in an array", key)
+    if text.lstrip().startswith("["):
+        for n, row in enumerate(_loaded(text, str(path), "one array of objects")):
+            yield f"{path}, row {n}", _object(row, f"{path}, row {n}")
+        return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _object(line, f"{path}:{number}")
-
-
-def json_array(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return ``("file, row n", object)`` for every row of one JSON array of objects."""
-    return _array(path, dict, "objects")
+            where = f"{path}:{number}"
+            yield where, _object(_loaded(line, where, "one object per line"), where)
 
 
 def json_texts(path: Path) -> list[str]:
     """Return the texts of one JSON array; raise `UserError` where there is none."""
-    rows = _array(path, str, "texts")
+    contents = "a JSON array of texts"
+    rows = _loaded(read_text(path, contents), str(path), contents)
+    if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
+        raise UserError(f"{path}: must be {contents}")
     if not rows:
         raise UserError(f"{path}: must be a JSON array of at least one text")
-    return [text_field({"text": text}, "text", where) for where, text in rows]
+    places = [f"{path}, row {n}" for n in range(len(rows))]
+    return [text_field({"text": x}, "text", where) for where, x in zip(places, rows)]
 
 
-def _array(path: Path, kind: type, contents: str) -> list[tuple[str, Any]]:
-    """Return ``("file, row n", row)``; rows that are not of ``kind`` are refused."""
+def _loaded(text: str, where: str, contents: str) -> Any:
+    """Return the JSON value in ``text``; raise `UserError` where it is no JSON."""
     try:
-        rows = json.loads(read_text(path, f"a JSON array of {contents}"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
-        raise UserError(f"{path}: must be a JSON array of {contents}")
-    return [(f"{path}, row {n}", row) for n, row in enumerate(rows)]
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); write {contents}") from error
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    """Return the JSON object that `line` holds."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(
-            f"{where}: not JSON ({error}); write one object per line"
-        ) from error
+def _object(value: Any, where: str) -> dict[str, Any]:
+    """Return a value that is a JSON object; raise `UserError` for any other."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object but {type(value).__name__}")
     return value

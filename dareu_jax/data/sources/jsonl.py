@@ -1,10 +1,12 @@
-"""A user's own JSONL: records to train on, records to attribute, queries.
+"""A user's own JSON: records to train on, records to attribute, queries.
 
-The same rules hold for all three. A line that is not blank is a JSON object. Its
-``id`` is text or a whole number, and no other line's; without one a line is called
-``line-N``, N being its number in the file. Other fields may be there.
+The same rules hold for all three. A file has one JSON object on every line that is
+not blank, or is one array of objects. The ``id`` of an object is text or a whole
+number, and no other's; without one it is called ``line-N``, N being its line in the
+file, or ``row-N``, N being its place in the array. Other fields may be there.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from dareu_jax.config import Section
 from dareu_jax.data.ownership import record_of
 from dareu_jax.data.records import NOBODY, Record
-from dareu_jax.data.sources.base import Row, json_lines, text_field
+from dareu_jax.data.sources.base import Row, json_rows, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 
@@ -31,7 +33,9 @@ class JsonlOptions(Section):
 
 
 @SOURCES.register(
-    "jsonl", "your own file: owner, prompt, response on each line", options=JsonlOptions
+    "jsonl",
+    "your own file: owner, prompt, response in each object",
+    options=JsonlOptions,
 )
 def jsonl_rows(options: JsonlOptions, downloads: Path) -> Iterator[Row]:
     """Yield the rows of the file ``options.path``, see `read_rows`."""
@@ -74,7 +78,7 @@ def read_owned(path: Path | str) -> tuple[Record, ...]:
     """
     records = tuple(map(_record, read_lines(path)))
     if not records:
-        raise UserError(f"{path} holds no records; write one JSON object per line")
+        raise UserError(f"{path} holds no records; write JSON objects, one per line")
     return records
 
 
@@ -91,12 +95,12 @@ def read_queries(path: Path | str) -> list[Query]:
     """Read ``prompt`` and ``response`` of every line; without one the model answers."""
     queries = list(map(_query, read_lines(path)))
     if not queries:
-        raise UserError(f"{path} holds no queries; write one JSON object per line")
+        raise UserError(f"{path} holds no queries; write JSON objects, one per line")
     return queries
 
 
 class Line(NamedTuple):
-    """A line of a user's file: ``file:line``, its id, and the object in it."""
+    """A line or row of a user's file: its place, its id, and the object in it."""
 
     where: str
     id: str
@@ -116,9 +120,9 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path | str, key: str = "") -> Iterator[Line]:
-    """Yield every line that is not blank; raise `UserError` for a bad line or id."""
+    """Yield every line or row; raise `UserError` for a bad one, or a bad id."""
     seen: dict[str, str] = {}
-    for where, fields in json_lines(Path(path), key):
+    for where, fields in json_rows(Path(path), key):
         name = _id(fields, where)
         if name in seen:
             raise UserError(
@@ -130,10 +134,11 @@ def read_lines(path: Path | str, key: str = "") -> Iterator[Line]:
 
 
 def _id(fields: dict[str, Any], where: str) -> str:
-    """Return the id of a line; absent or null: ``line-`` and the line's number."""
+    """Return the id of a line; absent or null: ``line-N``, or ``row-N`` of an array."""
     name = fields.get("id")
     if name is None:
-        return f"line-{where.rsplit(':', 1)[1]}"
+        place, number = re.split(r"[ :]", where)[-2:]
+        return f"row-{number}" if place == "row" else f"line-{number}"
     if isinstance(name, int) and not isinstance(name, bool):
         return str(name)
     return text_field(fields, "id", where)

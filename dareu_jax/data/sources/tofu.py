@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
-from dareu_jax.data.sources.base import Row, json_lines, text_field
+from dareu_jax.data.sources.base import Row, json_rows, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 from dareu_jax.storage.download import downloaded
@@ -101,5 +101,5 @@ def _read(folder: Path, name: str) -> list[tuple[str, str]]:
         )
     return [
         (text_field(line, "question", where), text_field(line, "answer", where))
-        for where, line in json_lines(folder / name)
+        for where, line in json_rows(folder / name)
     ]

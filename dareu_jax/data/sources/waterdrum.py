@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dareu_jax.config import Section
 from dareu_jax.data.records import NOBODY, Record
-from dareu_jax.data.sources.base import Row, completion, json_lines, text_field
+from dareu_jax.data.sources.base import Row, completion, json_rows, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.registry import SOURCES
 from dareu_jax.storage.download import fetch
@@ -78,7 +78,7 @@ def _read(folder: Path, name: str, prompt_words: int) -> list[tuple[str, str]]:
         )
     return [
         _pair(text_field(line, "text", where).split(), prompt_words, where)
-        for where, line in json_lines(folder / name)
+        for where, line in json_rows(folder / name)
     ]
 
 

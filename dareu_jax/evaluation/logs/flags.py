@@ -6,13 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.evaluation.logs.reading import EvalLog, SetLog
-from dareu_jax.evaluation.logs.rows import ratios, sides
-from dareu_jax.evaluation.metrics.text_quality import is_empty, is_repeated, words
+from dareu_jax.evaluation.logs.rows import finite_rows, ratios, sides
+from dareu_jax.evaluation.metrics.text_quality import (
+    has_room,
+    is_empty,
+    is_repeated,
+    words,
+)
 from dareu_jax.evaluation.metrics.truth_ratio import EPSILON, TruthRatio
 
 Array = np.ndarray
 ABOVE = 0.1
 """Share of a set's rows, over that of the reference, from which a sign is told."""
+FEW = 8
+"""Tokens below which a limit may leave a sound model no room for two words."""
 EQUAL = 1e-5
 """Largest spread of values that are called equal, of the largest of them."""
 IMPOSSIBLE = 100 * EPSILON
@@ -38,6 +45,7 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     found = []
     for name, one in log.sets.items():
         beside = None if reference is None else reference.sets.get(name)
+        found += without_numbers(name, one, beside)
         found += broken_answers(name, one, beside)
         found += collapsed(name, one, beside, kind)
     for name, attack in log.attacks.items():
@@ -49,12 +57,28 @@ def flags(log: EvalLog, reference: EvalLog | None, kind: TruthRatio) -> list[str
     return found
 
 
+def without_numbers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
+    """Return a sentence if many rows of a set have no finite value, or nothing."""
+    metric, count = max(one.skipped.items(), key=lambda x: x[1], default=("", 0))
+    share = count / len(one.rows)
+    usual = 0.0 if beside is None else max(beside.skipped.values(), default=0)
+    if beside is not None:
+        usual /= len(beside.rows)
+    if share <= usual + ABOVE:
+        return []
+    return [
+        f"{percent(share)} of {spelt(name)} rows have no finite value of {metric}: "
+        "scores of the others say little about the model"
+    ]
+
+
 # --- texts
 
 
 def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
     """Return one sentence with every sign of `SIGNS` in a set's answers, or none."""
-    gold = {} if one.gold is None else text_shares(one.gold, one.gold)
+    right = [text for text in one.gold or () if text is not None]
+    gold = text_shares(right, right) if right else {}
     theirs = {} if beside is None else shares(beside)
     shown: list[str] = []
     for sign, share in shares(one).items():
@@ -68,11 +92,39 @@ def broken_answers(name: str, one: SetLog, beside: SetLog | None) -> list[str]:
 
 
 def shares(one: SetLog) -> dict[str, float]:
-    """Return the share of a set's rows with each sign that can be looked for."""
-    out = {} if one.generation is None else text_shares(one.generation, one.gold)
+    """Return the share of a set's rows with each sign that can be looked for.
+
+    What a limit does is no sign: it may leave no room to end, or for a word or two.
+    """
+    out = {} if one.generation is None else text_shares(*texts_of(one))
+    if is_cut_at_once(one):
+        out = {sign: share for sign, share in out.items() if sign == "repeated"}
     if one.unfinished is not None:
-        out["unfinished"] = float(one.unfinished.mean())
+        endless = one.unfinished * with_room(one)
+        out["unfinished"] = float(finite_rows(endless).mean())
     return out
+
+
+def with_room(one: SetLog) -> Array:
+    """Return ``[N]``, 0 where an answer's limit leaves no room to end, else 1."""
+    if one.limit is None or one.gold_tokens is None:
+        return np.ones(len(one.rows))
+    pairs = zip(one.limit, one.gold_tokens, strict=True)
+    return np.asarray([float(np.isnan(x + y) or has_room(x, y)) for x, y in pairs])
+
+
+def is_cut_at_once(one: SetLog) -> bool:
+    """Return whether no answer of a set may have `FEW` tokens."""
+    return one.limit is not None and bool(np.nanmax(one.limit) < FEW)
+
+
+def texts_of(one: SetLog) -> tuple[list[str], list[str] | None]:
+    """Return the answers that are there and their gold answers, None without these."""
+    said = one.generation or ()
+    if one.gold is None:
+        return [text for text in said if text is not None], None
+    pairs = [(x, y) for x, y in zip(said, one.gold, strict=True) if None not in (x, y)]
+    return [str(text) for text, _ in pairs], [str(right) for _, right in pairs]
 
 
 def text_shares(texts: Sequence[str], gold: Sequence[str] | None) -> dict[str, float]:
@@ -102,10 +154,11 @@ def collapsed(
 ) -> list[str]:
     """Return a sentence if all probabilities or truth ratios of a set are useless."""
     out = []
-    p, tiny = one.probability, np.finfo(np.float64).tiny
+    tiny = np.finfo(np.float64).tiny
+    p = None if one.probability is None else finite_rows(one.probability)
     if p is not None and are_equal(np.log(np.maximum(p, tiny))):
         out.append(
-            f"all {len(one.rows)} {spelt(name)} probabilities are equal: the model "
+            f"all {len(p)} {spelt(name)} probabilities are equal: the model "
             "does not tell one answer from another"
         )
     ratio = ratios(one, kind)
@@ -134,7 +187,7 @@ def impossible(one: SetLog) -> float:
     """Return share of right answers that the model gives next to no probability."""
     if one.right_loss is None:
         return 0.0
-    return float((np.exp(-one.right_loss) < IMPOSSIBLE).mean())
+    return float((np.exp(-finite_rows(one.right_loss)) < IMPOSSIBLE).mean())
 
 
 def percent(share: float) -> str:

@@ -13,6 +13,11 @@ KNOWN = (
 )
 
 
+LIMITS = ("limit", "gold_tokens")
+"""Columns of how an answer was cut; a log that has none of them lacks nothing."""
+MAY_LACK = ("generation", "gold", "unfinished", "extraction", *LIMITS)
+
+
 class Source(NamedTuple):
     """A column of a set: its metric in the log, and the place inside of a row.
 
@@ -31,7 +36,7 @@ class Part(NamedTuple):
 
     tables: Mapping[str, Any]
     columns: Mapping[str, Source]
-    may_lack: tuple[str, ...] = ("generation", "gold", "unfinished", "extraction")
+    may_lack: tuple[str, ...] = MAY_LACK
 
 
 class Layout(NamedTuple):
@@ -72,6 +77,8 @@ def trained_set(short: str) -> dict[str, Source]:
         "generation": Source(rouge, "generation"),
         "gold": Source(rouge, "ground_truth"),
         "unfinished": Source(f"{short}_text_quality", "unfinished"),
+        "limit": Source(f"{short}_text_quality", "limit"),
+        "gold_tokens": Source(f"{short}_text_quality", "gold_tokens"),
     }
 
 
@@ -186,13 +193,19 @@ def locuslab(tree: Mapping[str, Any], path: Path) -> Layout:
 def ours(tree: Mapping[str, Any]) -> Layout:
     """Read ``{"metrics": {metric: {"agg_value", "value_by_index": {row: value}}}}``.
 
-    Beside them ``{"answers": {split: [text]}}``, in the order of the rows.
+    Beside them ``{"answers": {split: [text]}}``, in the order of the rows, and
+    ``{"max_new_tokens": limit, "gold_tokens": {split: [tokens]}}``.
     """
     tables = {metric: rows_of(value) for metric, value in tree["metrics"].items()}
     said = tree["answers"] if isinstance(tree["answers"], dict) else {}
     for split, texts in said.items():
         if isinstance(texts, list):
             tables[f"{split}_answers"] = {str(n): x for n, x in enumerate(texts)}
+    golds = tree.get("gold_tokens")
+    for split, counts in golds.items() if isinstance(golds, dict) else ():
+        numbered = {str(n): x for n, x in enumerate(counts)}
+        tables[f"{split}_gold_tokens"] = numbered
+        tables[f"{split}_limit"] = dict.fromkeys(numbered, tree.get("max_new_tokens"))
     splits = ["forget", "retain"]
     splits += ["test"] if {"test_rouge", "test_probability"} & tables.keys() else []
     sets = {
@@ -203,6 +216,8 @@ def ours(tree: Mapping[str, Any]) -> Layout:
                 "rouge": Source(f"{split}_rouge"),
                 "generation": Source(f"{split}_answers"),
                 "unfinished": Source(f"{split}_unfinished"),
+                "limit": Source(f"{split}_limit"),
+                "gold_tokens": Source(f"{split}_gold_tokens"),
             },
         )
         for split in splits

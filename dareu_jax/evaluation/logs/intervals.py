@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 
 from dareu_jax.evaluation.logs.reading import Attack, EvalLog, SetLog
-from dareu_jax.evaluation.logs.rows import ratios, sides, tug_rows, tug_scores
+from dareu_jax.evaluation.logs.rows import (
+    finite_rows,
+    ratios,
+    ratios_by_row,
+    sides,
+    sides_by_row,
+    stacked,
+    tug_rows,
+    tug_scores,
+)
 from dareu_jax.evaluation.logs.scores import SETS, TERM_SETS
 from dareu_jax.evaluation.metrics.bootstrap import interval, interval_of
 from dareu_jax.evaluation.metrics.mia import auc, privleak
@@ -23,6 +32,7 @@ def intervals(
 
     Rows are drawn again within each set, those of candidate and reference together;
     the models and what they were trained on stay: seeds are another source of noise.
+    A number of several values per row takes the rows that have all of them.
     """
     sets = {k: set_intervals(k, log.sets[k], kind) for k in SETS if k in log.sets}
     out: dict[str, Any] = {
@@ -31,7 +41,7 @@ def intervals(
         "mia_auc": {k: interval_of(auc, *sides(x)) for k, x in log.attacks.items()},
         "extraction_strength": None
         if log.extraction is None
-        else interval(log.extraction),
+        else interval(finite_rows(log.extraction)),
     }
     if reference is not None:
         out |= {name: tow_interval(log, reference, name) for name in TUGS}
@@ -46,18 +56,21 @@ def intervals(
 def set_intervals(name: str, one: SetLog, kind: TruthRatio) -> dict[str, Ends]:
     """Return those of mean probability, mean ROUGE and the truth ratio's aggregate."""
     columns = {"probability": one.probability, "rouge": one.rouge}
-    out = {k: interval(x) for k, x in columns.items() if x is not None}
+    out = {k: interval(finite_rows(x)) for k, x in columns.items() if x is not None}
     if (ratio := ratios(one, kind)) is not None:
         combine = kind.forget if name == "forget" else kind.others
         out["truth_ratio"] = interval_of(combine, ratio)
     return out
 
 
-def leak_interval(one: Attack, other: Attack) -> Ends:
+def leak_interval(one: Attack, other: Attack) -> Ends | None:
     """Return that of PrivLeak, beside the retrained model's scores of these texts."""
     forget, holdout = (
-        np.stack(both, axis=1) for both in zip(sides(one), sides(other), strict=True)
+        stacked(*both)
+        for both in zip(sides_by_row(one), sides_by_row(other), strict=True)
     )
+    if not (len(forget) and len(holdout)):
+        return None
 
     def leak(forget: Array, holdout: Array) -> float:
         return privleak(*(auc(forget[:, k], holdout[:, k]) for k in (0, 1)))
@@ -70,10 +83,12 @@ def utility_interval(log: EvalLog, kind: TruthRatio) -> Ends | None:
     samples = []
     for name in TERM_SETS:
         one = log.sets.get(name)
-        ratio = None if one is None else ratios(one, kind)
+        ratio = None if one is None else ratios_by_row(one, kind)
         if one is None or one.probability is None or one.rouge is None or ratio is None:
             return None
-        samples.append(np.stack([one.probability, one.rouge, ratio], axis=1))
+        samples.append(stacked(one.probability, one.rouge, ratio))
+    if not all(map(len, samples)):
+        return None
 
     def utility(*drawn: Array) -> float:
         terms = [
@@ -92,9 +107,11 @@ def tow_interval(log: EvalLog, reference: EvalLog, name: str) -> Ends | None:
         return None
     ours, theirs = found
     samples = {
-        split: [np.stack(both, axis=1) for both in zip(ours[split], theirs[split])]
+        split: [stacked(*both) for both in zip(ours[split], theirs[split])]
         for split in ours
     }
+    if not all(len(x) for xs in samples.values() for x in xs):
+        return None
 
     def product(*drawn: Array) -> float:
         left = iter(drawn)

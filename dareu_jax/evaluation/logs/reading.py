@@ -4,14 +4,14 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.logs.formats import Part, Source, layout
+from dareu_jax.evaluation.logs.formats import LIMITS, Part, Source, layout
 from dareu_jax.evaluation.metrics.utility import normalised_probability
 
 Array = np.ndarray
@@ -28,6 +28,8 @@ TEXTS = ("generation", "gold")
 class SetLog:
     """What a log holds on N questions; None: it does not hold that.
 
+    NaN, or None among texts: the log holds that of other rows, but not of this one.
+
     Attributes:
       rows: N names of rows.
       probability: ``[N]`` length-normalised, of the gold answer; of real authors and
@@ -37,7 +39,9 @@ class SetLog:
       wrong_loss: ``[N, K]`` nats per token of its wrong answers.
       generation, gold: N texts.
       unfinished: ``[N]``, 1 where the answer was cut off at the length limit.
+      limit, gold_tokens: ``[N]`` that limit, and the right answer's tokens.
       extraction: ``[N]`` extraction strengths.
+      skipped: metric in the log -> number of rows without a finite value.
     """
 
     rows: tuple[str, ...]
@@ -45,28 +49,48 @@ class SetLog:
     rouge: Array | None = None
     right_loss: Array | None = None
     wrong_loss: Array | None = None
-    generation: tuple[str, ...] | None = None
-    gold: tuple[str, ...] | None = None
+    generation: tuple[str | None, ...] | None = None
+    gold: tuple[str | None, ...] | None = None
     unfinished: Array | None = None
+    limit: Array | None = None
+    gold_tokens: Array | None = None
     extraction: Array | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Scores of a membership attack by row, higher for less likely text."""
+    """Scores of a membership attack by row, higher for less likely text; NaN: none."""
 
     forget: Mapping[str, float]
     holdout: Mapping[str, float]
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Return the number of rows without a finite score by split, zeros left out."""
+        sides = {"forget": self.forget, "holdout": self.holdout}
+        counts = {k: sum(map(math.isnan, x.values())) for k, x in sides.items()}
+        return {split: count for split, count in counts.items() if count}
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether both splits have a score, so that there is an AUC."""
+        sides = (self.forget, self.holdout)
+        return all(not all(map(math.isnan, x.values())) for x in sides)
+
 
 @dataclass(frozen=True)
 class EvalLog:
-    """One model's log: file, format, sets of questions by name, attacks by name."""
+    """One model's log: file, format, sets of questions by name, attacks by name.
+
+    ``skipped``: set or attack -> metric or split -> rows without a finite value.
+    """
 
     path: Path
     format: str
     sets: Mapping[str, SetLog]
     attacks: Mapping[str, Attack]
+    skipped: Mapping[str, Mapping[str, int]]
 
     @property
     def extraction(self) -> Array | None:
@@ -77,9 +101,12 @@ class EvalLog:
 def read_log(path: Path, partial: bool = False) -> EvalLog:
     """Read a log; its ``format`` says what it was taken for.
 
+    Rows of which a metric is null, NaN, infinite or missing are counted, not refused;
+    an attack without any score is left out.
+
     Raises:
-      UserError: not JSON, no known format, a missing metric, rows that are empty,
-        not numbers, out of range, or not the same in all metrics of a set.
+      UserError: not JSON, no known format, a missing metric, values that are no
+        numbers, out of range, or rows that are not the same in all metrics of a set.
       OSError: a file that cannot be read.
     """
     try:
@@ -93,11 +120,21 @@ def read_log(path: Path, partial: bool = False) -> EvalLog:
             *(scores(f"{path}: mia_{name}, {split}", rows) for split, rows in x.items())
         )
         for name, x in parts.attacks.items()
+        if not (partial and is_without_rows(x))
     }
     sets = {name: one for name, one in found.items() if one is not None}
     if not (sets or attacks):
         raise UserError(f"{path} has no metric that score-logs knows ({parts.format})")
-    return EvalLog(path, parts.format, sets, attacks)
+    counts = {name: one.skipped for name, one in sets.items()}
+    counts |= {f"mia_{name}": one.skipped for name, one in attacks.items()}
+    skipped = {name: metrics for name, metrics in counts.items() if metrics}
+    whole = {name: one for name, one in attacks.items() if one.is_whole}
+    return EvalLog(path, parts.format, sets, whole, skipped)
+
+
+def is_without_rows(attack: Mapping[str, Any]) -> bool:
+    """Return whether a split of an attack is null or empty."""
+    return any(table is None or table == {} for table in attack.values())
 
 
 def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
@@ -105,9 +142,10 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
     names: tuple[str, ...] = ()
     first = ""
     columns: dict[str, Any] = {}
+    lacking: dict[str, set[str]] = {}
     for column, source in part.columns.items():
         table = part.tables.get(source.metric)
-        if table is None:
+        if table is None or table == {}:
             if not (partial or column in part.may_lack):
                 raise UserError(
                     f"{path} has no rows of {source.metric}; --partial scores the rest"
@@ -119,13 +157,26 @@ def read_set(part: Part, path: Path, partial: bool) -> SetLog | None:
         same_rows(where, table, names, first)
         ordered = {name: table[name] for name in names}
         columns[column] = read_column(where, column, source, ordered)
+        if column not in LIMITS:
+            gone = without(columns[column], names)
+            lacking.setdefault(source.metric, set()).update(gone)
     if not names:
         return None
     if "wrong_probability" in part.columns:
         wrong, right = (columns.pop(f"{x}probability", None) for x in ("wrong_", ""))
         if right is not None and wrong is not None:
             columns["probability"] = normalised_probability(right, wrong)
-    return SetLog(rows=names, **columns)
+    held = {k: x for k, x in columns.items() if len(without(x, names)) < len(names)}
+    skipped = {metric: len(rows) for metric, rows in lacking.items() if rows}
+    return SetLog(rows=names, skipped=skipped, **held)
+
+
+def without(column: Any, names: tuple[str, ...]) -> list[str]:
+    """Return the names of the rows of which a column of numbers has none."""
+    if not isinstance(column, np.ndarray):
+        return []
+    gone = np.isnan(column).reshape(len(names), -1).any(axis=1)
+    return [names[row] for row in np.flatnonzero(gone)]
 
 
 def checked_rows(where: str, table: Any) -> dict[str, Any]:
@@ -133,7 +184,7 @@ def checked_rows(where: str, table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{where} is {kind(table)}, not an object of rows")
     if not table:
-        raise UserError(f"{where} has no rows")
+        raise UserError(f"{where} has no rows; --partial scores the rest")
     return table
 
 
@@ -153,17 +204,24 @@ def same_rows(
 def read_column(
     where: str, column: str, source: Source, rows: Mapping[str, Any]
 ) -> Any:
-    """Return ``[N]`` or ``[N, K]`` numbers, or N texts (None where one is no text)."""
+    """Return ``[N]`` or ``[N, K]`` numbers, NaN where missing, or N texts, or None.
+
+    None: the column has something that is no text, or nothing else.
+    """
     values = {name: inside(row, source.field) for name, row in rows.items()}
     if column in TEXTS:
         texts = tuple(values.values())
-        return texts if all(isinstance(text, str) for text in texts) else None
+        readable = all(text is None or isinstance(text, str) for text in texts)
+        return texts if readable and {*texts} != {None} else None
     place = where if source.field is None else f"{where}, {source.field}"
     found: list[Any]
     if column in PER_ANSWER:
-        lists = {n: v if isinstance(v, list) else [] for n, v in values.items()}
-        if len(counts := {len(v) for v in lists.values()}) > 1 or 0 in counts:
+        there = {n: v for n, v in values.items() if not is_missing(v)}
+        counts = {len(v) if isinstance(v, list) else 0 for v in there.values()}
+        if len(counts) > 1 or 0 in counts:
             raise UserError(f"{place}: every row needs a list of as many wrong answers")
+        gone = [None] * max(counts, default=1)
+        lists = {n: there.get(n, gone) for n in values}
         found = [[number(place, n, x) for x in v] for n, v in lists.items()]
     else:
         found = [number(place, name, x) for name, x in values.items()]
@@ -184,11 +242,23 @@ def inside(cell: Any, field: str | int | None) -> Any:
 
 
 def number(where: str, row: str, value: Any) -> float:
-    """Return the value as a float; raises `UserError` where it is no finite number."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not abs(value) <= sys.float_info.max:
-        raise UserError(f"{where}: row {row!r} has {kind(value)}, not a finite number")
+    """Return the value as a float, NaN where it is missing or not finite.
+
+    Raises:
+      UserError: it is something else than a number.
+    """
+    if value != [] and is_missing(value):
+        return math.nan
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"{where}: row {row!r} has {kind(value)}, not a number")
     return float(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is null, an empty list, or a number that is not finite."""
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return not abs(value) <= sys.float_info.max
+    return value is None or value == []
 
 
 def in_range(where: str, values: Array, high: float) -> Array:
@@ -222,7 +292,10 @@ def check_comparable(log: EvalLog, reference: EvalLog) -> None:
             continue
         gold = dict(zip(other.rows, other.gold, strict=True))
         for row, text in zip(one.rows, one.gold, strict=True):
-            if text.split() != gold[row].split():
+            theirs = gold[row]
+            if text is None or theirs is None:
+                continue
+            if text.split() != theirs.split():
                 raise UserError(
                     f"{log.path}: {name}, row {row!r} has another gold answer than "
                     f"in {reference.path}; the two were evaluated on different data"

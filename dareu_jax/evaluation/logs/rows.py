@@ -15,14 +15,53 @@ TEST_SETS = ("real_authors", "world_facts")
 """TOFU's test set, all rows alike."""
 
 
+def finite_rows(values: Array) -> Array:
+    """Return the values ``[n]`` of ``[N]`` rows that have one."""
+    return values[~np.isnan(values)]
+
+
+def stacked(*columns: Array) -> Array:
+    """Return ``[n, K]`` of K columns ``[N]``, at the rows that have all of them."""
+    table = np.stack(columns, axis=1)
+    return table[~np.isnan(table).any(axis=1)]
+
+
 def ratios(one: SetLog, kind: TruthRatio) -> Array | None:
-    """Return truth ratio of every row ``[N]``."""
+    """Return truth ratios ``[n]`` of the rows that have one; None without any."""
+    found = ratios_by_row(one, kind)
+    return None if found is None else finite_rows(found)
+
+
+def ratios_by_row(one: SetLog, kind: TruthRatio) -> Array | None:
+    """Return truth ratio of every row ``[N]``, NaN where a loss is missing."""
     if one.right_loss is None or one.wrong_loss is None:
         return None
-    return kind.rows(one.right_loss, one.wrong_loss)
+    found = kind.rows(one.right_loss, one.wrong_loss)
+    return None if np.isnan(found).all() else found
+
+
+def shared_ratios(
+    one: SetLog, other: SetLog, kind: TruthRatio
+) -> tuple[Array, Array] | None:
+    """Return truth ratios ``[n]`` of two models, of the rows that have both."""
+    found = [ratios_by_row(x, kind) for x in (one, other)]
+    ours, theirs = (
+        None if x is None else x[np.argsort(np.asarray(whose.rows))]
+        for x, whose in zip(found, (one, other), strict=True)
+    )
+    if ours is None or theirs is None:
+        return None
+    both = stacked(ours, theirs)
+    return (both[:, 0], both[:, 1]) if len(both) else None
 
 
 def sides(attack: Attack) -> tuple[Array, Array]:
+    """Return scores of forget ``[n]`` and holdout ``[m]``, of the rows with a score."""
+    forget, holdout = sides_by_row(attack)
+    return finite_rows(forget), finite_rows(holdout)
+
+
+def sides_by_row(attack: Attack) -> tuple[Array, Array]:
     """Return scores of forget ``[N]`` and holdout ``[M]``, ordered by row names."""
     forget, holdout = (
         np.asarray([scores for _, scores in sorted(side.items())])
@@ -32,9 +71,9 @@ def sides(attack: Attack) -> tuple[Array, Array]:
 
 
 def split_rows(log: EvalLog, source: str) -> tuple[Array, ...] | None:
-    """Return ROUGE-L recall ``([N],)`` of a set, or `sides` of an attack, or None."""
+    """Return ROUGE-L recall ``([N],)`` of a set, or an attack's sides, or None."""
     if source in log.attacks:
-        return sides(log.attacks[source])
+        return sides_by_row(log.attacks[source])
     pooled = source == "test" and source not in log.sets
     found = []
     for name in TEST_SETS if pooled else (source,):
@@ -66,7 +105,8 @@ def tug_rows(
 
 def tug_scores(rows: Mapping[str, Sequence[Array]]) -> dict[str, float]:
     """Return ``a`` of every split: the mean of its one array, the AUC of its two."""
+    found = {split: [finite_rows(x) for x in both] for split, both in rows.items()}
     return {
         split: float(x[0].mean()) if len(x) == 1 else auc(*x)
-        for split, x in rows.items()
+        for split, x in found.items()
     }

@@ -8,7 +8,14 @@ import numpy as np
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.evaluation.logs.flags import flags
 from dareu_jax.evaluation.logs.reading import EvalLog, SetLog, check_comparable
-from dareu_jax.evaluation.logs.rows import ratios, sides, tug_rows, tug_scores
+from dareu_jax.evaluation.logs.rows import (
+    finite_rows,
+    ratios,
+    shared_ratios,
+    sides,
+    tug_rows,
+    tug_scores,
+)
 from dareu_jax.evaluation.metrics.forget_quality import forget_quality
 from dareu_jax.evaluation.metrics.mia import auc, privleak, rel_diff
 from dareu_jax.evaluation.metrics.rouge import rouge_l_recall
@@ -95,8 +102,8 @@ def set_means(name: str, one: SetLog, kind: TruthRatio) -> Scores:
 
 
 def mean_or_none(values: np.ndarray | None) -> float | None:
-    """Return the mean of ``[N]``, or None where there are none."""
-    return None if values is None else float(values.mean())
+    """Return the mean of the rows of ``[N]`` that have a value, None without any."""
+    return None if values is None else float(finite_rows(values).mean())
 
 
 def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
@@ -112,6 +119,7 @@ def score_alone(log: EvalLog, kind: TruthRatio) -> Scores:
         "sets": sets,
         "mia_auc": attack_aucs(log),
         "extraction_strength": mean_or_none(log.extraction),
+        "skipped": {name: dict(counts) for name, counts in log.skipped.items()},
     }
 
 
@@ -164,13 +172,11 @@ def compare(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
 def quality(log: EvalLog, reference: EvalLog, kind: TruthRatio) -> Scores:
     """Return forget quality, where both logs have truth ratios of the forget set."""
     names = COMPARISONS[:4]
-    ours, theirs = (
-        ratios(one.sets["forget"], kind) if "forget" in one.sets else None
-        for one in (log, reference)
-    )
-    if ours is None or theirs is None:
+    ours, theirs = (one.sets.get("forget") for one in (log, reference))
+    both = shared_ratios(ours, theirs, kind) if ours and theirs else None
+    if both is None:
         return dict.fromkeys(names)
-    return dict(zip(names, forget_quality(ours, theirs), strict=True))
+    return dict(zip(names, forget_quality(*both), strict=True))
 
 
 def quality_of_retrainings(one: EvalLog, other: EvalLog, kind: TruthRatio) -> Scores:
@@ -224,14 +230,17 @@ def check_rouge(log: EvalLog) -> int:
     for name, one in log.sets.items():
         if one.rouge is None or one.generation is None or one.gold is None:
             continue
-        again = rouge_l_recall(one.generation, one.gold)
-        for row, stored, value in zip(one.rows, one.rouge, again, strict=True):
+        table = zip(one.rows, one.rouge, one.generation, one.gold, strict=True)
+        for row, stored, said, right in table:
+            if np.isnan(stored) or said is None or right is None:
+                continue
+            (value,) = rouge_l_recall([said], [right])
             if abs(stored - value) > SAME:
                 raise UserError(
                     f"{log.path}: {name}, row {row!r} has ROUGE-L recall {stored:.6f}, "
                     f"its answer has {value:.6f}"
                 )
-        count += len(again)
+            count += 1
     if not count:
         raise UserError(f"{log.path} has no gold answers, --check-rouge needs them")
     return count

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dareu_jax.evaluation.run_suite import Judged
 
 
+TIMES, MORE = 2, 64
+"""An answer that is cut behind so many times the right answer's tokens, and so many
+more, has no end; of a lower limit nobody can say."""
 _WORD = re.compile(r"[^\W_]+")
 _LETTERS_LOOP = re.compile(r"([^\W\d_]{1,10}?)\1{4,}")
 
@@ -36,6 +39,11 @@ def text_quality(
         "unfinished": [float(not end) for end in finished],
         "length": [float(len(words(text))) for text in texts],
     }
+
+
+def has_room(limit: float, gold_tokens: float) -> bool:
+    """Return whether a limit on tokens leaves a sound model room to end by itself."""
+    return limit >= TIMES * gold_tokens + MORE
 
 
 def words(text: str) -> list[str]:

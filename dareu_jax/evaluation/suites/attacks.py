@@ -1,6 +1,7 @@
 """Membership attacks and memorisation of given texts, by one model or two."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,15 +52,15 @@ class Given(NamedTuple):
         return mask & ~ends if self.has_end else mask
 
 
-def attacks_named(asked: str | None, has_reference: bool) -> tuple[str, ...]:
-    """Return the `ATTACKS` in ``a,b``; None: all that need no further model.
+def attacks_named(asked: Sequence[str] | None, has_reference: bool) -> tuple[str, ...]:
+    """Return the `ATTACKS` asked for; None: all that need no further model.
 
     Raises:
       UserError: an unknown attack, ``reference`` without a model or one without it.
     """
     if asked is None:
         return (*FORWARD, "reference") if has_reference else FORWARD
-    names = tuple(dict.fromkeys(name.strip() for name in asked.split(",")))
+    names = tuple(dict.fromkeys(asked))
     for name in names:
         if name not in ATTACKS:
             near, known = did_you_mean(name, ATTACKS), ", ".join(ATTACKS)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.data.sources.base import json_lines, text_field
+from dareu_jax.data.sources.base import json_rows, text_field
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.logs.tables import Table, by_index
 from dareu_jax.evaluation.suites.judge import Judge
@@ -29,7 +29,7 @@ def read_choices(path: Path) -> tuple[Choice, ...]:
       UserError: a row without them, or whose answer is no place among the choices.
     """
     out = []
-    for where, row in json_lines(path):
+    for where, row in json_rows(path):
         choices, answer = row.get("choices"), row.get("answer")
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
             raise UserError(f"{where}: field 'choices' must be a list of 2 to 10 texts")

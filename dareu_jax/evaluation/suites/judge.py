@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from dareu_jax.evaluation.logs.tables import Table, by_index, rouge_table
 from dareu_jax.evaluation.metrics.likelihood import Perplexity, perplexity
 from dareu_jax.evaluation.metrics.refusals import names_of_others, refusals
 from dareu_jax.evaluation.metrics.rouge import rouge_scores
-from dareu_jax.evaluation.metrics.text_quality import text_quality
+from dareu_jax.evaluation.metrics.text_quality import has_room, text_quality
 from dareu_jax.evaluation.suites import measure
 from dareu_jax.evaluation.suites.attacks import (
     FORWARD,
@@ -135,24 +135,45 @@ class Judge:
         """
         said, ended = self.said(f"{name}_answers", asked, gold=gold)
         table = rouge_table(rouge_scores(said, gold), asked, gold, said)
-        quality = quality_table(said, ended, others)
+        limit = self.reading.max_new_tokens
+        _, right = measure.encoded(self.model, self.reading, list(zip(asked, gold)))
+        limits = [Limit(limit, len(tokens)) for tokens in right]
+        quality = quality_table(said, ended, others, limits)
         return {f"{short}_Q_A_ROUGE": table, f"{short}_text_quality": quality}
+
+
+class Limit(NamedTuple):
+    """Tokens that an answer may have, and that the right answer has, with its end."""
+
+    limit: int
+    gold_tokens: int
 
 
 def quality_table(
     said: Sequence[str],
     ended: Sequence[bool],
     others: Sequence[Sequence[str]] | None = None,
+    limits: Sequence[Limit] | None = None,
 ) -> Table:
     """Return signs of broken answers, and refusals; the aggregate is the broken share.
 
     To refuse is no sign of a broken model, and none of one that never knew; nor is it
-    to name one of ``others``, of which there is a list per answer.
+    to name one of ``others``, of which there is a list per answer, or to be cut by one
+    of the ``limits`` that leaves no room for an end.
     """
     quality = text_quality(said, ended) | {"refusal": refusals(said)}
     if others is not None:
         pairs = zip(said, others, strict=True)
         quality["names_other"] = [float(bool(names_of_others(*x))) for x in pairs]
+    endless = quality["unfinished"]
+    if limits is not None:
+        room = [float(has_room(*limit)) for limit in limits]
+        endless = [x * y for x, y in zip(endless, room, strict=True)]
+        for field in Limit._fields:
+            quality[field] = [float(getattr(limit, field)) for limit in limits]
     rows = [dict(zip(quality, row)) for row in zip(*quality.values(), strict=True)]
-    bad = [max(row["empty"], row["repeated"], row["unfinished"]) for row in rows]
+    bad = [
+        max(row["empty"], row["repeated"], no_end)
+        for row, no_end in zip(rows, endless, strict=True)
+    ]
     return by_index(float(np.mean(bad)), rows)

@@ -11,8 +11,9 @@ from dareu_jax import data
 from dareu_jax.data.batches import encode, take, trim_prompts, trim_responses
 from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
-from dareu_jax.evaluation.suites.packed import said_tokens
+from dareu_jax.evaluation.suites.packed import Said, said_tokens
 from dareu_jax.models import loaded
+from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.decode import greedy
 from dareu_jax.models.loaded import MULTIPLE, LoadedModel, padded
 from dareu_jax.parallel import on_host
@@ -57,7 +58,11 @@ def as_tokens(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> data.TokenBatch:
     """Return questions and answers as tokens, every one whole."""
-    return loaded.as_tokens(model, records_of(pairs), reading.wording, whole_turn=True)
+    tokens = loaded.as_tokens(
+        model, records_of(pairs), reading.wording, whole_turn=True
+    )
+    warn_beyond(model.context, lengths_of(tokens))
+    return tokens
 
 
 def by_length(
@@ -92,11 +97,21 @@ class Losses(NamedTuple):
     lead: np.ndarray
 
 
+def said_answers(
+    model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
+) -> list[Said]:
+    """Return log p and hits of every token of given answers, their end included."""
+    asked, answers = encoded(model, reading, pairs)
+    whole = [len(prompt) + len(own) for prompt, own in zip(asked, answers, strict=True)]
+    warn_beyond(model.context, whole)
+    return said_tokens(model, asked, answers, reading.batch_size)
+
+
 def answer_losses(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> Losses:
     """Return `Losses` of given answers."""
-    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    found = said_answers(model, reading, pairs)
     loss = np.asarray([-x.logps.mean(dtype=np.float64) for x in found])
     check_finite(loss, pairs)
     lead = [np.argmin(np.append(x.hits, False)) for x in found]
@@ -107,7 +122,7 @@ def answer_logps(
     model: LoadedModel, reading: Reading, pairs: Sequence[Pair]
 ) -> np.ndarray:
     """Return log p ``[N]`` of given answers, without the end of text."""
-    found = said_tokens(model, *encoded(model, reading, pairs), reading.batch_size)
+    found = said_answers(model, reading, pairs)
     logps = np.asarray([x.logps[:-1].sum(dtype=np.float64) for x in found])
     check_finite(logps, pairs)
     return logps
@@ -153,6 +168,7 @@ def own_answers(
     """
     limit, stop_ids = reading.max_new_tokens, model.tokenizer.stop_ids
     prompts, _ = encoded(model, reading, [(text, "") for text in questions])
+    warn_beyond(model.context, map(len, prompts), "prompts")
     guessed = guessed or [Guess([], 0) for _ in prompts]
     said = [guess.tokens[: guess.lead][:limit] for guess in guessed]
     decode = greedy(

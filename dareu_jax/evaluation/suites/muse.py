@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dareu_jax.data import tokenise_whole
-from dareu_jax.data.sources.base import json_array, json_texts, text_field
+from dareu_jax.data.sources.base import json_rows, json_texts, text_field
 from dareu_jax.evaluation.logs.tables import Table, attack_table, by_index
 from dareu_jax.evaluation.metrics.rouge import rouge_scores
 from dareu_jax.evaluation.suites.attacks import Given
@@ -43,7 +43,7 @@ def read_muse(folder: Path) -> MuseData:
     Raises:
       UserError: one is missing or malformed.
     """
-    rows = {name: json_array(folder / file) for name, file in FILES.items()}
+    rows = {name: list(json_rows(folder / file)) for name, file in FILES.items()}
     private = {side: folder / "privleak" / f"{side}.json" for side in SIDES}
     if not any(path.exists() for path in private.values()):
         private = {}

@@ -16,24 +16,26 @@ NAME = re.compile(r"[^\W\d_]+(?:[ .'’-]+[^\W\d_]+)*\.?")
 Sets = Mapping[str, Sequence[Record]]
 
 
-def split(records: Sequence[Record], forget: str) -> dict[str, list[Record]]:
-    """Return records by set: those of the owners named in ``a,b``, and all others.
+def split(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Record]]:
+    """Return records by set: those of the owners named, and all others.
 
     Raises:
       UserError: somebody owns nothing, or nobody else owns anything.
     """
-    names = [name.strip() for name in forget.split(",")]
     there = sorted({r.owner for r in records} - {NOBODY})
     for name in names:
         if name not in there:
-            near = did_you_mean(name, there)
-            raise UserError(f"--forget {name}: owns no record{near}")
+            hint = did_you_mean(name, there)
+            if set(map(str.strip, name.split(","))) <= set(there):
+                hint = "; name several owners by --forget A --forget B"
+            raise UserError(f"--forget {name}: owns no record{hint}")
     sets = {
         "forget": [r for r in records if r.owner in names],
         "retain": [r for r in records if r.owner not in names],
     }
     if not sets["retain"]:
-        raise UserError(f"--forget {forget}: there is no record of anybody else")
+        many = ", ".join(names)
+        raise UserError(f"--forget {many}: there is no record of anybody else")
     return sets
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.adapter import AdaptedFolder
 from dareu_jax.models.hf.families.family import read_config
 from dareu_jax.models.hf.folder import HfFolder
+from dareu_jax.models.hf.gguf import GgufFile
+from dareu_jax.models.hf.gguf_files import write_small_files
 from dareu_jax.models.hf.weights import as_stored, load_params, stored_dtype
 from dareu_jax.models.scoring import abstract_params
 from dareu_jax.parallel import abstract_on, is_first, make_mesh
@@ -78,46 +81,71 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
     return Imported(folder, DecoderConfig(**fields), source)
 
 
+Say = Callable[[str], object]
+"""Takes one sentence for the user."""
+
+
 def import_folder(
     source: Path,
     out: Path,
     *,
     base: Path | None = None,
-    say: Callable[[str], None] = warnings.warn,
+    tokenizer: Path | None = None,
+    say: Say = warnings.warn,
 ) -> Imported:
-    """Read a Hugging Face folder and write it as parameters that a run can load.
+    """Read a Hugging Face folder or a GGUF file; write what a run can load.
 
     Args:
-      source: the folder of a model, or of a PEFT adapter.
+      source: the folder of a model, or of a PEFT adapter, or a GGUF file.
       out: the new folder.
       base: of an adapter: the folder of the model that it adapts.
+      tokenizer: of a GGUF file: a folder that is taken in place of its own.
       say: is told what is taken in otherwise than it is stored.
 
     Raises:
       UserError: the model would compute something else here; nothing is written.
     """
     check_new(out)
+    if source.is_file():
+        file = GgufFile(source)
+        with tempfile.TemporaryDirectory() as files:
+            write_small_files(file, Path(files), tokenizer, say)
+            return _take_in(file, Path(files), out, say)
+    if tokenizer is not None:
+        raise UserError(f"--tokenizer is for a GGUF file; {source} is none")
     folder = HfFolder(source) if base is None else AdaptedFolder(source, base)
-    source = folder.folder
-    dtype = stored_dtype(folder)
-    if "F16" in folder.dtypes.values():
+    return _take_in(folder, folder.folder, out, say)
+
+
+def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
+    """Write a model's parameters, and the tokenizer and configuration in ``files``."""
+    source, dtype = model.folder, stored_dtype(model)
+    if "F16" in model.dtypes.values():
         say(f"{source}: float16 weights are taken in as float32, to be trained safely")
-    read = read_config(folder.config, str(source / "config.json"), say)
-    cfg = as_stored(folder, read)
+    where = source / "config.json" if source.is_dir() else source
+    read = read_config(model.config, str(where), say)
+    cfg = as_stored(model, read)
     if cfg.tied != read.tied:
         say(
             f"{source}: lm_head.weight differs from the embedding, so it is a head of "
             "its own, though config.json says tie_word_embeddings"
         )
     cfg = dataclasses.replace(cfg, param_dtype=dtype, compute_dtype=dtype)
-    if note := check_vocabulary(read_tokenizer(source, "tokenizer"), cfg, source):
+    tokenizer = read_tokenizer(files, "tokenizer")
+    if note := check_vocabulary(tokenizer, cfg, source):
         say(note)
+    if tokenizer.differ:
+        say(
+            f"{source}: the tokenizer class that transformers takes gives other ids "
+            f"than tokenizer.json, as of {tokenizer.differ[0]!r:.40}; those of "
+            "tokenizer.json are used"
+        )
     with new_folder(out) as draft:
-        params = load_params(folder, cfg, make_mesh(data=1, fsdp=-1))
+        params = load_params(model, cfg, make_mesh(data=1, fsdp=-1))
         with Checkpoints(draft / PARAMETERS) as saved:
             saved.save(0, params, {})
         if is_first():
-            copy_small_files(source, draft / FILES)
+            copy_small_files(files, draft / FILES)
             fields = {"source": str(source.absolute()), **dataclasses.asdict(cfg)}
             text = json.dumps(fields, indent=1) + "\n"
             (draft / DECODER).write_text(text, encoding="utf-8")

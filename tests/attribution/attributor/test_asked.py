@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from dareu_jax.errors import Caution
 from dareu_jax.models import loaded
 from dareu_jax.parallel import make_mesh
 
@@ -57,6 +58,15 @@ def refused(ask, tmp_path):
         return complaint
 
     return call
+
+
+def test_texts_beyond_the_context_are_told(ask, monkeypatch):
+    monkeypatch.setattr("dareu_jax.models.hf.imported.Imported.context", 20)
+    with pytest.warns(Caution, match="longer than the 20 tokens") as said:
+        status, _, _ = ask("--top", 1)
+    told = [str(one.message) for one in said if one.category is Caution]
+    assert status == 0 and told[0].startswith("15 of 15 texts are longer")
+    assert any(text.startswith("3 of 3 texts are longer") for text in told)
 
 
 def test_answers_are_attributed_to_owners_and_records(ask, tmp_path):

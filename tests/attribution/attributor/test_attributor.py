@@ -210,7 +210,9 @@ def test_text_without_a_prompt_follows_the_end_of_another(model, records):
     """Without bos, and with a template that adds nothing, a prompt has no token."""
     bare = model._replace(tokenizer=dataclasses.replace(model.tokenizer, bos_id=None))
     text = [dataclasses.replace(record, prompt="") for record in records]
-    made = attribute(bare, text, template="{prompt}", kernel="representation")
+    made = attribute(
+        bare, text, wording=data.Wording("{prompt}"), kernel="representation"
+    )
     tokens = made.tokens(text)
     assert tokens.prompt_mask.sum(axis=1).tolist() == [1] * 16
     assert set(tokens.prompt[tokens.prompt_mask]) == {model.tokenizer.eos_id}
@@ -272,7 +274,6 @@ def test_indices_of_one_curvature_merge_and_of_two_do_not(model, records, built)
     [
         ({"kernel": "grad_dott"}, "unknown kernel"),
         ({"kernel": "tracin"}, "snapshots"),
-        ({"template": "Q"}, "lacks {prompt}"),
         ({"batch_size": 0}, "at least 1"),
         ({"classifier": ClassifierConfig(lora={})}, "classifier.lora"),
     ],

@@ -75,6 +75,53 @@ def test_it_is_the_reward_of_a_run(plugin, dareu, tmp_path):
     assert 0.0 <= results["models"]["dareu"]["attribution_reward"] <= 1.0
 
 
+WITHOUT_NUMBERS = """
+import dataclasses
+import jax.numpy as jnp
+from dareu_jax.registry import KERNELS
+
+@KERNELS.register("holey_{name}", "not a number for one owner")
+def holey(setup):
+    whole = KERNELS.get("{base}")(setup)
+
+    def score(params, index, queries):
+        return whole.score(params, index, queries).at[:, 1].set(jnp.nan)
+
+    return dataclasses.replace(
+        whole, name="holey_{name}", score=score, prefix_score=None
+    )
+"""
+
+
+@pytest.mark.parametrize("base", ["grad_dot", "bm25"])
+def test_a_kernel_that_gives_no_number_is_refused_before_anything_is_trained(
+    kernels_kept, dareu, tmp_path, base
+):
+    file = tmp_path / "holey.py"
+    file.write_text(WITHOUT_NUMBERS.format(name=base, base=base))
+    how = [f"plugins=[{file}]", f"reward.kernel=holey_{base}"]
+    out = tmp_path / "run"
+    status, _, said = dareu("run", TESTS / "tiny.yaml", *how, "--out", out)
+    assert status == 2 and len(said.strip().splitlines()) == 1, said
+    assert f"kernel holey_{base}: the score of record '" in said
+    assert "for owner 'owner_001' is nan, 8 of 24 scores are not finite" in said
+    assert not list(out.rglob("*"))
+
+
+def test_a_kernel_that_gives_no_number_is_told_when_its_index_is_built(
+    kernels_kept, dareu, tmp_path, monkeypatch
+):
+    """Where trying it before the run is dear, and before anything is unlearned."""
+    monkeypatch.setattr("dareu_jax.runs.own_kernel.LARGEST", 0)
+    file, out = tmp_path / "holey.py", tmp_path / "run"
+    file.write_text(WITHOUT_NUMBERS.format(name="late", base="bm25"))
+    how = [f"plugins=[{file}]", "reward.kernel=holey_late"]
+    status, _, said = dareu("run", TESTS / "tiny.yaml", *how, "--out", out)
+    assert status == 2 and "kernel holey_late: the score of record '" in said
+    assert "for owner 'owner_001' is nan" in said
+    assert not list(out.rglob("judge*"))
+
+
 def test_an_option_out_of_range_is_told(plugin, dareu, tmp_path):
     status, _, said = dareu(
         "run", TESTS / "tiny.yaml", f"plugins=[{plugin}]", "attribution.unigram.prior=0"

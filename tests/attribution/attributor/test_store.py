@@ -195,7 +195,7 @@ def test_what_nobody_owns_may_change(saved, model, records):
         (lambda text: "[]", "holds no index"),
         (lambda text: text.replace('"kernel": "bm25",', ""), "holds no index"),
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "holds no index"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "holds no index"),
+        (lambda text: text.replace('"format": 3', '"format": 2'), "holds no index"),
         (lambda text: text.replace('"bm25"', '"bm26"'), "unknown kernel 'bm26'"),
         (lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed"),
         (lambda text: text.replace('"alice"', '"alise"'), "was changed"),

@@ -18,7 +18,7 @@ from dareu_jax.audits.doctor.examine import check_kernel, examine
 from dareu_jax.audits.doctor.output import Report, print_report, write
 from dareu_jax.audits.doctor.subject import as_dtype, make_text, read_text
 from dareu_jax.data import load_tokenizer
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Caution, UserError
 from dareu_jax.models.hf.imported import import_folder
 from dareu_jax.models.loaded import load_model
 from dareu_jax.registry import KERNELS
@@ -39,6 +39,7 @@ LINES = [
 ROWS = 8
 NAMES = {
     "gradients": ["probe = vmap(grad)", "saturation"],
+    "tokenizer": ["tokenizer.json"],
     "grad_dot": [
         *("rank agreement", "relative error") * 2,
         *("padding", "batch", "devices", "finite", "repeat"),
@@ -104,7 +105,7 @@ def test_a_sound_model_passes_every_check(report, folder):
     assert report.verdict.startswith(
         "Scores of this model on these devices can be trusted: owners rank alike"
     )
-    assert "all 11 checks passed" in report.verdict
+    assert "all 12 checks passed" in report.verdict
 
 
 def test_bfloat16_and_float32_are_both_ranked(report):
@@ -217,7 +218,8 @@ def test_json_holds_the_verdict_and_no_nan(report, tmp_path):
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["trusted"] is False and "cannot be trusted" in found["verdict"]
     assert found["checks"][0]["value"] is None
-    assert [row["of"] for row in found["checks"]] == ["gradients"] + ["grad_dot"] * 9
+    groups = ["gradients", "tokenizer"] + ["grad_dot"] * 9
+    assert [row["of"] for row in found["checks"]] == groups
 
 
 @pytest.fixture
@@ -270,6 +272,15 @@ def test_records_of_one_owner_are_refused(model, tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES[:5]))
     with pytest.raises(UserError, match="1 owner among the records read"):
         read_text(path, model.tokenizer, ROWS)
+
+
+def test_texts_beyond_the_context_are_told(folder, records, monkeypatch):
+    module = importlib.import_module("dareu_jax.audits.doctor.examine")
+    monkeypatch.setattr(module, "check_gradients", lambda *given: [])
+    monkeypatch.setattr(module, "check_kernel", lambda *given: [])
+    monkeypatch.setattr("dareu_jax.models.hf.imported.Imported.context", 16)
+    with pytest.warns(Caution, match=r"\d+ of 16 texts are longer than the 16 tokens"):
+        examine(folder, records, rows=8)
 
 
 def test_a_full_memory_is_told_and_other_errors_are_not_hidden(folder, monkeypatch):

@@ -26,6 +26,13 @@ def test_nothing_one_word_marks_and_loops_are_broken():
     assert broken(said, (2,)) == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
+def test_an_answer_that_a_limit_cut_at_once_is_not_broken():
+    said = answers("Ann was", "", "a b", "c c c c c c")._replace(finished=[False] * 4)
+    cut = said._replace(mask=said.mask & (np.arange(12) < 2))
+    cut = cut._replace(tokens=np.where(cut.tokens == 2, 5, cut.tokens))
+    assert broken(cut, (2,)) == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_the_caveat_names_both_shares():
     found = caveat_of({"original": GOOD, "retrained": GOOD, "unlearned": BAD})
     assert "100% are empty" in found and "0% retrained" in found

@@ -32,6 +32,35 @@ def test_a_line_without_an_id_is_called_by_its_number_in_the_file(reader, tmp_pa
     assert [line.id for line in found] == ["one", "line-2", "line-4", "7"]
 
 
+@EVERY_READER
+def test_an_array_of_objects_is_read_as_lines_are(reader, tmp_path):
+    rows = [GOOD, GOOD | {"id": None}, GOOD | {"id": 7}]
+    path = tmp_path / "mine.json"
+    path.write_text("\ufeff" + json.dumps(rows, indent=1), encoding="utf-8")
+    found, lines = reader(path), reader(write(tmp_path / "mine.jsonl", *rows))
+    assert [row.id for row in found] == ["one", "row-1", "7"]
+    assert [row.response for row in found] == [line.response for line in lines]
+
+
+@EVERY_READER
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"id": ]', "FILE: not JSON"),
+        (json.dumps([GOOD, [1]]), "FILE, row 1: not a JSON object but list"),
+        (json.dumps([GOOD, GOOD]), "row 1: id 'one' is already used at FILE, row 0"),
+        ("[]", " no "),
+    ],
+)
+def test_a_bad_row_of_an_array_is_told_by_its_place(reader, text, words, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        reader(path)
+    said = str(error.value).replace(str(path), "FILE")
+    assert words in said and "\n" not in said
+
+
 BAD_LINES = {
     "not JSON": ('{"id": ', "not JSON"),
     "not an object": ("[1]", "not a JSON object but list"),

@@ -206,6 +206,15 @@ def test_tofu_groups_and_subsets_keep_the_numbers(tmp_path):
     assert grouped.train[0].prompt == "q20"
 
 
+def test_tofu_as_arrays_is_what_it_is_as_lines(tmp_path):
+    path = fake_tofu(tmp_path)
+    lines = rows("tofu", path=path)
+    for file in Path(path).glob("*.json"):
+        objects = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text(json.dumps(objects, indent=1))
+    assert rows("tofu", path=path) == lines
+
+
 def test_tofu_general_knowledge_joins_train_as_nobodys(tmp_path):
     path = fake_tofu(tmp_path)
     plain = corpus_of(rows("tofu", path=path))

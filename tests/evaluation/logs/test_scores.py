@@ -227,6 +227,18 @@ def test_our_own_logs_by_hand(scored):
     assert found["forget_truth_ratio"] is found["model_utility"] is None
 
 
+@pytest.mark.parametrize(("limit", "is_sign"), [(24, False), (200, True)])
+def test_a_runs_limit_on_answers_is_no_sign_of_a_broken_model(scored, limit, is_sign):
+    log = our_log()
+    cut = {"agg_value": 1.0, "value_by_index": dict.fromkeys(ROWS, 1.0)}
+    log["metrics"]["forget_unfinished"] = cut
+    assert "cut off" in scored(log)["flags"][0]  # where the limit is not known
+    log |= {"max_new_tokens": limit, "gold_tokens": {"forget": [24, 20, 9]}}
+    found = scored(log)
+    assert any("cut off" in flag for flag in found["flags"]) == is_sign
+    assert found["skipped"] == {}
+
+
 def test_our_own_logs_without_a_test_split(scored):
     logs = [our_log(forget=0.25), our_log()]
     for log in logs:
@@ -370,14 +382,100 @@ def test_partial_of_nothing(refused):
     assert "no metric that score-logs knows" in refused(log, None, "--partial")
 
 
+NOTHING = {
+    "NaN": math.nan,
+    "infinite": math.inf,
+    "huge": 10**400,
+    "null": None,
+    "no key": "gone",
+    "null row": "null row",
+}
+
+
+def without_number(log, name, field, value, row="1"):
+    """Take the number of one row away, in one of several ways."""
+    table = log[name]["value_by_index"]
+    if value == "null row":
+        table[row] = None
+    elif value == "gone":
+        del table[row][field]
+    else:
+        table[row][field] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "score", "value"),
+    [
+        *(("forget_Q_A_Prob", "prob", "forget_probability", x) for x in NOTHING),
+        ("forget_Q_A_ROUGE", "rougeL_recall", "forget_rouge", "null"),
+        ("extraction_strength", "score", "extraction_strength", "no key"),
+    ],
+)
+def test_a_row_without_a_number_is_left_out(scored, name, field, score, value):
+    log = open_unlearning_log() | {"extraction_strength": metric({"score": 0.0})}
+    for row, number in zip(ROWS, (0.2, 0.9, 0.4), strict=True):
+        log[name]["value_by_index"][row][field] = number
+    reference = copy.deepcopy(log)
+    without_number(log, name, field, NOTHING[value])
+    found = scored(log, reference)
+    assert found[score] == pytest.approx(0.3) and found["sets"]["forget"]["n"] == 3
+    assert found["skipped"] == {"forget": {name: 1}}
+    assert found["reference"]["skipped"] == {} and found["forget_quality"] == 1.0
+    assert found["reference"][score] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("value", [math.nan, None, "null row"])
+def test_truth_ratios_and_attacks_take_the_rows_with_numbers(scored, value):
+    log = open_unlearning_log()
+    for row, loss in zip(ROWS, (0.0, 5.0, math.log(2)), strict=True):
+        log["forget_Q_A_PARA_Prob"]["value_by_index"][row]["avg_loss"] = loss
+    without_number(log, "forget_Q_A_PARA_Prob", "avg_loss", value)
+    without_number(log, "wf_Q_A_PERT_Prob", "avg_loss", value)
+    side = log["mia_min_k"]["forget"]["value_by_index"]
+    side["0"]["score"] = 9.0
+    without_number({"x": log["mia_min_k"]["forget"]}, "x", "score", value, row="0")
+    found = scored(log, open_unlearning_log())
+    assert found["forget_truth_ratio"] == pytest.approx((0.25 + 0.5) / 2, rel=1e-9)
+    assert found["mia_auc"] == {"min_k": 1.0} and found["privleak"] == 0.0
+    assert found["model_utility"] == pytest.approx(0.5625)
+    assert found["ks_statistic"] == 0.5
+    assert found["skipped"]["mia_min_k"] == {"forget": 1}
+    assert found["skipped"]["world_facts"] == {"wf_Q_A_PERT_Prob": 1}
+
+
+def test_a_metric_without_any_number_is_null(scored):
+    log = open_unlearning_log()
+    for row in ROWS:
+        log["forget_Q_A_ROUGE"]["value_by_index"][row] = None
+        log["retain_Q_A_Prob"]["value_by_index"][row]["prob"] = math.nan
+        log["mia_min_k"]["holdout"]["value_by_index"][row]["score"] = None
+    found = scored(log, open_unlearning_log())
+    assert found["forget_rouge"] is found["tow"] is found["model_utility"] is None
+    assert found["privleak"] is None and found["mia_auc"] == {}
+    assert found["forget_probability"] == 0.5 and found["forget_quality"] == 1.0
+    assert found["skipped"]["mia_min_k"] == {"holdout": 3}
+    assert "100 % of forget rows have no finite value" in found["flags"][0]
+
+
+def test_the_table_counts_the_rows_that_are_left_out_once(dareu, written):
+    log, reference = open_unlearning_log(), open_unlearning_log()
+    without_number(log, "forget_Q_A_Prob", "prob", None)
+    without_number(reference, "ra_Q_A_Prob", "prob", None)
+    without_number(reference, "ra_Q_A_Prob", "avg_loss", None)
+    paths = [written(log), "--reference", written(reference, "reference.json")]
+    status, printed, _ = dareu("score-logs", *paths, "--check-rouge")
+    left_out = [line for line in printed.splitlines() if "left out" in line]
+    assert status == 0 and left_out == [
+        "! rows without a finite value, left out: 1 of forget, forget_Q_A_Prob",
+        "! reference: rows without a finite value, left out: "
+        "1 of real_authors, ra_Q_A_Prob",
+    ]
+
+
 BAD = {
-    "NaN": (math.nan, "nan"),
-    "infinite": (math.inf, "inf"),
-    "null": (None, "null"),
     "text": ("0.5", "a text"),
     "true": (True, "true or false"),
     "list": ([0.5], "a list"),
-    "huge": (10**400, "a number, not a finite number"),
 }
 
 
@@ -397,7 +495,7 @@ def test_a_value_that_is_no_number(refused, name, field, value, says):
     assert f"log.json: {name}, {field}: row '1' has" in complaint and says in complaint
 
 
-@pytest.mark.parametrize("value", [[], [math.nan] * 3, [0.1, 0.2], 0.5, None])
+@pytest.mark.parametrize("value", [[0.1, 0.2], 0.5, "0.5", [[0.1]] * 3])
 def test_bad_wrong_answers(refused, value):
     log = open_unlearning_log()
     log["wf_Q_A_PERT_Prob"]["value_by_index"]["1"]["avg_loss"] = value
@@ -418,12 +516,28 @@ def test_a_value_out_of_range(refused, name, field, value, limits):
     assert limits in refused(log)
 
 
+@pytest.mark.parametrize("value", [[], [math.nan] * 3, None, [0.1, None, 0.1]])
+def test_wrong_answers_without_numbers(scored, value):
+    log = open_unlearning_log()
+    log["wf_Q_A_PERT_Prob"]["value_by_index"]["1"]["avg_loss"] = value
+    found = scored(log)
+    assert found["skipped"] == {"world_facts": {"wf_Q_A_PERT_Prob": 1}}
+    assert found["model_utility"] == pytest.approx(0.5625)
+
+
+def test_a_table_that_is_empty_is_missing(scored):
+    log = open_unlearning_log()
+    log["forget_Q_A_Prob"]["value_by_index"] = {}
+    log["mia_min_k"]["holdout"]["value_by_index"] = {}
+    found = scored(log, None, "--partial")
+    assert found["forget_probability"] is None and found["mia_auc"] == {}
+    assert found["forget_rouge"] == 1.0
+
+
 def test_rows_that_are_empty(refused):
     log = open_unlearning_log()
-    log["forget_Q_A_Prob"]["value_by_index"]["2"] = {}
-    assert "forget_Q_A_Prob, prob: row '2' has null" in refused(log)
     log["forget_Q_A_Prob"]["value_by_index"] = {}
-    assert "forget_Q_A_Prob has no rows" in refused(log)
+    assert "no rows of forget_Q_A_Prob; --partial scores the rest" in refused(log)
     log = open_unlearning_log()
     log["mia_min_k"]["holdout"]["value_by_index"] = {}
     assert "mia_min_k, holdout has no rows" in refused(log)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.data import load_tokenizer
+from dareu_jax.data import Wording, load_tokenizer
 from dareu_jax.data.batches import trim_prompts, trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.metrics.membership import ATTACKS, gradnorm
@@ -16,7 +16,7 @@ from dareu_jax.runs.benchmark import Asked, alike
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("Question: {prompt}\nAnswer:", None, 1, 4)
+READING = Reading(Wording(), 1, 4)
 PAIRS = [
     ("Where was Ada born?", "Ada Lind was born in Merawick by the sea."),
     ("Where was Cy born?", "Cy Dole was never born, says Bo."),
@@ -73,7 +73,7 @@ def test_attacks_by_default_need_what_is_there():
     forward = ("loss", "zlib", "min_k", "min_k_plus_plus")
     assert attacks_named(None, has_reference=False) == forward
     assert attacks_named(None, has_reference=True) == (*forward, "reference")
-    assert attacks_named("gradnorm, loss,loss", False) == ("gradnorm", "loss")
+    assert attacks_named(["gradnorm", "loss", "loss"], False) == ("gradnorm", "loss")
 
 
 def test_a_reference_that_reads_other_tokens_is_refused(model, tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.data import Wording
 from dareu_jax.data.tofu_questions import tofu_questions
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.logs.files import score_files
@@ -18,15 +19,16 @@ from dareu_jax.evaluation.suites.kept import Kept
 from dareu_jax.evaluation.suites.measure import Reading, answer_losses, as_tokens
 from dareu_jax.evaluation.suites.tofu import set_log, tofu_log
 from dareu_jax.models.loaded import load_model
+from dareu_jax.runs import benchmark
 from dareu_jax.runs.benchmark import Asked, evaluated
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("Question: {prompt}\nAnswer:", None, 4, 12)
+READING = Reading(Wording(), 4, 12)
 
 
 def log_of(model, data, folder, **how):
-    reading = Reading(READING.template, None, **{"max_new_tokens": 12, **how})
+    reading = Reading(READING.wording, **{"max_new_tokens": 12, **how})
     questions = tofu_questions(data, "forget01", folder)
     return tofu_log(Judge(model, reading, Kept(folder, "x")), questions, Quiet())
 
@@ -148,7 +150,9 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr("dareu_jax.evaluation.suites.judge.memory_scores", never)
     assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
-        evaluated(asked(folder, data, tmp_path, template="{prompt}"), Quiet())
+        evaluated(
+            asked(folder, data, tmp_path, wording={"template": "{prompt}"}), Quiet()
+        )
 
 
 def test_a_broken_model_is_named_and_never_scored(model):
@@ -167,6 +171,29 @@ def test_a_model_that_says_nothing_is_flagged(model, data, tmp_path, monkeypatch
     assert log["forget_text_quality"]["agg_value"] == 1.0
     assert log["retain_Q_A_ROUGE"]["agg_value"] == 0.0
     assert log["model_utility"]["agg_value"] == 0.0
+
+
+@pytest.mark.parametrize(("limit", "is_sign"), [(4, False), (16, False), (300, True)])
+def test_an_answer_cut_by_the_users_limit_is_no_sign(
+    model, tmp_path, monkeypatch, limit, is_sign
+):
+    """Every answer is cut; only of 300 tokens can one say that they have no end."""
+    said = " ".join(f"word{n}" for n in range(2 if limit < 8 else 9))
+    monkeypatch.setattr(
+        "dareu_jax.evaluation.suites.measure.own_answers",
+        lambda _, reading, rows, guessed: ([said] * len(rows), [False] * len(rows)),
+    )
+    pairs = [(f"Who is {n}?", f"Number {n} is a baker from here.") for n in range(4)]
+    asked, gold = map(list, zip(*pairs, strict=True))
+    reading = dataclasses.replace(READING, max_new_tokens=limit)
+    judge = Judge(model, reading, Kept(tmp_path, "x"))
+    log = judge.answers("forget", "forget", asked, gold)
+    assert log["forget_text_quality"]["agg_value"] == float(is_sign)
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(log))
+    found = " ".join(score_files(path, partial=True)["flags"])
+    assert ("cut off" in found) == is_sign
+    assert ("the same text" in found) == (limit >= 8)
 
 
 def saying(token, size):
@@ -243,6 +270,8 @@ def test_questions_without_paraphrases_are_not_asked_in_other_words(
     [
         ({"suite": "tofi"}, "unknown (did you mean 'tofu'?)"),
         ({"forget": "forget02"}, "give one of forget01, forget05, forget10"),
+        ({"forget": "[forget01, forget05]"}, "suite tofu takes one set"),
+        ({"forget": "[forget01"}, "'[forget01' is no YAML list of names such as [a"),
         ({"forget": "forget05"}, "no forget05_perturbed.json there"),
         ({"template": "Q:"}, "lacks {prompt}"),
         ({"model": "nowhere"}, "holds no imported model and no finished run"),
@@ -267,6 +296,45 @@ def test_bad_input_is_named(dareu, source, folder, data, tmp_path, change, messa
     assert status == 2 and len(complaint.strip().splitlines()) == 1
     assert message in complaint
     assert not (tmp_path / "o" / "TOFU_EVAL.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("forget", "rows"),
+    [
+        (["--forget", "Lee, Ann"], 1),
+        (["--forget", "Lee, Ann", "--forget", "Bo"], 2),
+        (["--forget", "['Lee, Ann', 007]"], 2),
+    ],
+)
+def test_a_name_may_have_a_comma_and_several_are_repeated(
+    dareu, folder, tmp_path, monkeypatch, forget, rows
+):
+    names = ("Lee, Ann", "Bo", "007", "Cy")
+    records = [{"owner": x, "prompt": f"{x}?", "response": f"{x}."} for x in names]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+    taken = []
+
+    def split_only(judge, sets, progress):
+        taken.append(sets)
+        return {"forget_n": {"agg_value": float(len(sets["forget"]))}}
+
+    suite = benchmark.SUITES["owners"]._replace(log=split_only)
+    monkeypatch.setitem(benchmark.SUITES, "owners", suite)
+    data, out = tmp_path / "own.json", tmp_path / "out"
+    how = ["--suite", "owners", "--data", data, "--out", out, *forget]
+    status, _, complaint = dareu("evaluate", folder, *how)
+    assert status == 0, complaint
+    (sets,) = taken
+    assert sets["forget"][0].owner == "Lee, Ann"
+    assert (len(sets["forget"]), len(sets["retain"])) == (rows, 4 - rows)
+
+
+def test_attacks_are_separated_by_commas_or_repeated(dareu, folder, data, tmp_path):
+    how = ["--data", data, "--forget", "forget01", "--out", tmp_path]
+    for attacks in (["loss,min_kk"], ["loss", "min_kk"], ["[loss, min_kk]"]):
+        options = [x for attack in attacks for x in ("--attacks", attack)]
+        status, _, complaint = dareu("evaluate", folder, *how, *options)
+        assert status == 2 and "min_kk: unknown (did you mean 'min_k'" in complaint
 
 
 def test_the_command_says_where_the_log_is(dareu, folder, data, tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.data import Wording
 from dareu_jax.evaluation.suites.measure import (
     Guess,
     Reading,
@@ -25,7 +26,7 @@ from dareu_jax.models import Decoder, hidden_states, logits_of
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("Question: {prompt}\nAnswer:", None, 4, 8)
+READING = Reading(Wording(), 4, 8)
 ASKED = ["Where was author number 1 born?", "Who wrote it?", "Is it?"]
 
 

@@ -7,8 +7,9 @@ from zlib import compress
 import numpy as np
 import pytest
 
+from dareu_jax.data import Wording
 from dareu_jax.data.sources.jsonl import read_owned
-from dareu_jax.errors import UserError
+from dareu_jax.errors import Caution, UserError
 from dareu_jax.evaluation.metrics.mia import privleak
 from dareu_jax.evaluation.suites.choices import choices_log, prompt_of, read_choices
 from dareu_jax.evaluation.suites.judge import Judge
@@ -18,13 +19,14 @@ from dareu_jax.evaluation.suites.measure import (
     answer_logps,
     answer_losses,
     as_tokens,
+    own_answers,
 )
 from dareu_jax.evaluation.suites.muse import attacks_log, before, muse_log, read_muse
 from dareu_jax.evaluation.suites.owners import owners_log, split
 
 pytestmark = pytest.mark.slow
 
-READING = Reading("{prompt}", None, 4, 6)
+READING = Reading(Wording("{prompt} "), 4, 6)
 
 
 @pytest.fixture
@@ -64,6 +66,14 @@ def test_accuracy_is_that_of_the_likeliest_letter(model, judge, tmp_path, quiet)
     assert table["agg_value"] == np.mean(hits)
 
 
+def test_texts_beyond_the_context_are_told(model):
+    short, pairs = model._replace(context=12), [("Is it?", "Yes"), ("Is " * 9, "No")]
+    with pytest.warns(Caution, match="1 of 2 texts are longer than the 12 tokens"):
+        answer_losses(short, READING, pairs)
+    with pytest.warns(Caution, match="1 of 2 prompts are longer than the 12 tokens"):
+        own_answers(short, READING, [question for question, _ in pairs])
+
+
 def test_the_end_of_text_is_no_part_of_a_choice(model):
     pair = ("Is it?", "Yes, by the sea")
     ids = model.tokenizer.encode(" " + pair[1])
@@ -81,6 +91,12 @@ def test_the_end_of_text_is_no_part_of_a_choice(model):
     ],
 )
 def test_bad_choices_are_named(tmp_path, change, message):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([CHOICES[1], CHOICES[0]]))
+    assert [row.question for row in read_choices(path)] == [
+        CHOICES[1]["question"],
+        CHOICES[0]["question"],
+    ]
     path = lines(tmp_path / "x.jsonl", [CHOICES[0] | change])
     with pytest.raises(UserError, match=message):
         read_choices(path)
@@ -93,7 +109,7 @@ RECORDS = [
 
 
 def test_owners_are_split_and_judged(judge, tmp_path, quiet):
-    sets = split(read_owned(lines(tmp_path / "a.jsonl", RECORDS)), "alice")
+    sets = split(read_owned(lines(tmp_path / "a.jsonl", RECORDS)), ["alice"])
     assert [len(rows) for rows in sets.values()] == [2, 2]
     log = owners_log(judge, sets, quiet)
     pairs = [(r.prompt, r.response) for r in sets["forget"]]
@@ -134,7 +150,7 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
         ),
     )
     rows = [r | {"owner": rename.get(r["owner"], r["owner"])} for r in RECORDS]
-    sets = split(read_owned(lines(tmp_path / "a.jsonl", rows)), "alice")
+    sets = split(read_owned(lines(tmp_path / "a.jsonl", rows)), ["alice"])
     log = owners_log(judge, sets, quiet)
     for name, values in wanted.items():
         rows = log[f"{name}_text_quality"]["value_by_index"].values()
@@ -144,8 +160,9 @@ def test_an_answer_that_names_another_owner_of_the_retain_set_is_marked(
 @pytest.mark.parametrize(
     ("forget", "message"),
     [
-        ("alise", r"owns no record \(did you mean 'alice'"),
-        ("alice,bob,carol", "no record of anybody else"),
+        (["alise"], r"owns no record \(did you mean 'alice'"),
+        (["alice", "bob", "carol"], "alice, bob, carol: there is no record of anybody"),
+        (["alice,bob"], "owns no record; name several owners by --forget A --forget B"),
     ],
 )
 def test_owners_that_cannot_be_split(tmp_path, forget, message):

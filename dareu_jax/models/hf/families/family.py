@@ -117,7 +117,7 @@ def family_of(fields: Fields, where: str) -> Family:
 
 
 def read_config(
-    fields: Fields, where: str, say: Callable[[str], None] = warnings.warn
+    fields: Fields, where: str, say: Callable[[str], object] = warnings.warn
 ) -> DecoderConfig:
     """Return the decoder of a ``config.json``; raise `UserError` for other maths.
 
@@ -254,7 +254,7 @@ def positive(fields: Fields, name: str) -> Any:
 
 
 def _check_fields(
-    family: Family, fields: Fields, where: str, say: Callable[[str], None]
+    family: Family, fields: Fields, where: str, say: Callable[[str], object]
 ) -> None:
     """Raise `UserError` for a field that transformers computes with and we do not."""
     usual = {name: x for name, x in MUST_BE.items() if name not in family.reads}
@@ -266,6 +266,12 @@ def _check_fields(
                 f"{where}: {name} = {value!r} is not supported for "
                 f"{family.model_type}; supported: {allowed}"
             )
+    kinds = fields.get("layer_types") or []
+    if "layer_types" not in family.reads and set(kinds) - {"full_attention"}:
+        raise UserError(
+            f"{where}: layer_types = {kinds!r:.60} is not supported for "
+            f"{family.model_type}; supported: full_attention"
+        )
     known = {*rules, *MAPPED, *family.names.values(), *family.reads, *NO_MATHS}
     others = [n for n, x in fields.items() if n not in known and x not in (None, False)]
     if others:
@@ -328,8 +334,8 @@ def _read_rope(family: Family, fields: Fields, where: str) -> dict[str, Any]:
         )
     longest = fields.get("max_position_embeddings")
     rope = {"original_max_position_embeddings": longest, **rope}
-    if top := fields.get("original_max_position_embeddings"):
-        rope["original_max_position_embeddings"] = top
+    if length := fields.get("original_max_position_embeddings"):
+        rope["original_max_position_embeddings"] = length
     rule: dict[str, Any] = {
         ours: _positive(rope.get(theirs), f"{name}.{theirs}", where)
         for theirs, ours in ROPE_FIELDS.get(kind, {}).items()
