@@ -1,10 +1,13 @@
 """A Hugging Face folder in, a run on it, Hugging Face folders out."""
 
+import dataclasses
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import make_golden as hf
@@ -19,7 +22,8 @@ from dareu_jax.config import load_config
 from dareu_jax.data import load_tokenizer, tokenise
 from dareu_jax.errors import Caution, UserError
 from dareu_jax.evaluation.run_suite import mean_logp
-from dareu_jax.models import abstract_params, split
+from dareu_jax.models import Decoder, abstract_params, split
+from dareu_jax.models.hf.families import read_config
 from dareu_jax.models.hf.folder import HfFolder
 from dareu_jax.models.hf.imported import import_folder, open_imported
 from dareu_jax.models.loaded import load_model
@@ -29,7 +33,7 @@ from dareu_jax.reporting.card import model_card
 from dareu_jax.reporting.report import render
 from dareu_jax.runs import pipeline
 from dareu_jax.runs.estimate import estimate, read_chips
-from dareu_jax.runs.export import export_run
+from dareu_jax.runs.export import export_run, write_small_files
 from dareu_jax.runs.folder import finished as finished_run
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.load import reference_of, subject_of
@@ -133,6 +137,24 @@ def test_an_exported_original_is_the_imported_folder(source, finished, tmp_path)
         assert after.config[key] == value, key
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_family_that_is_not_known_here_is_written_as_one_that_is(imported, tmp_path):
+    shutil.copytree(imported.folder, tmp_path / "other")
+    path = tmp_path / "other" / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "mine"}))
+    other = open_imported(tmp_path / "other")
+    cfg = dataclasses.replace(other.cfg, family="mine")
+    inputs = SimpleNamespace(
+        imported=other,
+        model=Decoder(cfg),
+        tokenizer=SimpleNamespace(pad_id=0, eos_id=2),
+    )
+    (tmp_path / "out").mkdir()
+    write_small_files(cast(Any, inputs), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["model_type"] == imported.cfg.family != "mine"
+    assert read_config(written, "config.json") == cfg
 
 
 def test_an_unlearned_model_differs_and_can_be_imported_again(finished, tmp_path):

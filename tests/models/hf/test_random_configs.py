@@ -70,3 +70,9 @@ def test_transformers_still_says_what_the_golden_arrays_say(hf, tmp_path, family
     )
     for name, array in found.items():
         np.testing.assert_allclose(array, golden[name], atol=1e-5)
+    for number, fields in enumerate(random_configs.configs(family)):
+        written = config_json(read_config(fields, "config.json"), 64)
+        written["pad_token_id"] = fields["pad_token_id"]
+        again, _ = hf.run_transformers(hf.make_folder(tmp_path, written))
+        wanted = golden[f"{family}/{number}"]
+        np.testing.assert_allclose(again[1, -7:], wanted, atol=1e-5)

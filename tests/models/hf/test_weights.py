@@ -14,13 +14,23 @@ import numpy as np
 import pytest
 
 from dareu_jax.errors import UserError
-from dareu_jax.models import Decoder, generate, hidden_states, init_decoder, logits_of
+from dareu_jax.models import (
+    Decoder,
+    generate,
+    hidden_states,
+    init_adapters,
+    init_decoder,
+    join,
+    logits_of,
+)
 from dareu_jax.models.hf.families import config_json, read_config
 from dareu_jax.models.hf.families.family import ACTIVATIONS
+from dareu_jax.models.hf.families.table import Part
 from dareu_jax.models.hf.folder import INDEX, HfFolder, plan_shards, write_tensors
 from dareu_jax.models.hf.weights import (
     hf_arrays,
     load_params,
+    peft_arrays,
     stored_dtype,
     tensor_sizes,
 )
@@ -138,6 +148,43 @@ def test_shards_on_a_mesh_are_the_same_arrays(load, mesh):
         assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
+@pytest.mark.parametrize("name", ["phi3", "pythia"])
+@pytest.mark.parametrize("mesh", [(1, 4, 2), (1, 1, 8)])
+def test_fused_tensors_are_cut_where_a_device_needs_them(load, name, mesh):
+    tiny = load(name)
+    spread = load_params(tiny.source, tiny.cfg, make_mesh(*mesh))
+    jax.tree.map(np.testing.assert_array_equal, spread, tiny.params)
+
+
+def test_rows_of_a_fused_tensor_are_found_across_its_blocks():
+    part = Part(start=2, size=2, step=6)  # rows 2 3, 8 9, 14 15
+    whole = np.arange(18)
+    for first in range(6):
+        for last in range(first + 1, 7):
+            found = [whole[rows] for rows in part.slices(slice(first, last))]
+            wanted = np.array([2, 3, 8, 9, 14, 15])[first:last]
+            np.testing.assert_array_equal(np.concatenate(found), wanted)
+
+
+def test_adapters_of_a_fused_tensor_cannot_be_exported_alone(load):
+    tiny = load("phi3")
+    params = join(tiny.params, init_adapters(tiny.params, 2, key=jax.random.key(0)))
+    with pytest.raises(UserError, match=r"adapters of phi3.*qkv_proj; leave --ad"):
+        list(peft_arrays(tiny.cfg, params))
+    cfg = dataclasses.replace(tiny.cfg, family="llama")
+    assert len(list(peft_arrays(cfg, params))) == 2 * 7 * cfg.layers
+
+
+def test_a_model_is_written_as_the_family_that_it_was_read_from(load):
+    tiny = load("mistral_full")
+    assert tiny.cfg == dataclasses.replace(tiny.cfg, family="llama")
+    assert config_json(tiny.cfg, 64)["model_type"] == "mistral"
+    nameless = dataclasses.replace(tiny.cfg, family=None)
+    assert config_json(nameless, 64)["model_type"] == "llama"
+    windowed = dataclasses.replace(tiny.cfg, family="llama", sliding_window=3)
+    assert config_json(windowed, 64)["model_type"] == "mistral"
+
+
 def test_a_process_reads_no_more_than_its_devices_hold(load, monkeypatch):
     tiny = load("llama2", shards=2)
     read = []
@@ -213,6 +260,31 @@ def test_a_config_with_other_maths_is_refused(hf, change, message):
     fields = {**hf.config_of("llama2"), **change}
     with pytest.raises(UserError, match=message):
         read_config(fields, "x/config.json")
+
+
+BAD_FIELDS_OF_A_FAMILY = [
+    ("phi3", {"rope_scaling": {"type": "longrope"}}, "'longrope' is not supp"),
+    ("phi3", {"partial_rotary_factor": 0.1}, "x: .*rotary_share = 0.1 of 6"),
+    ("gemma2", {"query_pre_attn_scalar": 0}, "x: query_pre_attn_scalar = 0 must be"),
+    ("gemma2", {"hidden_activation": "tanh"}, "hidden_activation = 'tanh'.*'silu'"),
+    ("gemma2", {"sliding_window": None}, "sliding_window = None must be a whole"),
+    ("gemma2", {"layer_types": ["chunked"] * 3}, "layer_types has 'chunked'.*known"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types.*each of 3 layers"),
+    ("gemma3", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping = 5.0 is not"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters.*must name"),
+    ("gemma3", {"rope_scaling": {"type": "linear"}}, "rope_scaling has no rope_type"),
+    ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers = \[1\] must have"),
+    ("pythia", {"head_dim": 4}, "head_dim = 4 is not supported: 8"),
+    ("pythia", {"layer_norm_eps": 0}, "layer_norm_eps = 0 must be a number over 0"),
+    ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BAD_FIELDS_OF_A_FAMILY)
+def test_what_a_family_cannot_be_is_refused(hf, name, change, message):
+    with pytest.raises(UserError, match=message):
+        read_config({**hf.config_of(name), **change}, "x")
 
 
 OPTIONAL = (

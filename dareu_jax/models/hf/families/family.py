@@ -215,8 +215,12 @@ def weights_of(cfg: DecoderConfig) -> tuple[Weight, ...]:
     return family_to_write(cfg).weights(cfg)
 
 
-def read_windows(kinds: Sequence[str], window: Any) -> dict[str, Any]:
+def read_windows(kinds: Sequence[str], window: Any, layers: int) -> dict[str, Any]:
     """Return the decoder's fields for the ``layer_types`` of a ``config.json``."""
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UserError(
+            f"layer_types = {kinds!r:.60} must name each of {layers} layers"
+        )
     known = ("full_attention", "sliding_attention")
     if other := next((kind for kind in kinds if kind not in known), None):
         raise UserError(

@@ -42,7 +42,7 @@ def read_gemma(fields: Mapping[str, Any], every: int) -> dict[str, Any]:
     return {
         **SHAPE,
         **read_biases(fields),
-        **read_windows(kinds, fields.get("sliding_window")),
+        **read_windows(kinds, fields.get("sliding_window"), layers),
         "score_dim": positive(fields, "query_pre_attn_scalar"),
         "logit_softcap": None if fields.get(cap) is None else positive(fields, cap),
     }

@@ -30,6 +30,11 @@ def respell(fields: Mapping[str, Any]) -> dict[str, Any]:
             f"rope_parameters = {rope!r:.80} must name {' and '.join(KINDS)}"
         )
     full, windowed = (rope.get(kind) or {} for kind in KINDS)
+    scaling = fields.get("rope_scaling") or {}
+    if "type" in scaling and "rope_type" not in scaling:
+        raise UserError(
+            "rope_scaling has no rope_type, so transformers does not read it"
+        )
     if (kind := windowed.get("rope_type", "default")) != "default":
         raise UserError(
             f"rope scaling {kind!r} of layers with a window is not supported; known: "
@@ -37,7 +42,7 @@ def respell(fields: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         **fields,
-        "rope_parameters": {**full, **(fields.get("rope_scaling") or {})},
+        "rope_parameters": {**full, **scaling},
         "rope_scaling": None,
         LOCAL: windowed.get("rope_theta", fields.get(LOCAL)),
     }

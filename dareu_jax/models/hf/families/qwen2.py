@@ -16,7 +16,7 @@ def windows_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     layers, first = int(fields["num_hidden_layers"]), int(fields["max_window_layers"])
     late = ["full_attention"] * min(first, layers)
     late += ["sliding_attention"] * (layers - len(late))
-    return read_windows(fields.get("layer_types") or late, window)
+    return read_windows(fields.get("layer_types") or late, window, layers)
 
 
 def window_fields(cfg: DecoderConfig) -> dict[str, Any]:

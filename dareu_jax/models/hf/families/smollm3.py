@@ -40,7 +40,7 @@ def read(fields: Mapping[str, Any]) -> dict[str, Any]:
         "rotated": None if all(rotated) else rotated,
         "mlp_bias": bool(fields.get("mlp_bias", False)),
         **read_biases(fields),
-        **read_windows(fields.get("layer_types") or usual, window),
+        **read_windows(fields.get("layer_types") or usual, window, len(rotated)),
     }
 
 
