@@ -192,10 +192,11 @@ def attention_shapes(config, d):
     wide = {"q": heads * size}
     wide["k"] = wide["v"] = config["num_key_value_heads"] * size
     both = bool(config.get("attention_bias"))
-    products = {f"{one}_proj": (rows, d) for one, rows in wide.items()}
+    products = {"q_proj": (wide["q"], d), "o_proj": (d, heads * size)}
+    products |= {f"{one}_proj": (wide[one], d) for one in "kv"}
     if kind == "phi3":
-        products = {"qkv_proj": (sum(wide.values()), d)}
-    products["o_proj"] = (d, heads * size)
+        fused = (sum(wide.values()), d)
+        products = {"qkv_proj": fused, "o_proj": products["o_proj"]}
     shapes = {}
     for name, shape in products.items():
         shapes[f"self_attn.{name}.weight"] = shape
