@@ -72,7 +72,8 @@ def test_presets_of_large_models_have_their_parameters(name):
     one = large(model={**SEVEN, "preset": name}, lora=None, methods=["npo"])
     held = estimate(one, read_chips("v5p-2")).held
     assert held["weights"] == 2 * PARAMETERS[name]  # bfloat16
-    assert held["optimiser"] == pytest.approx(2 * held["weights"], abs=64)
+    # a float32 master and two float32 moments of each
+    assert held["optimiser"] == pytest.approx(6 * held["weights"], abs=64)
 
 
 def test_sharing_a_base_saves_it():

@@ -72,6 +72,8 @@ def test_transformers_still_says_what_the_golden_arrays_say(tmp_path):
     golden = np.load(spoiled.GOLDEN)["last"]
     for case in np.flatnonzero(np.isfinite(golden[:, 0, 0]))[::20]:
         spoiled.spoiled(int(case), tmp_path / str(case))
+        if ours(tmp_path / str(case)) is None:
+            continue  # what is missing transformers draws anew each time
         logits, _ = spoiled.hf.run_transformers(tmp_path / str(case))
         size = logits.shape[2]
         np.testing.assert_allclose(logits[:, -1], golden[case, :, :size], atol=1e-5)
