@@ -340,11 +340,11 @@ def test_kl_to_the_behaviour_policy_is_zero_where_it_is_the_policy(
     for estimator in ("sampled", "full"):
         own = {"kl_anchor": "behaviour", "kl_estimator": estimator}
         _, _, _, said, _ = iteration(own, policy)
-        assert not np.asarray(said.kl).any()
+        assert np.abs(said.kl).max() < 1e-6
         _, _, _, said, _ = iteration(own, params)
-        assert np.asarray(said.kl).any()
+        assert np.abs(said.kl).max() > 1e-4
         _, _, _, said, _ = iteration({**own, "kl_anchor": "reference"}, policy)
-        assert np.asarray(said.kl).any()
+        assert np.abs(said.kl).max() > 1e-4
 
 
 def test_full_kl_is_the_expectation_of_the_sampled_one(iteration, trainable):
