@@ -165,7 +165,7 @@ def write_models(home: Path) -> None:
 def write_plugins(home: Path) -> None:
     """The file that a how-to prints, under the name that it gives."""
     for page in PAGES:
-        if name := re.search(r"a\s+file of\s+your own, `(\w+\.py)`", page.read_text()):
+        if name := re.search(r"a\s+file of\s+your own,\s+`(\w+\.py)`", page.read_text()):
             (home / name[1]).write_text(blocks(page, "python")[0])
 
 
