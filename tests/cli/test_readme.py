@@ -164,8 +164,9 @@ def write_models(home: Path) -> None:
 
 def write_plugins(home: Path) -> None:
     """The file that a how-to prints, under the name that it gives."""
+    printed = re.compile(r"a\s+file of\s+your own,\s+`(\w+\.py)`")
     for page in PAGES:
-        if name := re.search(r"a\s+file of\s+your own,\s+`(\w+\.py)`", page.read_text()):
+        if name := printed.search(page.read_text()):
             (home / name[1]).write_text(blocks(page, "python")[0])
 
 
