@@ -261,6 +261,7 @@ def test_order_of_examples_and_queries_changes_nothing(way):
     close(jnp.concatenate(alone), np.asarray(scores_of(kernel)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_jit_changes_nothing(way):
     kernel = gradient_kernel(loss_fn, OWNERS, **way)

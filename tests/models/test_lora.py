@@ -151,6 +151,7 @@ def test_dropout_of_adapters_needs_a_key():
     np.testing.assert_array_equal(plain, logits(model, params, TOKENS))
 
 
+@pytest.mark.slow
 def test_generation_reads_adapters():
     model, params = base()
     adapted = with_noise(params)

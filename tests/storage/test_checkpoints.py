@@ -587,6 +587,7 @@ def save_until_killed(folder: Path, after: float) -> tuple[int, int]:
     return int(first[1]), said[-1] if said else int(first[1])
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment(tmp_path):
     moments = random.Random(0)
     reached = 0
