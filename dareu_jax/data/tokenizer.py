@@ -261,7 +261,7 @@ def read_tokenizer(
             f"read without code of its own ({reason:.200}); it needs tokenizer.json "
             "and tokenizer_config.json"
         ) from error
-    return dataclasses.replace(_wrap(hf, folder, key, rows), differ=differ)
+    return _wrap(hf, folder, key, rows, differ)
 
 
 def _read(folder: Path) -> tuple[Any, tuple[str, ...]]:
@@ -288,7 +288,9 @@ def _read(folder: Path) -> tuple[Any, tuple[str, ...]]:
     return (bare, differ) if differ else (declared, ())
 
 
-def _wrap(hf: Any, folder: Path, key: str, rows: int | None) -> Tokenizer:
+def _wrap(
+    hf: Any, folder: Path, key: str, rows: int | None, differ: tuple[str, ...]
+) -> Tokenizer:
     """Return `hf` with its special ids checked; pad falls back to eos."""
     if hf.eos_token_id is None:
         raise UserError(
@@ -306,6 +308,7 @@ def _wrap(hf: Any, folder: Path, key: str, rows: int | None) -> Tokenizer:
         vocab_size=size,
         stop_ids=_stop_ids(folder / "generation_config.json", eos_id),
         adds_bos=hf.bos_token_id is not None and first == [hf.bos_token_id],
+        differ=differ,
     )
     return dataclasses.replace(plain, stop_ids=(*plain.stop_ids, *_ends(plain)))
 

@@ -9,8 +9,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import merge, split
 from dareu_jax.models.hf import weights
 from dareu_jax.models.hf.families import config_json
-from dareu_jax.models.hf.folder import save_tensors, write_tensors
-from dareu_jax.models.hf.imported import copy_small_files
+from dareu_jax.models.hf.folder import copy_files, save_tensors, write_tensors
 from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import finished, row_of, seed_of
 from dareu_jax.runs.inputs import Inputs
@@ -91,7 +90,7 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
     if not is_first():
         return
     if inputs.imported is not None:
-        copy_small_files(inputs.imported.files, to)
+        copy_files(inputs.imported.files, to)
         fields = read_json(to / "config.json")
         written = config_json(
             inputs.model.cfg, fields.get("max_position_embeddings", 0)
@@ -101,7 +100,7 @@ def write_small_files(inputs: Inputs, to: Path) -> None:
         ):  # its family is not known here
             fields = written
     else:
-        copy_small_files(inputs.folder / "tokenizer", to)
+        copy_files(inputs.folder / "tokenizer", to)
         fields = config_json(inputs.model.cfg, max_positions=sum(inputs.lengths))
     ids = {
         "pad_token_id": inputs.tokenizer.pad_id,

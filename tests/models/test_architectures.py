@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import architectures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,40 +33,10 @@ PLAIN = DecoderConfig(
     vocab=40, layers=3, embed=16, heads=4, kv_heads=2, head_dim=8, ffn=24
 )
 GEMMA3 = dataclasses.replace(
-    PLAIN,
-    activation="gelu_tanh",
-    norm="rms_plus_one",
-    norm_place="both",
-    qk_norm=True,
-    sliding_window=4,
-    windowed=(True, True, False),
-    window_rope_theta=100.0,
-    score_dim=5,
-    score_softcap=5.0,
-    logit_softcap=9.0,
-    scaled_embedding=True,
-    tied=False,
+    PLAIN, **architectures.GEMMA3, sliding_window=4, score_dim=5, tied=False
 )
-PYTHIA = dataclasses.replace(
-    PLAIN,
-    activation="gelu",
-    gated=False,
-    norm="layer",
-    parallel_residual=True,
-    qkv_bias=True,
-    o_bias=True,
-    mlp_bias=True,
-    rotary_share=0.25,
-)
-OLMO2 = dataclasses.replace(
-    PLAIN,
-    norm_place="after",
-    qk_norm=True,
-    qk_norm_whole=True,
-    o_bias=True,
-    mlp_bias=True,
-    rotated=(True, False, True),
-)
+PYTHIA = dataclasses.replace(PLAIN, **architectures.PYTHIA)
+OLMO2 = dataclasses.replace(PLAIN, **architectures.OLMO2, o_bias=True, mlp_bias=True)
 ALL = {"gemma3": GEMMA3, "pythia": PYTHIA, "olmo2": OLMO2}
 P, NEW = 7, 6
 

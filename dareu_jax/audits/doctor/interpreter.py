@@ -14,9 +14,8 @@ import numpy as np
 
 from dareu_jax.config.schema import CHAT_DATE
 from dareu_jax.errors import UserError
-from dareu_jax.models.hf.folder import INDEX
+from dareu_jax.models.hf.folder import INDEX, weight_map
 from dareu_jax.models.hf.imported import Imported
-from dareu_jax.storage.files import read_json
 
 PROGRAM = Path(__file__).with_name("peer.py")
 PATIENCE = 3600.0
@@ -94,7 +93,8 @@ def link(source: Path, to: Path) -> None:
     if source.is_file():
         files = [source]
     else:
-        check_index(source)
+        if (source / INDEX).exists():
+            weight_map(source / INDEX)  # names no file from elsewhere
         files = [path for path in source.iterdir() if path.suffix in KINDS]
     for path in files:
         if path.name not in NEVER:
@@ -116,19 +116,6 @@ def source_of(imported: Imported, given: Path | None) -> Path:
     if source.is_file() and source.suffix != ".gguf":
         raise UserError(f"--source {source} is neither a folder nor a .gguf file")
     return source
-
-
-def check_index(source: Path) -> None:
-    """Raise `UserError` where the index names other than safetensors files here."""
-    if not (source / INDEX).exists():
-        return
-    weight_map = read_json(source / INDEX).get("weight_map", {})
-    for name in map(str, weight_map.values()):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(
-                f"{source / INDEX} names {name!r}; only safetensors files in the "
-                "same folder are read"
-            )
 
 
 def run(command: list[str], place: Path) -> None:

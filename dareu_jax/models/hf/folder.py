@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 ADAPTER = "adapter_config.json"
 SHARD_BYTES = 5 * 10**9
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template*",
+)  # fmt: skip
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 class HfFolder:
@@ -70,7 +76,7 @@ class HfFolder:
         whole models that differ are a `UserError`.
         """
         index = self.folder / INDEX
-        promised = _weight_map(index) if index.exists() else {}
+        promised = weight_map(index) if index.exists() else {}
         if (self.folder / SINGLE).exists():
             self._check_one_model(promised)
             return {}
@@ -125,14 +131,18 @@ def opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is no whole safetensors file ({error})") from None
 
 
-def _weight_map(index: Path) -> dict[str, Path]:
+def weight_map(index: Path) -> dict[str, Path]:
     """Return ``{tensor: file}`` of an index; raise `UserError` where it has none."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index} lacks weight_map, the file of every tensor")
     for name, file in names.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index}: {name} is in {file!r}, no file of this folder")
+        is_here = isinstance(file, str) and Path(file).name == file
+        if not is_here or not file.endswith(".safetensors"):
+            raise UserError(
+                f"{index} says that {name} is in {file!r}; only safetensors files in "
+                "the same folder are read"
+            )
     return {name: index.parent / file for name, file in names.items()}
 
 
@@ -155,6 +165,14 @@ def _same(one: Any, path: Path, name: str) -> bool:
         if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
             return False
         return np.array_equal(a[:], b[:])
+
+
+def copy_files(source: Path, to: Path, kinds: Iterable[str] = SMALL_FILES) -> None:
+    """Copy a folder's files of some kinds, by default all but weights."""
+    to.mkdir(parents=True, exist_ok=True)
+    for path in (path for kind in kinds for path in source.glob(kind)):
+        if path.is_file():
+            shutil.copyfile(path, to / path.name)
 
 
 def plan_shards(

@@ -47,14 +47,25 @@ LLAMA3 = {
 }
 """Of Llama 3.1 and 3.2; a file has only what follows from them and the factor."""
 READ = (
-    *("rope.dimension_count", "attention.value_length", "attention.causal"),
-    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
-    *("rope.scaling.original_context_length", "attention.layer_norm_epsilon"),
+    "rope.dimension_count",
+    "attention.value_length",
+    "attention.causal",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+    "rope.scaling.original_context_length",
+    "attention.layer_norm_epsilon",
     "rope.scaling.finetuned",
 )
 MATHS = (
-    *("attention.", "rope.", "expert_count", "logit_scale", "embedding_scale"),
-    *("residual_scale", "attn_logit_softcapping", "final_logit_softcapping"),
+    "attention.",
+    "rope.",
+    "expert_count",
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
 )
 """Keys that begin so change what a model computes."""
 GEMMA3_SCALAR, GEMMA3_27B_LAYERS = 256, 62

@@ -1,21 +1,16 @@
 """The small files of a Hugging Face folder, made from a GGUF file."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from dareu_jax.data import read_tokenizer
+from dareu_jax.models.hf.folder import TOKENIZER_FILES, copy_files
 from dareu_jax.models.hf.gguf import GgufFile
 from dareu_jax.models.hf.gguf_tokenizer import (
     check_tokens,
     generation_config,
     write_tokenizer,
-)
-
-TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "chat_template*"),
 )
 
 
@@ -40,7 +35,6 @@ def write_small_files(
         given = read_tokenizer(tokenizer, "--tokenizer")
         ids = range(given.vocab_size)
         check_tokens(file.metadata, given.hf.convert_ids_to_tokens(ids), where)
-        for path in (path for kind in TOKENIZER_FILES for path in tokenizer.glob(kind)):
-            shutil.copyfile(path, folder / path.name)
+        copy_files(tokenizer, folder, TOKENIZER_FILES)
     if file.quantised:
         say(f"{where}: its weights are dequantised; they are stored {file.stored_as}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import DecoderConfig
 from dareu_jax.models.hf.adapter import AdaptedFolder
 from dareu_jax.models.hf.families.family import read_config
-from dareu_jax.models.hf.folder import HfFolder
+from dareu_jax.models.hf.folder import HfFolder, copy_files
 from dareu_jax.models.hf.gguf import GgufFile
 from dareu_jax.models.hf.gguf_files import write_small_files
 from dareu_jax.models.hf.weights import as_stored, load_params, stored_dtype
@@ -25,10 +24,6 @@ from dareu_jax.parallel import abstract_on, is_first, make_mesh
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.files import check_new, new_folder, read_json
 
-SMALL_FILES = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-)  # fmt: skip
 DECODER, PARAMETERS, FILES = "decoder.json", "parameters", "hf"
 
 
@@ -145,7 +140,7 @@ def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
         with Checkpoints(draft / PARAMETERS) as saved:
             saved.save(0, params, {})
         if is_first():
-            copy_small_files(files, draft / FILES)
+            copy_files(files, draft / FILES)
             fields = {"source": str(source.absolute()), **dataclasses.asdict(cfg)}
             text = json.dumps(fields, indent=1) + "\n"
             (draft / DECODER).write_text(text, encoding="utf-8")
@@ -171,11 +166,3 @@ def check_vocabulary(
     if not beyond:
         return None
     return f"{where}: {names[0]!r} has no embedding; eos is used for padding instead"
-
-
-def copy_small_files(source: Path, to: Path) -> None:
-    """Copies tokenizer and configuration files."""
-    to.mkdir(parents=True, exist_ok=True)
-    for path in (path for kind in SMALL_FILES for path in source.glob(kind)):
-        if path.is_file():
-            shutil.copyfile(path, to / path.name)

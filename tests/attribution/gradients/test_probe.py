@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import architectures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,38 +58,9 @@ CASES = {
     ),
     "window": dataclasses.replace(PLAIN, sliding_window=5),
     "lora": dataclasses.replace(PLAIN, lora_alpha=16.0, remat=True),
-    "gemma 3": dataclasses.replace(
-        PLAIN,
-        activation="gelu_tanh",
-        norm="rms_plus_one",
-        norm_place="both",
-        qk_norm=True,
-        sliding_window=5,
-        windowed=(True, True, False),
-        window_rope_theta=100.0,
-        score_softcap=5.0,
-        logit_softcap=9.0,
-        scaled_embedding=True,
-    ),
-    "pythia": dataclasses.replace(
-        PLAIN,
-        activation="gelu",
-        gated=False,
-        norm="layer",
-        parallel_residual=True,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        rotary_share=0.25,
-        lora_alpha=16.0,
-    ),
-    "olmo 2": dataclasses.replace(
-        PLAIN,
-        norm_place="after",
-        qk_norm=True,
-        qk_norm_whole=True,
-        rotated=(True, False, True),
-    ),
+    "gemma 3": dataclasses.replace(PLAIN, **architectures.GEMMA3, sliding_window=5),
+    "pythia": dataclasses.replace(PLAIN, **architectures.PYTHIA, lora_alpha=16.0),
+    "olmo 2": dataclasses.replace(PLAIN, **architectures.OLMO2),
 }
 SHAPES = [(1, 1), (33, 6), (2, 128)]
 EXACT = [*((case, (3, 17)) for case in CASES), *(("plain", shape) for shape in SHAPES)]

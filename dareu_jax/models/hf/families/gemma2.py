@@ -29,8 +29,12 @@ MUST_BE = {
     "use_bidirectional_attention": (None, False),
 }
 READS = (
-    *("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping"),
-    *("sliding_window", "layer_types", "hidden_act"),
+    "attention_bias",
+    "query_pre_attn_scalar",
+    "final_logit_softcapping",
+    "sliding_window",
+    "layer_types",
+    "hidden_act",
 )
 
 

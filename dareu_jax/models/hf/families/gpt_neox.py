@@ -63,8 +63,12 @@ FAMILIES.register("gpt_neox", "GPT-NeoX, Pythia")(
         },
         must_be={"hidden_act": tuple(ACTIVATIONS)},
         reads=(
-            *("attention_bias", "use_parallel_residual", "partial_rotary_factor"),
-            *("hidden_dropout", "classifier_dropout", "is_decoder"),
+            "attention_bias",
+            "use_parallel_residual",
+            "partial_rotary_factor",
+            "hidden_dropout",
+            "classifier_dropout",
+            "is_decoder",
         ),
         read=read,
         write=lambda cfg: {

@@ -31,9 +31,7 @@ FAMILIES.register("phi3", "Phi-3, Phi-4")(
         architecture="Phi3ForCausalLM",
         absent={"rms_norm_eps": 1e-5},
         must_be={},
-        reads=(
-            *("sliding_window", "partial_rotary_factor", "resid_pdrop", "embd_pdrop"),
-        ),
+        reads=("sliding_window", "partial_rotary_factor", "resid_pdrop", "embd_pdrop"),
         read=lambda fields: {"sliding_window": fields.get("sliding_window")},
         write=lambda cfg: {
             "sliding_window": cfg.sliding_window,
