@@ -10,7 +10,7 @@ MULTIPLE = 8
 """Of the tokens of a width."""
 MOST = 5
 """Widths of one stream of batches."""
-WORTH = 2**14
+WORTH = 2**15
 """Slots that a further width has to save: about what its compilation costs."""
 CELLS = 1024
 """Pairs that are looked at; where there are more, their multiple is doubled."""

@@ -75,7 +75,7 @@ def test_streams_depend_on_the_stage(tiny_run):
     rows = [np.concatenate([s.rows(i) for i in range(3)]) for s in (one, same, other)]
     np.testing.assert_array_equal(rows[0], rows[1])
     assert (rows[0] != rows[2]).any()
-    longer = [tiny_run.stream("a", records, 8, passes=x) for x in (1, 100, 10_000)]
+    longer = [tiny_run.stream("a", records, 8, passes=x) for x in (1, 200, 10_000)]
     widths = [{s[step].prompt.shape[1] for step in range(3)} for s in longer]
     assert [len(x) for x in widths] == [1, 2, 3]  # of three batches
     assert set(longer[2].widths) <= {*tiny_run.widths, tiny_run.lengths}
