@@ -256,7 +256,9 @@ class BatchStream:
 
     @functools.cached_property
     def _shortest_first(self) -> np.ndarray:
-        return np.argsort(self._level, kind="stable")
+        """The rows by width, then by response: answers end at about the same time."""
+        prompt, response = lengths_of(self.tokens).T
+        return np.lexsort((prompt, response, self._level))
 
 
 def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:

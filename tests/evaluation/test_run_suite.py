@@ -99,12 +99,13 @@ def test_records_of_like_length_are_judged_together(suite, params):
     seen = []
 
     def score(batch):
-        seen.append(batch.response.shape[1])
-        return batch.response_mask.sum(axis=1)
+        seen.append((batch.response.shape[1], batch.response_mask.sum(axis=1)))
+        return seen[-1][1]
 
     found = in_batches(narrow, tokens, score, per_token=False)
     np.testing.assert_array_equal(found, lengths)
-    assert seen == [8, response]
+    assert [width for width, _ in seen] == [8, response]
+    np.testing.assert_array_equal(seen[0][1], [3, 5, 7, 8])
     found = mean_logps(narrow, params, tokens)
     np.testing.assert_allclose(found, mean_logps(suite, params, tokens), atol=1e-5)
 
