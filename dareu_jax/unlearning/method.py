@@ -55,7 +55,7 @@ class MethodInputs:
       reference: parameters of the original model.
       forget_columns: columns of the owners that withdraw.
       forget_owner: ``[n]`` int32, column of the owner of each forget record.
-      response_tokens: T, slots of a response in the batches.
+      response_tokens: T, slots of the longest response; batches may have fewer.
       stop_ids: the tokens that end a text.
       gold_length: mean tokens of the forget records' own responses, as far as an
         answer may go.
