@@ -78,7 +78,9 @@ class ModelConfig(Section):
     qk_norm: bool | None = None
     qkv_bias: bool | None = None
     tied: bool | None = None
-    remat: bool | None = None
+    remat: bool | Literal["none", "full", "dots", "dots_with_no_batch_dims"] | None = (
+        None  # what a layer keeps for the backward pass; true: full, false: none
+    )
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 
