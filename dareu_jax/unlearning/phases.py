@@ -11,6 +11,9 @@ import optax
 from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Rollout, Trunk, join, over_logits, token_logps, trunk_of
+from dareu_jax.parallel import along_batch, key_of
+from dareu_jax.training.accumulation import accumulated, parts_of
+from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
 from dareu_jax.training.throughput import Work
 from dareu_jax.training.work import learn, read, texts_of, trues
@@ -236,6 +239,27 @@ def ppo_loss(
     return loss + hp.kl_coef * rl.masked_mean(kl, mask), metrics
 
 
+def minibatches(
+    hp: DareuConfig, experience: Experience, number: int, *, key: Array
+) -> tuple[Experience, ...]:
+    """Return what each update of pass ``number`` over a batch learns from.
+
+    The rows are in another order in each pass; whole batches stay as they are.
+    """
+    if hp.minibatches == 1:
+        return (experience,)
+    return shuffled(experience, hp.minibatches, key=key_of(key, 2 + number))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def shuffled(batch: Any, count: int, *, key: Array) -> tuple[Any, ...]:
+    """Return ``count`` equal parts of a batch, with the rows in an order by the key."""
+    order = jax.random.permutation(key, len(jax.tree.leaves(batch)[0]))
+    mixed = jax.tree.map(lambda x: along_batch(jnp.take(x, order, axis=0)), batch)
+    parts = parts_of(mixed, count)
+    return tuple(jax.tree.map(lambda x, n=n: x[n], parts) for n in range(count))
+
+
 @jax.named_scope("update")
 def update(
     on: Setting,
@@ -247,8 +271,13 @@ def update(
     experience: Experience,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what one clipped PPO step makes of parameters and optimiser state."""
-    loss = functools.partial(ppo_loss, on, frozen, anchor)
-    grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
+    grads, metrics = accumulated(
+        functools.partial(ppo_loss, on, frozen, anchor),
+        trainable,
+        experience,
+        size=on.hp.microbatch_size,
+        weight=lambda rows: response_tokens(rows.answers),
+    )
     return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
@@ -272,21 +301,23 @@ def distil(
     retain: TokenBatch,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what a step on lambda_dis KL(reference || policy) makes of the same."""
-    model, mask = on.inputs.model, retain.response_mask
-    teacher = trunk_of(model, reference, retain)
+    model = on.inputs.model
 
     def score(taught: Array, logits: Array, tokens: Array):
         hit = jnp.argmax(logits, axis=-1) == tokens
         return rl.full_kl(taught, logits), hit.astype(jnp.float32)
 
-    def loss_fn(trainable):
-        pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
-        kl, hit = over_logits(score, [teacher, pupil], retain.response)
+    def loss_fn(trainable, rows):
+        teacher, mask = trunk_of(model, reference, rows), rows.response_mask
+        pupil = trunk_of(model, join(frozen, trainable["decoder"]), rows)
+        kl, hit = over_logits(score, [teacher, pupil], rows.response)
         loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
         metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
         return on.hp.lambda_dis * loss, metrics
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
+    grads, metrics = accumulated(
+        loss_fn, trainable, retain, size=on.hp.microbatch_size, weight=response_tokens
+    )
     return *updated(on.optimiser, trainable, opt_state, grads), metrics
 
 
