@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ class Rollout(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How a token is chosen, and which ``stop_ids`` end a text; 0: the likeliest."""
+    """How a token is chosen, by default the likeliest, and which end a text."""
 
-    temperature: float
-    top_k: int
-    top_p: float
     stop_ids: tuple[int, ...]
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
 
 
 class Rows(NamedTuple):
@@ -58,8 +58,15 @@ class Rows(NamedTuple):
     token: Array
     done: Array
     slots: Array
-    cache: KVCache
     said: Rollout
+
+
+class State(NamedTuple):
+    """Of a loop over tokens: the next one's number ``i``, the rows and their cache."""
+
+    i: Array
+    rows: Rows
+    cache: KVCache
 
 
 @functools.partial(
@@ -86,35 +93,37 @@ def generate(
     key: Array,
     top_k: int = 0,
     top_p: float = 1.0,
+    numbers: Array | None = None,
 ) -> Rollout:
     """Sample a response to each prompt; stop when every row has ended.
 
     Prompts ``[B, P]`` are padded left; temperature 0 is greedy. Any of ``stop_ids``
-    ends a text, and the first fills what is behind it, where the mask is false. A row's
-    draws depend on ``key``, its place in the batch and its own text, on nothing else.
+    ends a text, and the first fills what is behind it, where the mask is false. A row
+    draws by ``key`` and its number in ``numbers [B]``, by default its place in the
+    batch: its answer does not depend on the other rows.
     """
-    how = Sampling(temperature, top_k, top_p, stop_ids)
+    how = Sampling(stop_ids, temperature, top_k, top_p)
     b, t = len(prompt), max_new_tokens
     logits, cache = _prefill(model, params, prompt, prompt_mask, t)
     place = jnp.arange(b, dtype=jnp.int32)
+    numbers = place if numbers is None else numbers
     rows = Rows(
         place=place,
-        key=jax.vmap(functools.partial(jax.random.fold_in, key))(place),
+        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers),
         length=jnp.sum(prompt_mask.astype(jnp.int32), axis=1),
         token=jnp.zeros(b, jnp.int32),
         done=jnp.zeros(b, bool),
         slots=jnp.concatenate([prompt_mask, jnp.zeros((b, t), bool)], axis=1),
-        cache=cache,
         said=_nothing(b, t, stop_ids[0]),
     )
-    rows = _say(how, logits, rows, jnp.int32(0))
+    state = State(jnp.int32(1), _say(how, logits, rows, jnp.int32(0)), cache)
     sizes = [*batch_sizes(b), 0]
-    i, rows = _decode_while(model, params, how, (jnp.int32(1), rows), fewest=sizes[1])
-    whole = rows.said
+    state = _decode_while(model, params, how, state, fewest=sizes[1])
+    whole = state.rows.said
     for size, smaller in itertools.pairwise(sizes[1:]):
-        carry = (i, _first_to_go_on(rows, size))
-        i, rows = _decode_while(model, params, how, carry, fewest=smaller)
-        whole = _put(rows.said, rows.place, whole)
+        state = _first_to_go_on(state, size)
+        state = _decode_while(model, params, how, state, fewest=smaller)
+        whole = _put(state.rows, whole)
     return whole
 
 
@@ -138,7 +147,7 @@ def _prefill(
     empty = KVCache.empty(model.cfg, b, p + new)
     positions, visible = positions_of(prompt_mask), causal(prompt_mask)
     hidden, cache = model.apply({"params": params}, prompt, positions, visible, empty)
-    return logits_of(model, params, hidden[:, -1]), cache
+    return logits_of(model, params, hidden[:, -1]), cast(KVCache, cache)
 
 
 def _nothing(b: int, t: int, fill: int) -> Rollout:
@@ -150,55 +159,50 @@ def _nothing(b: int, t: int, fill: int) -> Rollout:
     )
 
 
-def _first_to_go_on(rows: Rows, size: int) -> Rows:
-    """Return ``size`` of the rows: those that have not ended, and others behind."""
-    kept = jnp.argsort(rows.done, stable=True)[:size]
-    cache = jax.tree.map(lambda x: jnp.take(x, kept, axis=1), rows.cache)
-    own = rows._replace(cache=None)
-    return jax.tree.map(lambda x: x[kept], own)._replace(cache=cache)
+def _first_to_go_on(state: State, size: int) -> State:
+    """Keep ``size`` of the rows: those that have not ended, and others behind."""
+    kept = jnp.argsort(state.rows.done, stable=True)[:size]
+    rows = jax.tree.map(lambda x: x[kept], state.rows)
+    cache = jax.tree.map(lambda x: jnp.take(x, kept, axis=1), state.cache)
+    return State(state.i, rows, cache)
 
 
-def _put(said: Rollout, place: Array, whole: Rollout) -> Rollout:
-    """Return ``whole [B, T]`` with what the rows at ``place [b]`` have said since."""
-    return jax.tree.map(lambda x, own: x.at[place].set(own), whole, said)
+def _put(rows: Rows, whole: Rollout) -> Rollout:
+    """Return ``whole [B, T]`` with what some of its rows have said since."""
+    return jax.tree.map(lambda x, own: x.at[rows.place].set(own), whole, rows.said)
 
 
 def _decode_while(
-    model: Decoder,
-    params: dict,
-    how: Sampling,
-    start: tuple[Array, Rows],
-    *,
-    fewest: int,
-) -> tuple[Array, Rows]:
+    model: Decoder, params: dict, how: Sampling, state: State, *, fewest: int
+) -> State:
     """Decode token after token while more than ``fewest`` rows have not ended."""
+    t = state.rows.said.tokens.shape[1]
 
-    def more(carry: tuple[Array, Rows]) -> Array:
-        i, rows = carry
-        return (i < rows.said.tokens.shape[1]) & (jnp.sum(~rows.done) > fewest)
+    def more(state: State) -> Array:
+        return (state.i < t) & (jnp.sum(~state.rows.done) > fewest)
 
-    def body(carry: tuple[Array, Rows]) -> tuple[Array, Rows]:
-        i, rows = carry
-        logits, rows = _decode(model, params, rows, i - 1)
-        return i + 1, _say(how, logits, rows, i)
+    def body(state: State) -> State:
+        logits, rows, cache = _decode(model, params, state)
+        rows = _say(how, logits, rows, state.i)
+        return State(state.i + 1, rows, cache)
 
-    return jax.lax.while_loop(more, body, start)
+    return jax.lax.while_loop(more, body, state)
 
 
-def _decode(model: Decoder, params: dict, rows: Rows, i: Array) -> tuple[Array, Rows]:
-    """Run token ``i``, the last; return logits ``[b, V]`` of the next."""
-    slot = rows.slots.shape[1] - rows.said.tokens.shape[1] + i
-    slots = rows.slots.at[:, slot].set(True)
+def _decode(model: Decoder, params: dict, state: State) -> tuple[Array, Rows, KVCache]:
+    """Run the last token; return logits ``[b, V]`` of the next."""
+    rows, last = state.rows, state.i - 1
+    slot = rows.slots.shape[1] - rows.said.tokens.shape[1] + last
+    rows = rows._replace(slots=rows.slots.at[:, slot].set(True))
     hidden, cache = model.apply(
         {"params": params},
         rows.token[:, None],
-        (rows.length + i)[:, None],
-        slots[:, None, :],
-        rows.cache,
+        (rows.length + last)[:, None],
+        rows.slots[:, None, :],
+        state.cache,
         slot,
     )
-    logits = logits_of(model, params, hidden[:, 0])
-    return logits, rows._replace(slots=slots, cache=cache)
+    return logits_of(model, params, hidden[:, 0]), rows, cast(KVCache, cache)
 
 
 def _say(how: Sampling, logits: Array, rows: Rows, i: Array) -> Rows:
