@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, as tokens and as text."""
+"""Answers to prompts, the likeliest or sampled, as tokens and as text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import jax
 
 from dareu_jax.data import TokenBatch, Tokenizer
+from dareu_jax.errors import UserError
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.models.sampler import Rollout, generate
+from dareu_jax.models.sampler import Rollout, Sampling, generate
 from dareu_jax.parallel import Layouts
 
 
@@ -20,22 +21,57 @@ def greedy(
     layouts: Layouts,
 ) -> Callable[[TokenBatch], Rollout]:
     """Return a function that decodes a batch's prompts, always the likeliest token."""
-    there = layouts.params(params)
+    how, key = Sampling(stop_ids), jax.random.key(0)
+    return answering(model, params, how, max_new_tokens, layouts=layouts, key=key)
 
-    def decode(batch: TokenBatch) -> Rollout:
+
+def answering(
+    model: Decoder,
+    params: Any,
+    how: Sampling,
+    max_new_tokens: int,
+    *,
+    layouts: Layouts,
+    key: jax.Array,
+) -> Callable[[TokenBatch], Rollout]:
+    """Return a function that answers a batch's prompts.
+
+    What a record draws depends on ``key`` and its number alone, in whatever batch it
+    is.
+    """
+    there, key = layouts.params(params), layouts.key(key)
+
+    def answer(batch: TokenBatch) -> Rollout:
+        prompt, mask, numbers = layouts.rows(
+            (batch.prompt, batch.prompt_mask, batch.index)
+        )
         with layouts.sampling():
             said = generate(
                 model,
                 there,
-                *layouts.rows((batch.prompt, batch.prompt_mask)),
+                prompt,
+                mask,
                 max_new_tokens=max_new_tokens,
-                temperature=0.0,
-                stop_ids=stop_ids,
-                key=jax.random.key(0),
+                temperature=how.temperature,
+                stop_ids=how.stop_ids,
+                key=key,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                numbers=numbers,
             )
         return layouts.back(said)
 
-    return decode
+    return answer
+
+
+def check_sampling(how: Sampling) -> None:
+    """Raise `UserError` where tokens cannot be chosen so."""
+    if how.temperature < 0.0:
+        raise UserError(f"temperature = {how.temperature} must be 0 or more")
+    if how.top_k < 0:
+        raise UserError(f"top_k = {how.top_k} must be 0 (all tokens) or more")
+    if not 0.0 < how.top_p <= 1.0:
+        raise UserError(f"top_p = {how.top_p} must be above 0 and at most 1")
 
 
 def texts_of(tokenizer: Tokenizer, rollout: Rollout) -> list[str]:

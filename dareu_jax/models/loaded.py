@@ -16,9 +16,10 @@ from dareu_jax.data.tokenizer import Tokenizer
 from dareu_jax.data.widths import rounded_up
 from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.models.context import lengths_of, warn_beyond
-from dareu_jax.models.decode import greedy, texts_of
+from dareu_jax.models.decode import answering, check_sampling, texts_of
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
+from dareu_jax.models.sampler import Sampling
 from dareu_jax.models.scoring import response_logps
 from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
 from dareu_jax.storage.fingerprint import params_fingerprint
@@ -39,17 +40,40 @@ class LoadedModel(NamedTuple):
     wording: Wording = PLAIN
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        batch_size: int = 8,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> list[str]:
-        """Return the model's own answers, each token the likeliest."""
+        """Return the model's own answers, by default each token the likeliest.
+
+        Args:
+          prompts: N of them; max_new_tokens: of each answer.
+          batch_size: prompts at a time; it changes no answer.
+          temperature: logits are divided by it before a token is drawn; 0: no draw.
+          top_k: how many of the likeliest tokens may be drawn; 0: all.
+          top_p: the likeliest tokens may be drawn whose mass reaches it.
+          seed: of the draws.
+        """
+        how = Sampling(self.tokenizer.stop_ids, temperature, top_k, top_p)
+        check_sampling(how)
         blank = [data.Record("", "", prompt, ".") for prompt in prompts]
         tokens = as_tokens(self, blank, self.wording)
         warn_beyond(self.context, tokens.prompt_mask.sum(axis=1), "prompts")
-        ends, layouts = self.tokenizer.stop_ids, self.layouts
-        decode = greedy(
-            self.decoder, self.params, ends, max_new_tokens, layouts=layouts
+        answer = answering(
+            self.decoder,
+            self.params,
+            how,
+            max_new_tokens,
+            layouts=self.layouts,
+            key=jax.random.key(seed),
         )
-        return texts_of(self.tokenizer, self.over(tokens, batch_size, decode))
+        return texts_of(self.tokenizer, self.over(tokens, batch_size, answer))
 
     def logps(
         self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 8

@@ -1,22 +1,29 @@
 """Jitted prefill and decoding with a key-value cache."""
 
 import functools
-from typing import NamedTuple
+import itertools
+import math
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from dareu_jax.models.decoder import Decoder, KVCache
+from dareu_jax.models.next_token import best_token, drawn_token, truncated
 from dareu_jax.models.scoring import causal, logits_of, positions_of
+from dareu_jax.parallel import BATCH_AXES
 
 Array = jax.Array
+FEWEST, SIZES = 4, 3
+"""Rows of the smallest batch that others are cut down to, and how many sizes there are:
+each is a loop of its own in the program."""
 
 
 class Rollout(NamedTuple):
     """What was sampled: ``tokens [B, T] int32``, ``mask [B, T] bool``, ``logps``.
 
-    ``logps [B, T]`` float32 are those of the *sampling* policy: after temperature
-    and top-p. The mask is true up to and including the end-of-text token.
+    ``logps [B, T]`` float32 are those of the *sampling* policy: after temperature,
+    top-k and top-p. The mask is true up to and including the end-of-text token.
     """
 
     tokens: Array
@@ -24,46 +31,54 @@ class Rollout(NamedTuple):
     logps: Array
 
 
-def sampling_logits(logits: Array, temperature: float, top_p: float) -> Array:
-    """Log-probabilities ``[B, V]`` of the sampling policy.
+class Sampling(NamedTuple):
+    """How a token is chosen, by default the likeliest, and which end a text."""
 
-    ``temperature = 0`` is greedy: all mass on the first maximum. ``top_p < 1`` keeps
-    the smallest set of tokens whose mass reaches it (Holtzman et al., 2020).
+    stop_ids: tuple[int, ...]
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+
+
+class Rows(NamedTuple):
+    """The rows that are being decoded, b of the B in the batch.
+
+    Attributes:
+      place: ``[b]``, where a row stands in the batch.
+      key: ``[b]``, of its random numbers.
+      length: ``[b]``, tokens of its prompt.
+      token: ``[b]``, its last token; done: ``[b]`` bool, whether that ended it.
+      slots: ``[b, P + T]`` bool, which of the cache's are its own.
+      said: what they have said, ``[b, T]``.
     """
-    if temperature == 0.0:
-        best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
-        return jnp.where(best, 0.0, -jnp.inf)
-    logps = jax.nn.log_softmax(logits / temperature, axis=-1)
-    if top_p >= 1.0:
-        return logps
-    order = jnp.argsort(logps, axis=-1, descending=True, stable=True)
-    ordered = jnp.take_along_axis(logps, order, axis=-1)
-    before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-    rank = jnp.argsort(order, axis=-1)
-    kept = jnp.take_along_axis(before, rank, axis=-1) < top_p
-    kept |= rank == 0  # the best token always stays
-    return jax.nn.log_softmax(jnp.where(kept, logps, -jnp.inf), axis=-1)
+
+    place: Array
+    key: Array
+    length: Array
+    token: Array
+    done: Array
+    slots: Array
+    said: Rollout
 
 
-def sample_token(logps: Array, *, key: Array) -> tuple[Array, Array]:
-    """Draws ``[B]`` tokens from ``logps [B, V]``; returns them and their logps."""
-    token = jax.random.categorical(key, logps, axis=-1).astype(jnp.int32)
-    return token, jnp.take_along_axis(logps, token[:, None], axis=-1)[:, 0]
+class State(NamedTuple):
+    """Of a loop over tokens: the next one's number ``i``, the rows and their cache."""
 
-
-def next_token(
-    logits: Array, temperature: float, top_p: float, *, key: Array
-) -> tuple[Array, Array]:
-    """Tokens ``[B]`` of the sampling policy and their logps; greedy: no draw."""
-    if temperature == 0.0:
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return best, jnp.zeros(best.shape, jnp.float32)
-    return sample_token(sampling_logits(logits, temperature, top_p), key=key)
+    i: Array
+    rows: Rows
+    cache: KVCache
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "max_new_tokens", "temperature", "top_p", "stop_ids"),
+    static_argnames=(
+        "model",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "stop_ids",
+    ),
 )
 @jax.named_scope("rollout")
 def generate(
@@ -76,67 +91,139 @@ def generate(
     temperature: float,
     stop_ids: tuple[int, ...],
     key: Array,
+    top_k: int = 0,
     top_p: float = 1.0,
+    numbers: Array | None = None,
 ) -> Rollout:
-    """Samples a response to each prompt; stops when every row has ended.
+    """Sample a response to each prompt; stop when every row has ended.
 
     Prompts ``[B, P]`` are padded left; temperature 0 is greedy. Any of ``stop_ids``
-    ends a text, and the first fills what is behind it, where the mask is false.
+    ends a text, and the first fills what is behind it, where the mask is false. A row
+    draws by ``key`` and its number in ``numbers [B]``, by default its place in the
+    batch: its answer does not depend on the other rows.
     """
-    (b, p), t = prompt.shape, max_new_tokens
-    cache = KVCache.empty(model.cfg, b, p + t)
-    slots = jnp.concatenate([prompt_mask, jnp.zeros((b, t), bool)], axis=1)
-    last, cache = _prefill(model, params, prompt, prompt_mask, cache)
-    length = jnp.sum(prompt_mask.astype(jnp.int32), axis=1)
-    out = Rollout(
-        tokens=jnp.full((b, t), stop_ids[0], jnp.int32),
+    how = Sampling(stop_ids, temperature, top_k, top_p)
+    b, t = len(prompt), max_new_tokens
+    logits, cache = _prefill(model, params, prompt, prompt_mask, t)
+    place = jnp.arange(b, dtype=jnp.int32)
+    numbers = place if numbers is None else numbers
+    rows = Rows(
+        place=place,
+        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers),
+        length=jnp.sum(prompt_mask.astype(jnp.int32), axis=1),
+        token=jnp.zeros(b, jnp.int32),
+        done=jnp.zeros(b, bool),
+        slots=jnp.concatenate([prompt_mask, jnp.zeros((b, t), bool)], axis=1),
+        said=_nothing(b, t, stop_ids[0]),
+    )
+    state = State(jnp.int32(1), _say(how, logits, rows, jnp.int32(0)), cache)
+    sizes = [*batch_sizes(b), 0]
+    state = _decode_while(model, params, how, state, fewest=sizes[1])
+    whole = state.rows.said
+    for size, smaller in itertools.pairwise(sizes[1:]):
+        state = _first_to_go_on(state, size)
+        state = _decode_while(model, params, how, state, fewest=smaller)
+        whole = _put(state.rows, whole)
+    return whole
+
+
+def batch_sizes(rows: int) -> list[int]:
+    """Return how many rows go on at the same time: all, and half of them, and so on.
+
+    Only all where devices have rows of their own, which would have to move.
+    """
+    mesh = dict(jax.sharding.get_abstract_mesh().shape)
+    if math.prod(mesh.get(axis, 1) for axis in BATCH_AXES) > 1:
+        return [rows]
+    halves = [-(-rows // 2**n) for n in range(SIZES)]
+    return [size for size in halves if size == rows or size >= FEWEST]
+
+
+def _prefill(
+    model: Decoder, params: dict, prompt: Array, prompt_mask: Array, new: int
+) -> tuple[Array, KVCache]:
+    """Return logits ``[B, V]`` of the last token, and a cache with room for ``new``."""
+    b, p = prompt.shape
+    empty = KVCache.empty(model.cfg, b, p + new)
+    positions, visible = positions_of(prompt_mask), causal(prompt_mask)
+    hidden, cache = model.apply({"params": params}, prompt, positions, visible, empty)
+    return logits_of(model, params, hidden[:, -1]), cast(KVCache, cache)
+
+
+def _nothing(b: int, t: int, fill: int) -> Rollout:
+    """Return the `Rollout` in which no row has said a token."""
+    return Rollout(
+        tokens=jnp.full((b, t), fill, jnp.int32),
         mask=jnp.zeros((b, t), bool),
         logps=jnp.zeros((b, t), jnp.float32),
     )
 
-    def more(carry):
-        i, _, done, *_ = carry
-        return (i < t) & ~jnp.all(done)
 
-    def body(carry):
-        i, logits, done, slots, cache, out = carry
-        step_key = jax.random.fold_in(key, i)
-        token, logp = next_token(logits, temperature, top_p, key=step_key)
-        out = _write(out, i, token, logp, done, stop_ids[0])
-        slots = slots.at[:, p + i].set(~done)
-        logits, cache = _decode(
-            model, params, out.tokens[:, i], length + i, slots, cache, p + i
-        )
-        done |= jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
-        return i + 1, logits, done, slots, cache, out
-
-    start = (jnp.int32(0), last, jnp.zeros(b, bool), slots, cache, out)
-    return jax.lax.while_loop(more, body, start)[-1]
+def _first_to_go_on(state: State, size: int) -> State:
+    """Keep ``size`` of the rows: those that have not ended, and others behind."""
+    kept = jnp.argsort(state.rows.done, stable=True)[:size]
+    rows = jax.tree.map(lambda x: x[kept], state.rows)
+    cache = jax.tree.map(lambda x: jnp.take(x, kept, axis=1), state.cache)
+    return State(state.i, rows, cache)
 
 
-def _prefill(model, params, prompt, prompt_mask, cache):
-    """Fills the cache with the prompt; returns logits ``[B, V]`` of its last token."""
-    positions, visible = positions_of(prompt_mask), causal(prompt_mask)
-    hidden, cache = model.apply({"params": params}, prompt, positions, visible, cache)
-    return logits_of(model, params, hidden[:, -1]), cache
+def _put(rows: Rows, whole: Rollout) -> Rollout:
+    """Return ``whole [B, T]`` with what some of its rows have said since."""
+    return jax.tree.map(lambda x, own: x.at[rows.place].set(own), whole, rows.said)
 
 
-def _decode(model, params, token, position, slots, cache, slot):
-    """Runs one token ``[B]`` through the cache; returns logits ``[B, V]``."""
+def _decode_while(
+    model: Decoder, params: dict, how: Sampling, state: State, *, fewest: int
+) -> State:
+    """Decode token after token while more than ``fewest`` rows have not ended."""
+    t = state.rows.said.tokens.shape[1]
+
+    def more(state: State) -> Array:
+        return (state.i < t) & (jnp.sum(~state.rows.done) > fewest)
+
+    def body(state: State) -> State:
+        logits, rows, cache = _decode(model, params, state)
+        rows = _say(how, logits, rows, state.i)
+        return State(state.i + 1, rows, cache)
+
+    return jax.lax.while_loop(more, body, state)
+
+
+def _decode(model: Decoder, params: dict, state: State) -> tuple[Array, Rows, KVCache]:
+    """Run the last token; return logits ``[b, V]`` of the next."""
+    rows, last = state.rows, state.i - 1
+    slot = rows.slots.shape[1] - rows.said.tokens.shape[1] + last
+    rows = rows._replace(slots=rows.slots.at[:, slot].set(True))
     hidden, cache = model.apply(
         {"params": params},
-        token[:, None],
-        position[:, None],
-        slots[:, None, :],
-        cache,
+        rows.token[:, None],
+        (rows.length + last)[:, None],
+        rows.slots[:, None, :],
+        state.cache,
         slot,
     )
-    return logits_of(model, params, hidden[:, 0]), cache
+    return logits_of(model, params, hidden[:, 0]), rows, cast(KVCache, cache)
 
 
-def _write(out: Rollout, i, token, logp, done, fill: int) -> Rollout:
-    return Rollout(
-        tokens=out.tokens.at[:, i].set(jnp.where(done, fill, token)),
-        mask=out.mask.at[:, i].set(~done),
-        logps=out.logps.at[:, i].set(jnp.where(done, 0.0, logp)),
+def _say(how: Sampling, logits: Array, rows: Rows, i: Array) -> Rows:
+    """Choose token ``i`` of every row, and write it down where the row goes on."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, i)
+    token, logp = next_token(how, logits, keys=keys)
+    said = Rollout(
+        tokens=rows.said.tokens.at[:, i].set(
+            jnp.where(rows.done, how.stop_ids[0], token)
+        ),
+        mask=rows.said.mask.at[:, i].set(~rows.done),
+        logps=rows.said.logps.at[:, i].set(jnp.where(rows.done, 0.0, logp)),
     )
+    ended = jnp.isin(token, jnp.asarray(how.stop_ids, jnp.int32))
+    return rows._replace(token=token, done=rows.done | ended, said=said)
+
+
+def next_token(how: Sampling, logits: Array, *, keys: Array) -> tuple[Array, Array]:
+    """Return tokens ``[B]`` of the sampling policy and their logps; greedy: no draw."""
+    if how.temperature == 0.0:
+        return best_token(logits), jnp.zeros(len(logits), jnp.float32)
+    warm = logits / how.temperature
+    allowed = truncated(warm, top_k=how.top_k, top_p=how.top_p)
+    return drawn_token(allowed, keys=keys)

@@ -1,19 +1,15 @@
 """Sampling: what do many answers at a temperature give away that one does not?"""
 
-import functools
-import itertools
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
 from dareu_jax.audits.stress.context import Context, means, outcome, stress_test
-from dareu_jax.data import TokenBatch
 from dareu_jax.evaluation.metrics.rouge import rouge_l_recall
 from dareu_jax.evaluation.run_suite import in_batches
-from dareu_jax.models import Rollout, generate
-from dareu_jax.models.decode import texts_of
+from dareu_jax.models.decode import answering, texts_of
+from dareu_jax.models.sampler import Sampling
 from dareu_jax.parallel import key_of, shared_out
 
 MORE = "asking often enough brings out what a model that never saw the records lacks"
@@ -74,45 +70,21 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
     Every model draws with the same keys.
     """
     suite, run, samples = context.suite, context.run, context.cfg.samples
-    there = suite.layouts.params(context.models[role])
+    how = Sampling(suite.tokenizer.stop_ids, temperature)
     columns = []
     with run.progress.stage(
         f"sample at T = {temperature:g}: {role}", samples
     ) as advance:
         for number in range(samples):
-            decode = functools.partial(
-                sampled,
-                context=context,
-                params=there,
-                temperature=temperature,
+            decode = answering(
+                suite.model,
+                context.models[role],
+                how,
+                suite.max_new_tokens,
+                layouts=suite.layouts,
                 key=key_of(run.inputs.key("stress/sample"), number),
-                numbers=itertools.count(),
             )
             texts = texts_of(suite.tokenizer, in_batches(suite, context.forget, decode))
             columns.append(shared_out(rouge_l_recall, texts, suite.gold["forget"]))
             advance(number + 1, f"ROUGE {np.mean(columns[-1]):.3f}")
     return np.asarray(columns).T
-
-
-def sampled(
-    batch: TokenBatch,
-    *,
-    context: Context,
-    params: Any,
-    temperature: float,
-    key: jax.Array,
-    numbers: itertools.count,
-) -> Rollout:
-    """One answer to each prompt of a batch, the next of ``numbers`` in the key."""
-    suite = context.suite
-    with suite.layouts.sampling():
-        said = generate(
-            suite.model,
-            params,
-            *suite.layouts.rows((batch.prompt, batch.prompt_mask)),
-            max_new_tokens=suite.max_new_tokens,
-            temperature=temperature,
-            stop_ids=suite.tokenizer.stop_ids,
-            key=suite.layouts.key(key_of(key, next(numbers))),
-        )
-    return suite.layouts.back(said)
