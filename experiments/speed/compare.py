@@ -110,7 +110,11 @@ class Command(NamedTuple):
 def whole_run(*changes):
     """``dareu run`` of a short fine-tuning and three steps of unlearning."""
     paths = ("model.path={work}/model", "corpus.path={work}/records.jsonl")
-    short = ("finetune.epochs=0.12", "dareu.data_epochs=2", "dareu.updates_per_batch=2")
+    short = (
+        "finetune.epochs=0.012",
+        "dareu.data_epochs=2",
+        "dareu.updates_per_batch=2",
+    )
     run = ("-m", "dareu_jax", "run", str(HERE / "config.yaml"), "--out", "{out}")
     return (*run, *paths, *short, *changes)
 

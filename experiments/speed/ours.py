@@ -1,7 +1,10 @@
 """The product's side; called by compare.py: ``ours.py WORK ROW SETTINGS``."""
 
+import collections
+import contextlib
 import itertools
 import json
+import math
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +16,7 @@ from clock import Clock, Orders, serve
 HERE = Path(__file__).parent
 UNSAID = 3
 """A token of SmolLM2 that no text has: given as the end, all answers are as long."""
-LAST_AUTHORS, RECORDS = 20, "records.jsonl"
+RECORDS = "records.jsonl"
 
 
 def config_of(work, *changes):
@@ -53,16 +56,49 @@ class Batches:
             raise StopIteration
         return self._place(batch)
 
-    @property
-    def shapes(self):
-        return {tuple(mask.shape for mask in masks) for masks in self.seen}
+    def of(self, step_fn, state, steps):
+        """Shape, tokens and slots of every step's batch; nothing is computed."""
+        self.is_computed, found = False, []
+        for step in range(steps):
+            self.seen.clear()
+            with contextlib.suppress(StopIteration):
+                step_fn(state, step)
+            masks = self.seen[0]
+            shape = tuple(mask.shape for mask in masks)
+            found.append((shape, sum(int(m.sum()) for m in masks)))
+        self.is_computed = True
+        return found
 
-    def tokens(self, first=0):
-        """Tokens that count in the batches from ``first`` on."""
-        return sum(int(m.sum()) for masks in self.seen[first:] for m in masks)
 
-    def slots(self):
-        return sum(m.size for masks in self.seen for m in masks)
+def slots(shape):
+    return sum(math.prod(side) for side in shape)
+
+
+class Compiling:
+    """Whether a program was traced or compiled since it was last asked."""
+
+    def __init__(self):
+        import jax
+
+        self._seen = False
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event, duration, **_):
+        self._seen |= event.startswith("/jax/core/compile")
+
+    def was(self):
+        seen, self._seen = self._seen, False
+        return seen
+
+    def steady(self, call):
+        """The first call in which nothing is compiled: its clock and its result."""
+        for _ in range(5):
+            self.was()
+            with Clock() as clock:
+                result = call()
+            if not self.was():
+                return clock, result
+        raise RuntimeError("every call compiles programs anew")
 
 
 class Begun(Exception):
@@ -85,35 +121,35 @@ def begun(session):
     raise RuntimeError("fine-tuning runs no stage")
 
 
-def finetune(work, batch, lora, records=48):
-    """Steps on ``records`` records from all over the epoch."""
+def finetune(work, batch, lora):
+    """One epoch: a step of every shape, times the steps that have it."""
     import jax
 
     name = f"finetune_{batch}_{lora}"
     session = session_of(work, name, f"finetune.batch_size={batch}", *adapters(lora))
-    batches = Batches(session.inputs)
-    mesh = session.inputs.mesh
+    batches, compiling = Batches(session.inputs), Compiling()
+    mesh, epochs = session.inputs.mesh, session.inputs.cfg.finetune.epochs
     with jax.set_mesh(mesh):
         state, step_fn, steps = begun(session)
-    place, known = np.linspace(0, steps, records // batch, endpoint=False), set()
+        found = batches.of(step_fn, state, round(steps / epochs))
+    shapes = collections.Counter(shape for shape, _ in found)
+    tokens = sum(count for _, count in found)
+
+    def one(step):
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = step_fn(state, step)
+            return jax.block_until_ready((state, metrics))[1]
 
     def run(number):
-        nonlocal state
-        clock, tokens = Clock(), 0
-        for step in (place.astype(int) + number) % steps:
-            # a shape that is new here is compiled first, and measured after that
-            while True:
-                first, once = len(batches.seen), Clock()
-                with jax.set_mesh(mesh), once:
-                    state, metrics = step_fn(state, int(step))
-                    jax.block_until_ready((state, metrics))
-                if batches.shapes <= known:
-                    break
-                known.update(batches.shapes)
-            clock.add(once)
-            tokens += batches.tokens(first)
-        return clock.facts(tokens=tokens, loss=float(metrics["loss"]))
+        clock = Clock()
+        for shape, count in shapes.items():
+            steps = [n for n, (other, _) in enumerate(found) if other == shape]
+            step = steps[number % len(steps)]
+            clock.add(compiling.steady(lambda step=step: one(step))[0], count)
+        return clock.facts(tokens=tokens, shapes=len(shapes))
 
+    run(0)
     return run
 
 
@@ -122,20 +158,14 @@ def padding(work, batch):
     import jax
 
     session = session_of(work, f"padding_{batch}", f"finetune.batch_size={batch}")
-    batches = Batches(session.inputs)
+    batches, epochs = Batches(session.inputs), session.inputs.cfg.finetune.epochs
     with jax.set_mesh(session.inputs.mesh):
         state, step_fn, steps = begun(session)
-        batches.is_computed = False
 
-        def run(number):
-            batches.seen.clear()
-            for step in range(steps):
-                try:
-                    step_fn(state, step)
-                except StopIteration:
-                    continue
-            used = batches.tokens() / batches.slots()
-            return {"used": used, "shapes": len(batches.shapes), "steps": steps}
+    def run(number):
+        found = batches.of(step_fn, state, round(steps / epochs))
+        used = sum(n for _, n in found) / sum(slots(shape) for shape, _ in found)
+        return {"used": used, "shapes": len({shape for shape, _ in found})}
 
     return run
 
@@ -156,12 +186,12 @@ def generate(work, batch, temperature, new_tokens=48):
 
     from dareu_jax import load_model, models
 
-    model = load_model(work / "model")
+    model, compiling = load_model(work / "model"), Compiling()
     asked = json.loads((work / "ids.json").read_text())["prompts"][:batch]
     prompt, mask = map(jax.numpy.asarray, padded(asked, left=True))
 
-    def run(number):
-        with Clock() as clock, jax.set_mesh(model.mesh):
+    def sample(number):
+        with jax.set_mesh(model.mesh):
             said = models.generate(
                 model.decoder,
                 model.params,
@@ -172,10 +202,13 @@ def generate(work, batch, temperature, new_tokens=48):
                 stop_ids=(UNSAID,),
                 key=jax.random.key(number),
             )
-            tokens = int(np.asarray(said.mask).sum())
+            return int(np.asarray(said.mask).sum())
+
+    def run(number):
+        clock, tokens = compiling.steady(lambda: sample(number))
         return clock.facts(tokens=tokens)
 
-    run(0)
+    sample(0)
     return run
 
 
@@ -189,7 +222,7 @@ def dareu(work, lora, length, updates=4):
     limits = [f"corpus.max_response_tokens={length}", "corpus.truncate=true"]
     limits += ["finetune.epochs=0", f"dareu.updates_per_batch={updates}"]
     session = session_of(work, f"dareu_{lora}_{length}", *limits, *adapters(lora))
-    mesh = session.inputs.mesh
+    compiling, mesh = Compiling(), session.inputs.mesh
     with jax.set_mesh(mesh):
         results = {"original": result_of(session, "original")}
         results["reward"] = result_of(session, "reward", results)
@@ -197,15 +230,17 @@ def dareu(work, lora, length, updates=4):
         _, state, step_fn = prepare(session, "dareu", cfg, results)
     rows = cfg.options("dareu").batch_size
 
-    def run(number):
+    def iterate(number):
         nonlocal state
-        with Clock() as clock, jax.set_mesh(mesh):
+        with jax.set_mesh(mesh):
             state, metrics = step_fn(state, number)
-            jax.block_until_ready((state, metrics))
-        tokens = round(rows * float(metrics["response_length"]))
-        return clock.facts(sampled=tokens)
+            return jax.block_until_ready((state, metrics))[1]
 
-    run(0)
+    def run(number):
+        clock, metrics = compiling.steady(lambda: iterate(number))
+        return clock.facts(sampled=round(rows * float(metrics["response_length"])))
+
+    iterate(0)
     return run
 
 
@@ -222,15 +257,13 @@ def losses(work):
     """Losses of right and wrong answers to TOFU's questions."""
     from dareu_jax.evaluation.suites.measure import answer_losses
 
-    model, reading = reading_of(work)
+    (model, reading), compiling = reading_of(work), Compiling()
     pairs = json.loads((work / "asked.json").read_text())["pairs"]
 
     def run(number):
-        with Clock() as clock:
-            found = answer_losses(model, reading, pairs)
+        clock, found = compiling.steady(lambda: answer_losses(model, reading, pairs))
         return clock.facts(mean=float(np.mean(found.loss)))
 
-    run(0)
     return run
 
 
@@ -238,15 +271,13 @@ def answers(work):
     """Greedy answers of at most 16 tokens to TOFU's questions."""
     from dareu_jax.evaluation.suites.measure import own_answers
 
-    model, reading = reading_of(work)
-    questions = json.loads((work / "asked.json").read_text())["questions"]
+    (model, reading), compiling = reading_of(work), Compiling()
+    asked = json.loads((work / "asked.json").read_text())["questions"]
 
     def run(number):
-        with Clock() as clock:
-            said, _ = own_answers(model, reading, questions)
+        clock, (said, _) = compiling.steady(lambda: own_answers(model, reading, asked))
         return clock.facts(first=said[0])
 
-    run(0)
     return run
 
 
@@ -256,9 +287,10 @@ def tune(work, batch):
 
     from dareu_jax.runs.stages import result_of
 
+    changes = f"finetune.batch_size={batch}", f"finetune.epochs={3 * batch / 4000}"
+
     def run(number):
-        changes = f"finetune.batch_size={batch}", f"finetune.epochs={3 * batch / 400}"
-        session = session_of(work, f"tune_{batch}", *changes)
+        session = session_of(work, f"tune_{batch}_{number}", *changes)
         with Clock() as clock, jax.set_mesh(session.inputs.mesh):
             jax.block_until_ready(result_of(session, "original"))
         return clock.facts()
@@ -279,11 +311,11 @@ def write_work(work, tofu):
 
 
 def write_texts(work, tofu):
-    """Write the records of TOFU's last authors, and questions with their answers."""
+    """Write TOFU's records, and questions with their answers."""
     from dareu_jax.data.sources.tofu import TofuOptions, tofu_rows
     from dareu_jax.data.tofu_questions import tofu_questions
 
-    options = TofuOptions(path=str(tofu), last_authors=LAST_AUTHORS)
+    options = TofuOptions(path=str(tofu))
     rows = [record for split, record in tofu_rows(options, work) if split == "train"]
     lines = [
         {"owner": r.owner, "prompt": r.prompt, "response": r.response} for r in rows
