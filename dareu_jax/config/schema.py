@@ -255,6 +255,7 @@ class RunConfig(Section):
     stress: StressConfig = StressConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    compilation_cache: Literal["user", "run"] = "user"  # where programs are kept
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}
 
     @field_validator("seeds", "methods")

@@ -5,6 +5,7 @@ a learning rate of 1e-5 most entries of bfloat16 would otherwise round back to w
 they were.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ class WithMasters(NamedTuple):
     inner: optax.OptState
 
 
+@functools.cache
 def make_optimiser(
     learning_rate: float,
     steps: int,
@@ -35,7 +37,7 @@ def make_optimiser(
     clip_norm: float = 1.0,
     decay: bool = True,
 ) -> optax.GradientTransformation:
-    """Return the one optimiser recipe of this library.
+    """Return the one optimiser recipe of this library, the same object for the same.
 
     Args:
       learning_rate: the peak.

@@ -23,7 +23,7 @@ from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
 from dareu_jax.training.finetune import TrainState, finetune_step
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs
-from dareu_jax.unlearning.phases import phases_of
+from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.setting import Experience, Setting
 
 COLLECTIVE = re.compile(
@@ -89,6 +89,10 @@ class Compiled:
         """The program of a jitted step."""
         with jax.set_mesh(self.mesh):
             return step.lower(*args, **kwargs).compile()
+
+    def of_row(self, phase, **named):
+        """The program of a phase as one row runs it."""
+        return self.compiled(phase.func, **phase.keywords, **named)
 
     def bytes_of(self, step, *args, **kwargs):
         """Arguments, and all else, that XLA allocates on one device."""
@@ -163,7 +167,7 @@ class Compiled:
             "distil": (phase.distil, keeping),
         }
         return {
-            name: self.compiled(step.__wrapped__, **both, **named)
+            name: self.of_row(step.__wrapped__, **both, **named)
             for name, (step, named) in given.items()
             if not only or name == only
         }
