@@ -65,7 +65,7 @@ def attribute_options(on: Setting) -> dict[str, Any]:
     """Return what of a row attribution reads."""
     is_own = on.reward.owner_score == "own"
     return {
-        "kernel": on.kernel,
+        "prefix_score": on.kernel.prefix_score,
         "columns": () if is_own else on.inputs.forget_columns,
         "forget_owner": on.inputs.forget_owner,
     }

@@ -1,6 +1,7 @@
 """The phases of one DareU iteration: pure functions, one program each for all rows."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from dareu_jax import models, rl
-from dareu_jax.attribution import Kernel
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import (
     Decoder,
@@ -92,11 +92,11 @@ def cut(said: Rollout, widths: tuple[int, ...]) -> Rollout:
     return said if width == said.mask.shape[1] else first_tokens(said, width)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "columns"))
+@functools.partial(jax.jit, static_argnames=("prefix_score", "columns"))
 @jax.named_scope("attribute")
 def attribute(
     *,
-    kernel: Kernel,
+    prefix_score: Callable[..., Array],
     columns: tuple[int, ...],
     forget_owner: Array,
     params: dict,
@@ -105,10 +105,10 @@ def attribute(
 ) -> Array:
     """Return DA(i, y[:t]) ``[B, T]`` of the owners an answer must not come from.
 
-    They are those of ``columns``; none: the owner of the record.
+    They are those of ``columns``; none: the owner of the record. ``prefix_score``: see
+    `Kernel`.
     """
-    assert kernel.prefix_score is not None
-    scores = kernel.prefix_score(params, index, answers)
+    scores = prefix_score(params, index, answers)
     if not columns:
         own = forget_owner[answers.index]
         return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]

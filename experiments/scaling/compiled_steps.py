@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ class Compiled:
             inputs=world,
             hp=cfg.dareu,
             reward=cfg.reward,
-            kernel=None,
+            kernel=SimpleNamespace(prefix_score=None),  # no phase here reads it
             prior=None,
             optimiser=make_optimiser(1e-3, 10),
         )
