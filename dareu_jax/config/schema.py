@@ -5,7 +5,7 @@ Defaults are the DareU paper's (Lu et al., ICML 2026), place named, or say "ours
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dareu_jax.registry import SOURCES
 
@@ -20,6 +20,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+
+def divisor(given: int | None, rows: int, key: str) -> int | None:
+    """Return how many rows a part has; raise `ValueError` unless they divide all."""
+    if given and rows % given:
+        raise ValueError(f"must divide {key} = {rows}")
+    return given
 
 
 class CorpusConfig(Section):
@@ -98,10 +105,16 @@ class OptimiserConfig(Section):
 
     learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5 (base LLM)
     batch_size: int = Field(16, ge=1)  # methods 1.5
+    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
     epochs: float = Field(5, gt=0)  # methods 1.5 (TOFU)
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps; not stated
     weight_decay: float = Field(0.01, ge=0)  # not stated
     clip_norm: float = Field(1.0, gt=0)  # not stated
+
+    @field_validator("microbatch_size")
+    @classmethod
+    def _parts_of_a_batch(cls, given: int | None, info: ValidationInfo) -> int | None:
+        return divisor(given, info.data.get("batch_size", 0), "batch_size")
 
 
 class FinetuneConfig(OptimiserConfig):

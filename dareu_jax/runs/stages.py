@@ -203,7 +203,14 @@ def training(
     def step_fn(state, step):
         batch, noise = inputs.place(stream[step]), key_of(key, step)
         return timed(
-            model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
+            model,
+            optimiser,
+            state,
+            frozen,
+            batch,
+            prompt_dropout=hide,
+            microbatch_size=cfg.microbatch_size,
+            key=noise,
         )
 
     init = functools.partial(tuning.init_training, model, optimiser)

@@ -21,8 +21,8 @@ from dareu_jax.training.optimiser import optimiser_of
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phase_table import phases_of
-from dareu_jax.unlearning.phases import answered, cut, repeat_rows
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
+from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
 from dareu_jax.unlearning.setting import Setting
 
 Array = jax.Array
@@ -63,7 +63,9 @@ def batches_of(cfg: RunConfig) -> dict[str, Need]:
     retain = hp.updates_per_batch * hp.retain_updates
     return {
         "forget": Need(hp.batch_size, 1, "dareu.batch_size"),
-        "retain": Need(hp.retain_batch_size, retain, "dareu.retain_batch_size"),
+        "retain": Need(
+            hp.retain_batch_size, retain, "dareu.retain_batch_size", hp.microbatch_size
+        ),
     }
 
 
@@ -80,7 +82,8 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     hp: DareuConfig = cfg.options("dareu")
     per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
     steps = hp.data_epochs * per_epoch
-    updates = (1 + hp.retain_updates) * hp.updates_per_batch * steps
+    per_pass = hp.minibatches + hp.retain_updates
+    updates = per_pass * hp.updates_per_batch * steps
     reward = inputs.stages[reward_stage(cfg)]
     on = Setting(
         inputs=inputs,
@@ -200,13 +203,14 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     )
     anchor, kept = row.on.anchor(behaviour), dict[str, Array]()
     for s in range(hp.updates_per_batch):
-        trainable, opt_state, ppo = phase.update(
-            frozen=frozen,
-            trainable=trainable,
-            opt_state=opt_state,
-            anchor=anchor,
-            experience=experience,
-        )
+        for part in minibatches(hp, experience, s, key=key):
+            trainable, opt_state, ppo = phase.update(
+                frozen=frozen,
+                trainable=trainable,
+                opt_state=opt_state,
+                anchor=anchor,
+                experience=part,
+            )
         for retain in batch["retain"][s :: hp.updates_per_batch]:
             key = key_of(key, 1)
             trainable, opt_state, kept = phase.distil(

@@ -118,7 +118,8 @@ def loss_options(on: Setting) -> dict[str, Any]:
 
 def update_options(on: Setting) -> dict[str, Any]:
     """Return what of a row an update reads."""
-    return {**loss_options(on), "optimiser": on.optimiser}
+    step = {"optimiser": on.optimiser, "microbatch_size": on.hp.microbatch_size}
+    return loss_options(on) | step
 
 
 def distil_options(on: Setting) -> dict[str, Any]:

@@ -19,22 +19,13 @@ from dareu_jax.models import (
     token_logps,
     trunk_of,
 )
-from dareu_jax.parallel import Layouts, on_host
+from dareu_jax.parallel import Layouts
+from dareu_jax.training.accumulation import accumulated
+from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
 from dareu_jax.unlearning.setting import Experience, Judged, Numbers
 
 Array = jax.Array
-
-
-@functools.partial(jax.jit, static_argnames="times")
-def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return every row several times, for several samples per prompt."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
-
-
-def answered(prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
-    """Return the prompts with the sampled responses in place of the gold ones."""
-    return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
 
 
 def rollout(
@@ -66,30 +57,6 @@ def rollout(
             key=layouts.key(key),
         )
     return layouts.back(said)
-
-
-@jax.jit
-def longest(mask: Array) -> Array:
-    """Return the most true entries of a row of ``mask [B, T]``, int32 ``[]``."""
-    return jnp.max(jnp.sum(mask.astype(jnp.int32), axis=1))
-
-
-@functools.partial(jax.jit, static_argnames="width")
-def first_tokens(said: Rollout, width: int) -> Rollout:
-    """Return the first ``width`` slots of every answer."""
-    return jax.tree.map(lambda x: x[:, :width], said)
-
-
-def cut(said: Rollout, widths: tuple[int, ...]) -> Rollout:
-    """Return answers as wide as the smallest of ``widths`` that holds the longest.
-
-    One number is read back for it. Answers that are traced stay as they are.
-    """
-    if len(widths) == 1 or isinstance(said.mask, jax.core.Tracer):
-        return said
-    needed = int(on_host(longest(said.mask)))
-    width = next(width for width in widths if width >= needed)
-    return said if width == said.mask.shape[1] else first_tokens(said, width)
 
 
 @functools.partial(jax.jit, static_argnames=("prefix_score", "columns"))
@@ -321,7 +288,14 @@ def ppo_loss(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "anchor_model", "kl_in", "value_gradient", "optimiser"),
+    static_argnames=(
+        "model",
+        "anchor_model",
+        "kl_in",
+        "value_gradient",
+        "optimiser",
+        "microbatch_size",
+    ),
     donate_argnames=("opt_state",),
 )
 @jax.named_scope("update")
@@ -332,6 +306,7 @@ def update(
     kl_in: str,
     value_gradient: str,
     optimiser: optax.GradientTransformation,
+    microbatch_size: int | None,
     numbers: Numbers,
     frozen: dict,
     trainable: dict,
@@ -341,7 +316,7 @@ def update(
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what one clipped PPO step makes of parameters and optimiser state."""
 
-    def loss_fn(trainable: dict) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(trainable: dict, rows: Experience) -> tuple[Array, dict[str, Array]]:
         return ppo_loss(
             model=model,
             anchor_model=anchor_model,
@@ -351,21 +326,30 @@ def update(
             frozen=frozen,
             trainable=trainable,
             anchor=anchor,
-            experience=experience,
+            experience=rows,
         )
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
+    grads, metrics = accumulated(
+        loss_fn,
+        trainable,
+        experience,
+        size=microbatch_size,
+        weight=lambda rows: response_tokens(rows.answers),
+    )
     return *updated(optimiser, trainable, opt_state, grads), metrics
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "optimiser"), donate_argnames=("opt_state",)
+    jax.jit,
+    static_argnames=("model", "optimiser", "microbatch_size"),
+    donate_argnames=("opt_state",),
 )
 @jax.named_scope("distil")
 def distil(
     *,
     model: Decoder,
     optimiser: optax.GradientTransformation,
+    microbatch_size: int | None,
     numbers: Numbers,
     frozen: dict,
     trainable: dict,
@@ -374,19 +358,20 @@ def distil(
     retain: TokenBatch,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what a step on lambda_dis KL(reference || policy) makes of the same."""
-    mask = retain.response_mask
-    teacher = trunk_of(model, reference, retain)
 
     def score(taught: Array, logits: Array, tokens: Array):
         hit = jnp.argmax(logits, axis=-1) == tokens
         return rl.full_kl(taught, logits), hit.astype(jnp.float32)
 
-    def loss_fn(trainable):
-        pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
-        kl, hit = over_logits(score, [teacher, pupil], retain.response)
+    def loss_fn(trainable, rows):
+        teacher, mask = trunk_of(model, reference, rows), rows.response_mask
+        pupil = trunk_of(model, join(frozen, trainable["decoder"]), rows)
+        kl, hit = over_logits(score, [teacher, pupil], rows.response)
         loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
         metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
         return numbers.lambda_dis * loss, metrics
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
+    grads, metrics = accumulated(
+        loss_fn, trainable, retain, size=microbatch_size, weight=response_tokens
+    )
     return *updated(optimiser, trainable, opt_state, grads), metrics

@@ -16,7 +16,7 @@ from dareu_jax.unlearning import method_config, needs_of, reads_of, setting
 from dareu_jax.unlearning.grad_diff import grad_diff_loss
 from dareu_jax.unlearning.npo import npo_loss
 from dareu_jax.unlearning.phase_table import PHASES
-from dareu_jax.unlearning.phases import first_tokens
+from dareu_jax.unlearning.rows import first_tokens
 
 NAMES = (*METHODS.names(), "rmu")
 FAST = {
