@@ -121,7 +121,6 @@ class FinetuneConfig(OptimiserConfig):
     """Supervised training of a language model on records."""
 
     epochs: float = Field(5, ge=0)  # 0: model.path is the original as it is
-    group_by_length: bool = False  # ours: batches of like length, less padding
     snapshots: int = Field(0, ge=0)  # checkpoints of the original kept for tracin
 
 

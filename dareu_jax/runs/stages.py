@@ -38,6 +38,8 @@ from dareu_jax.training.work import training_work
 Results = Mapping[str, Any]
 """Name of a stage -> its result: parameters, ``(kernel, index)``, or the prior."""
 LOG_EVERY = 10
+TOGETHER = 2
+"""Widths of forget, and of retain batches: a method reads them in one program."""
 FITTED = {
     "reward": Fitted("classifier", "classifier"),
     "reward_shuffled": Fitted("classifier", "classifier_shuffled", shuffles=True),
@@ -163,9 +165,7 @@ def finetune(
     inputs, is_prior = session.inputs, part == "prior"
     cfg = inputs.cfg.prior if is_prior else inputs.cfg.finetune
     where = session.stage(label, f"lower {part}.learning_rate")
-    stream = inputs.stream(
-        part, records, cfg.batch_size, group_by_length=cfg.group_by_length
-    )
+    stream = inputs.stream(part, records, cfg.batch_size, passes=cfg.epochs)
     start = inputs.start_of("prior" if is_prior else "model")
     state, step_fn, steps = training(session, part, cfg, stream, start)
     if not is_prior:
@@ -189,7 +189,7 @@ def training(
     """Return a training's first state, ``(state, step) -> ...``, and its steps."""
     inputs = session.inputs
     model = inputs.decoder("prior" if part == "prior" else "model")
-    steps = tuning.training_steps(cfg, stream)
+    steps = tuning.training_steps(cfg, stream.steps_per_epoch)
     optimiser = optimiser_of(cfg, steps)
     hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
     key = inputs.key(part)
@@ -237,8 +237,8 @@ def indexer(session: Session, name: str, original: Any) -> Indexer:
 def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
     """Return checkpoints of the original's training, each with the rates before it."""
     cfg = inputs.cfg.finetune
-    stream = inputs.stream("finetune", inputs.corpus.train, cfg.batch_size)
-    steps = tuning.training_steps(cfg, stream)
+    per_epoch = data.steps_per_epoch(len(inputs.corpus.train), cfg.batch_size)
+    steps = tuning.training_steps(cfg, per_epoch)
     rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
     trained, frozen = split(original)
     target = abstract_on(jax.eval_shape(lambda: trained), inputs.mesh)
@@ -290,7 +290,13 @@ def prepare(
     needs = unlearning.needs_of(row, cfg)
     splits = {"forget": inputs.split.forget, "retain": inputs.split.retain}
     streams = {
-        split: inputs.stream(f"unlearn/{split}", splits[split], need.batch_size)
+        split: inputs.stream(
+            f"unlearn/{split}",
+            splits[split],
+            need.batch_size,
+            passes=method.steps * need.batches * need.batch_size / len(splits[split]),
+            most=TOGETHER,
+        )
         for split, need in needs.items()
     }
     key = inputs.key(f"unlearn/{row}")

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax import data
 from dareu_jax.config import OptimiserConfig
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
@@ -103,9 +102,9 @@ def finetune_step(
     return apply_gradients(optimiser, state, grads), metrics
 
 
-def training_steps(cfg: OptimiserConfig, stream: data.BatchStream) -> int:
-    """Return the steps that make ``cfg.epochs`` passes over the stream's records."""
-    return max(1, round(cfg.epochs * stream.steps_per_epoch))
+def training_steps(cfg: OptimiserConfig, steps_per_epoch: int) -> int:
+    """Return the steps that make ``cfg.epochs`` passes over the records."""
+    return max(1, round(cfg.epochs * steps_per_epoch))
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
