@@ -118,13 +118,18 @@ def loss_options(on: Setting) -> dict[str, Any]:
 
 def update_options(on: Setting) -> dict[str, Any]:
     """Return what of a row an update reads."""
-    step = {"optimiser": on.optimiser, "microbatch_size": on.hp.microbatch_size}
-    return loss_options(on) | step
+    return loss_options(on) | step_options(on)
+
+
+def step_options(on: Setting) -> dict[str, Any]:
+    """Return what of a row a step of its optimiser reads."""
+    return {"optimiser": on.optimiser, "microbatch_size": on.hp.microbatch_size}
 
 
 def distil_options(on: Setting) -> dict[str, Any]:
     """Return what of a row distillation reads."""
-    return {"model": on.inputs.model, "optimiser": on.optimiser, "numbers": on.numbers}
+    own = {"model": on.inputs.model, "numbers": on.numbers}
+    return own | step_options(on)
 
 
 def measure_options(on: Setting) -> dict[str, Any]:
