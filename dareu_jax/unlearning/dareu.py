@@ -23,7 +23,7 @@ from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
 from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
-from dareu_jax.unlearning.setting import Setting
+from dareu_jax.unlearning.setting import Setting, pays_for_prior
 
 Array = jax.Array
 
@@ -43,8 +43,7 @@ class DareuState(NamedTuple):
 
 def uses_prior(cfg: RunConfig) -> bool:
     """Return whether the reward or the KL anchor reads the counterfactual prior."""
-    rewarded = cfg.reward.prior != "none" or cfg.reward.combine == "product"
-    return rewarded or cfg.options("dareu").kl_anchor == "prior"
+    return pays_for_prior(cfg.reward) or cfg.options("dareu").kl_anchor == "prior"
 
 
 def reward_stage(cfg: RunConfig) -> str:

@@ -97,9 +97,14 @@ class Setting:
     @property
     def logps_of(self) -> tuple[str, ...]:
         """The frozen models whose log-probs of the answers are read."""
-        is_rewarded = self.reward.prior != "none" or self.reward.combine == "product"
-        wanted = {"prior": is_rewarded, "reference": self.is_reference_read}
+        prior = pays_for_prior(self.reward)
+        wanted = {"prior": prior, "reference": self.is_reference_read}
         return tuple(name for name, is_read in wanted.items() if is_read)
+
+
+def pays_for_prior(reward: RewardConfig) -> bool:
+    """Return whether the reward reads the counterfactual prior."""
+    return reward.prior != "none" or reward.combine == "product"
 
 
 def response_widths(tokens: int) -> tuple[int, ...]:
