@@ -10,7 +10,7 @@ import jax
 
 from dareu_jax import data, unlearning
 from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
-from dareu_jax.models import join, split
+from dareu_jax.models import init_decoder, join, split
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import (
     Preemption,
@@ -214,7 +214,10 @@ def training(
         )
 
     init = functools.partial(tuning.init_training, model, optimiser)
-    given = None if start is None else split(start)[0]
+    if start is None:
+        given = inputs.made(init_decoder, model, static=(0,), key=key)
+    else:
+        given = split(start)[0]
     state = inputs.made(init, given, donate=(0,), key=key)
     return state, watched(step_fn, part), steps
 
