@@ -176,7 +176,7 @@ class RewardConfig(Section):
 class GuardConfig(Section):
     """When unlearning stops by itself; the reason is recorded. None = off."""
 
-    kl_budget: float | None = Field(None, gt=0)  # nats per token, policy to reference
+    kl_budget: float | None = Field(None, gt=0)  # nats per token; runs the reference
     utility_floor: float | None = Field(0.5, ge=0, le=1)  # retain token accuracy
     collapse_share: float | None = Field(0.5, gt=0, le=1)  # empty, short or looping
     min_length: float | None = Field(0.3, ge=0)  # mean length / the records' own
@@ -269,6 +269,7 @@ class RunConfig(Section):
     stress: StressConfig = StressConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    compilation_cache: Literal["user", "run"] = "user"  # where programs are kept
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}
 
     @field_validator("seeds", "methods")

@@ -247,8 +247,14 @@ class Inputs:
         if part.lora is None or models.split(params)[1]:
             return params
         lora, key = part.lora, self.key(f"{part.prefix}lora")
-        start = functools.partial(models.init_adapters, params, lora.rank, lora.targets)
-        adapters = self.made(lambda key: start(key=key), key)
+        adapters = self.made(
+            models.init_adapters,
+            params,
+            lora.rank,
+            tuple(lora.targets),
+            static=(1, 2),
+            key=key,
+        )
         return models.join(params, adapters)
 
     def start_of(self, name: str) -> Any:
@@ -263,9 +269,13 @@ class Inputs:
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""
+        return parallel.key_of(self._key, zlib.crc32(stage.encode()))
+
+    @functools.cached_property
+    def _key(self) -> Array:
+        """The seed's key, on every device."""
         whole, number = NamedSharding(self.mesh, PartitionSpec()), self.seed
-        key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
-        return parallel.key_of(key, zlib.crc32(stage.encode()))
+        return jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
 
     def tokens(self, records: tuple[data.Record, ...]) -> data.TokenBatch:
         """Tokenises records to this run's lengths."""

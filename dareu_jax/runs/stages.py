@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from dareu_jax import data, unlearning
 from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
-from dareu_jax.models import join, split
+from dareu_jax.models import init_decoder, join, split
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import Preemption, abstract_on, agreed, key_of, state_axes
+from dareu_jax.parallel import (
+    Preemption,
+    abstract_on,
+    agreed,
+    key_of,
+    put_whole,
+    state_axes,
+)
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import log_path, stage_folder
 from dareu_jax.runs.inputs import Inputs
@@ -29,7 +35,6 @@ from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.training.work import training_work
 
-Array = jax.Array
 Results = Mapping[str, Any]
 """Name of a stage -> its result: parameters, ``(kernel, index)``, or the prior."""
 LOG_EVERY = 10
@@ -208,11 +213,13 @@ def training(
             key=noise,
         )
 
-    def init(key: Array, given: Any) -> tuning.TrainState:
-        return tuning.init_training(model, optimiser, given, key=key)
-
-    given = None if start is None else split(start)[0]
-    return inputs.made(init, key, given, donate=(1,)), watched(step_fn, part), steps
+    init = functools.partial(tuning.init_training, model, optimiser)
+    if start is None:
+        given = inputs.made(init_decoder, model, static=(0,), key=key)
+    else:
+        given = split(start)[0]
+    state = inputs.made(init, given, donate=(0,), key=key)
+    return state, watched(step_fn, part), steps
 
 
 def indexer(session: Session, name: str, original: Any) -> Indexer:
@@ -306,11 +313,8 @@ def prepare(
         batch = {split: batches(split, step) for split in needs}
         return method.step(state, batch, step, key=key_of(key, step))
 
-    def init(key: Array, start: Any) -> Any:
-        return method.init(start, key=key)
-
     start = inputs.with_adapters(results["original"], "model")
-    state = inputs.made(init, key, start, axes=state_axes)
+    state = inputs.made(method.init, start, axes=state_axes, key=key)
     return method, state, watched(step_fn, f"method {row!r}")
 
 
@@ -334,7 +338,7 @@ def method_inputs(
         reference=start,
         frozen=split(start)[1],
         forget_columns=inputs.forget_columns,
-        forget_owner=jnp.asarray(labels),
+        forget_owner=put_whole(labels, inputs.mesh),
         response_tokens=inputs.lengths[1],
         stop_ids=inputs.tokenizer.stop_ids,
         gold_length=inputs.gold_length,

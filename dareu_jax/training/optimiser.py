@@ -6,6 +6,7 @@ float32 copies of them: with a learning rate of 1e-5 most entries of bfloat16 wo
 otherwise round back to where they were.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,7 @@ class Optimiser(optax.GradientTransformation):
         return hash(self.update)
 
 
+@functools.cache
 def make_optimiser(
     learning_rate: float,
     steps: int,
@@ -84,7 +86,7 @@ def make_optimiser(
     clip_norm: float = 1.0,
     decay: bool = True,
 ) -> Optimiser:
-    """Return the one optimiser recipe of this library.
+    """Return the one optimiser recipe of this library, the same object for the same.
 
     Args:
       learning_rate: the peak.

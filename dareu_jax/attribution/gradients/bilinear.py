@@ -343,7 +343,6 @@ def contracted(
     zeros: Any,
 ) -> Any:
     """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
-
     arrays = how.features.held(by_matrix(params, lambda leaf: leaf), index.seed)
 
     def slot(leaf: Any, path: str) -> Slot:

@@ -190,6 +190,23 @@ def fit(
     return ClassifierState(own, opt_state, state.step + 1, state.key), metrics
 
 
+class OwnerProbabilities(NamedTuple):
+    """p(i | y[:t]) as `Kernel.prefix_score`; equal ones share a program.
+
+    Attributes:
+      classes: of the owner head; owners: those of them that are owners.
+    """
+
+    backbone: Decoder
+    classes: int
+    owners: int
+
+    def __call__(self, params: Any, index: Any, queries: TokenBatch) -> Array:
+        """Return probabilities ``[B, T, O]`` float32."""
+        logits = owner_logits(self.backbone, self.classes, index, queries)
+        return jax.nn.softmax(logits, axis=-1)[..., : self.owners]
+
+
 def classifier_loss(
     model: Decoder,
     classes: int,
@@ -214,17 +231,13 @@ def make_classifier(setup: Setup) -> Kernel:
     def heads(key: Array) -> dict:
         return {"owner_head": models.init_head(classes, backbone.cfg.embed, key=key)}
 
-    def prefix_score(params, index, queries) -> Array:
-        logits = owner_logits(backbone, classes, index, queries)
-        return jax.nn.softmax(logits, axis=-1)[..., : setup.owners]
-
     how = backbone, classes, setup.classifier.train_on
     return trained(
         setup,
         name="classifier",
         heads=heads,
         loss_of=LossWith(classifier_loss, how),
-        prefix_score=prefix_score,
+        prefix_score=OwnerProbabilities(backbone, classes, setup.owners),
     )
 
 
