@@ -176,7 +176,7 @@ class Sizes:
             self.bases.setdefault(key, Parts({name: side.frozen}))
 
     def row(self, name: str, batch: int, held: int, own: Footprint) -> Row:
-        """Return a step of ``batch`` rows, which the mesh must divide."""
+        """Return a step that reads ``batch`` rows, which the mesh must divide."""
         check_divisible(batch, self.shapes.mesh)
         return Row(name, held, own)
 
@@ -198,7 +198,7 @@ class Sizes:
                 copies=2,
                 at_once=hp.microbatch_size,
             )
-            yield self.row(name, hp.batch_size, held, own)
+            yield self.row(name, hp.microbatch_size or hp.batch_size, held, own)
         left = {stage.name: side.trainable}
         if stage.name == "original":
             own_base = 0 if cfg.model.path else one.frozen
@@ -227,7 +227,7 @@ class Sizes:
             own = at.attribution(built.kernel, fitted, size, at.response)
             own = dataclasses.replace(own, gradients=added, results=2 * built.state)
         held = self.held().total() + built.snapshots
-        yield self.row(name, size, held, own)
+        yield self.row(name, part or size, held, own)
         self.builds[stage.name] = size, own
         self.given[stage.name] = RewardIndex(built.kernel, built.index, lambda _: None)
         self.results[stage.name] = Parts({name: built.size + built.snapshots})
@@ -277,12 +277,13 @@ class Sizes:
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
         yield "judge answers", size, one.judge(size, p, t, others)
-        part, rows = hp.microbatch_size, hp.minibatch_size or size
+        part, written = hp.microbatch_size, {"results": one.trainable}
+        rows = hp.minibatch_size or size
         own = one.train(rows, p, t, 2 * trunks, trunks, part)
-        yield "PPO update", rows, dataclasses.replace(own, results=one.trainable)
+        yield "PPO update", part or rows, dataclasses.replace(own, **written)
         answer = at.response if hp.distil_on == "gold" else t
         own = one.train(kept, p, answer, 5, 2, part)
-        yield "distillation", kept, dataclasses.replace(own, results=one.trainable)
+        yield "distillation", part or kept, dataclasses.replace(own, **written)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:
@@ -294,7 +295,8 @@ class Sizes:
         size, part = largest.batch_size, largest.at_once
         count = sum(need.batches for need in needs.values())
         prompt, response = self.shapes.prompt, self.shapes.response
-        yield "loss update", size, self.one.losses(size, prompt, response, count, part)
+        own = self.one.losses(size, prompt, response, count, part)
+        yield "loss update", part or size, own
 
     def evaluation(self, stage: Planned) -> Iterator[Row]:
         """Yield greedy answers and log-probs of one model."""

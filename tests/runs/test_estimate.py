@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dareu_jax.config import build_config, load_config
+from dareu_jax.config import build_config, load_config, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.models import abstract_params, decoder_config, split
 from dareu_jax.parallel import named_leaves
@@ -91,6 +91,23 @@ def test_more_chips_need_less_of_each_and_what_is_too_large_says_so():
     assert many.fits and many.peak.total < few.peak.total
     whole = large(lora=None, model={**SEVEN, "preset": "qwen3-8b"})
     assert not estimate(whole, read_chips("v5e-4")).fits
+
+
+def test_rows_read_in_parts_need_less_and_divide_over_the_devices():
+    sections = ("finetune", "classifier", "prior", "dareu", "npo")
+    sizes = {"methods": ["dareu", "npo"], "finetune": {"batch_size": 64}}
+    whole = large(**sizes)
+    changes = {f"{section}.microbatch_size": 16 for section in sections}
+    parts = with_overrides(whole, {**changes, "npo.batch_size": 64})
+    own = [
+        {row.name: row.own.total for row in estimate(cfg, read_chips("v5e-16")).rows}
+        for cfg in (with_overrides(whole, {"npo.batch_size": 64}), parts)
+    ]
+    for name in ("fine-tuning", "PPO update", "distillation", "loss update"):
+        assert own[1][name] < 0.95 * own[0][name], name
+    odd = large(finetune={"batch_size": 64, "microbatch_size": 8})
+    with pytest.raises(UserError, match="batch 8 must divide by 16"):
+        estimate(odd, read_chips("v5e-16"))
 
 
 def test_chunks_bound_the_logits_of_a_large_vocabulary():
