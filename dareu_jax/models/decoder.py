@@ -309,6 +309,13 @@ def feed_forward(cfg: DecoderConfig, op: layers.DenseOp) -> nn.Module:
     return kind(cfg.ffn, 0.5 / cfg.layers, linear, cfg.activation, name="mlp")
 
 
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
+"""A layer's forward pass keeps what its dense layers return.
+
+All else is cheaper to compute again than to write to memory and read back.
+"""
+
+
 class Decoder(nn.Module):
     """Token embedding, scanned layers, final norm, (tied) unembedding."""
 
@@ -324,7 +331,8 @@ class Decoder(nn.Module):
             param_dtype=jnp.dtype(cfg.param_dtype),
             embedding_init=nn.initializers.normal(cfg.embed**-0.5),
         )
-        body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
+        kept = None if cfg.remat else PRODUCTS
+        body = nn.remat(Layer, prevent_cse=False, policy=kept)
         stack = nn.scan(
             body,
             variable_axes={"params": 0, layers.SLOTS: 0},
