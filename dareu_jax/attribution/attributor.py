@@ -161,7 +161,9 @@ class Attributor:
         Higher: more of the owner's. Compare owners within a row, not rows.
         """
         score = functools.partial(self._score, self.model.params, self.index)
-        return self.model.over(self._asked(queries), self.options.batch_size, score)
+        asked, size = self._asked(queries), self.options.batch_size
+        widths = data.fitted_widths(asked, self.model.rows(size))
+        return self.model.over(asked, size, score, widths)
 
     def _asked(self, queries: Queries) -> data.TokenBatch:
         return self.tokens([data.Record("", "", *pair) for pair in queries])
@@ -170,10 +172,11 @@ class Attributor:
         """Return the owner batches of one pass, or of a kernel's whole training."""
         options, fitted = self.options, self.kernel.is_fitted
         size = options.classifier.batch_size if fitted else options.batch_size
-        stream = data.BatchStream(
-            self.tokens(records), self.model.rows(size), options.seed
-        )
-        steps = training_steps(options.classifier, stream)
+        tokens, size = self.tokens(records), self.model.rows(size)
+        passes = options.classifier.epochs if fitted else self.kernel.passes
+        widths = data.fitted_widths(tokens, size, passes=passes)
+        stream = data.BatchStream(tokens, size, options.seed, widths=widths)
+        steps = training_steps(options.classifier, stream.steps_per_epoch)
         owner = ownership.ownership(records, self.owners)
         return BatchesOf(stream, owner, fitted, steps)
 

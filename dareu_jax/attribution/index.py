@@ -177,13 +177,10 @@ class BatchesOf:
         """Return the batch of one step."""
         if self.is_fitted:
             return OwnerBatch(self.stream[step], self.owner[self.stream.rows(step)])
-        size, count = self.stream.batch_size, len(self.owner)
-        places = np.arange(step * size, (step + 1) * size)
-        rows = places % count
-        nobody = -1 if self.owner.ndim == 1 else 0.0
-        past = (places >= count).reshape(-1, *[1] * (self.owner.ndim - 1))
-        owner = np.where(past, nobody, self.owner[rows]).astype(self.owner.dtype)
-        return OwnerBatch(data.take(self.stream.tokens, rows), owner)
+        rows, valid = self.stream.once(step)
+        owner = self.owner[rows]
+        owner[valid:] = -1 if owner.ndim == 1 else 0
+        return OwnerBatch(self.stream.of(rows), owner)
 
 
 def shapes_of(kernel: Kernel, params: Any) -> list[Any]:

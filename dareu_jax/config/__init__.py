@@ -22,4 +22,5 @@ from dareu_jax.config.schema import (
     RunConfig,
     Section,
     StressConfig,
+    divisor,
 )

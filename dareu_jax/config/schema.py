@@ -5,7 +5,7 @@ Defaults are the DareU paper's (Lu et al., ICML 2026), place named, or say "ours
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dareu_jax.registry import SOURCES
 
@@ -20,6 +20,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+
+def divisor(given: int | None, rows: int, key: str) -> int | None:
+    """Return how many rows a part has; raise `ValueError` unless they divide all."""
+    if given and rows % given:
+        raise ValueError(f"must divide {key} = {rows}")
+    return given
 
 
 class CorpusConfig(Section):
@@ -98,17 +105,22 @@ class OptimiserConfig(Section):
 
     learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5 (base LLM)
     batch_size: int = Field(16, ge=1)  # methods 1.5
+    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
     epochs: float = Field(5, gt=0)  # methods 1.5 (TOFU)
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps; not stated
     weight_decay: float = Field(0.01, ge=0)  # not stated
     clip_norm: float = Field(1.0, gt=0)  # not stated
+
+    @field_validator("microbatch_size")
+    @classmethod
+    def _parts_of_a_batch(cls, given: int | None, info: ValidationInfo) -> int | None:
+        return divisor(given, info.data.get("batch_size", 0), "batch_size")
 
 
 class FinetuneConfig(OptimiserConfig):
     """Supervised training of a language model on records."""
 
     epochs: float = Field(5, ge=0)  # 0: model.path is the original as it is
-    group_by_length: bool = False  # ours: batches of like length, less padding
     snapshots: int = Field(0, ge=0)  # checkpoints of the original kept for tracin
 
 
@@ -162,7 +174,7 @@ class RewardConfig(Section):
 class GuardConfig(Section):
     """When unlearning stops by itself; the reason is recorded. None = off."""
 
-    kl_budget: float | None = Field(None, gt=0)  # nats per token, policy to reference
+    kl_budget: float | None = Field(None, gt=0)  # nats per token; runs the reference
     utility_floor: float | None = Field(0.5, ge=0, le=1)  # retain token accuracy
     collapse_share: float | None = Field(0.5, gt=0, le=1)  # empty, short or looping
     min_length: float | None = Field(0.3, ge=0)  # mean length / the records' own
@@ -255,6 +267,7 @@ class RunConfig(Section):
     stress: StressConfig = StressConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    compilation_cache: Literal["user", "run"] = "user"  # where programs are kept
     overrides: dict[str, dict[str, Any]] = {}  # method -> {dotted key: value}
 
     @field_validator("seeds", "methods")

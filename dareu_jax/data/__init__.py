@@ -2,11 +2,13 @@
 
 from dareu_jax.data.batches import (
     BatchStream,
-    GroupedStream,
     TokenBatch,
     fit_lengths,
+    fitted_widths,
+    lengths_of,
     owner_labels,
     sequential,
+    steps_per_epoch,
     take,
     tokenise,
     tokenise_whole,
@@ -22,4 +24,5 @@ from dareu_jax.data.records import (
     split_by_owner,
 )
 from dareu_jax.data.tokenizer import Tokenizer, load_tokenizer, read_tokenizer
+from dareu_jax.data.widths import Widths, fit_widths
 from dareu_jax.data.wording import CHAT, Wording, wording_of

@@ -1,5 +1,6 @@
-"""Token batches: fixed shapes, random access by step, one epoch = every record once."""
+"""Token batches: few shapes, random access by step, one epoch = every record once."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from dareu_jax.data.records import NOBODY, Record
 from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.data.widths import Widths, fit_widths, levels, rounded_up, within
 from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
 
@@ -86,11 +88,6 @@ def fit_lengths(
     return rounded_up(prompt, multiple), rounded_up(response, multiple)
 
 
-def rounded_up(size: int, multiple: int) -> int:
-    """Return the smallest multiple that is not below a size."""
-    return -(-size // multiple) * multiple
-
-
 def _keep_tail(ids: list[int], width: int, tokenizer: Tokenizer) -> list[int]:
     """Return at most ``width`` tokens of a prompt: its bos, if any, and its end."""
     if len(ids) <= width:
@@ -156,12 +153,42 @@ def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
     return TokenBatch(*(array[rows] for array in tokens))
 
 
+def lengths_of(tokens: TokenBatch) -> np.ndarray:
+    """Return the tokens ``[N, 2]`` of every prompt and of every response."""
+    masks = tokens.prompt_mask, tokens.response_mask
+    return np.stack([mask.sum(axis=1) for mask in masks], axis=1)
+
+
+def limits_of(tokens: TokenBatch) -> tuple[int, int]:
+    """Return P and T of the arrays themselves."""
+    return tokens.prompt.shape[1], tokens.response.shape[1]
+
+
+def fitted_widths(tokens: TokenBatch, batch_size: int, **options: Any) -> Widths:
+    """Return `fit_widths` for batches of ``tokens``; ``options``: more of its own."""
+    lengths, limits = lengths_of(tokens), limits_of(tokens)
+    return fit_widths(lengths, limits, batch_size=batch_size, **options)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the steps after which every one of ``count`` records was seen."""
+    return -(-count // batch_size)
+
+
 class BatchStream:
     """Endless shuffled batches with random access: ``stream[step]``.
 
-    Every epoch is a fresh order of all N records; a batch may take its last rows from
-    the next epoch. Step s depends on the seed and s alone, so a run resumes by asking
-    for its next step. ``owners``: [N] int32 labels, from `owner_labels`.
+    In an epoch every record comes once; where the batch size does not divide them, the
+    last batch is filled up with records that take turns. Records of like length come
+    together: an epoch is shuffled, ordered by the narrowest of ``widths`` that holds a
+    record, cut into batches, and these are shuffled. A batch is as wide as its records
+    need. Step s depends on the seed and s alone, so a run resumes by asking for its
+    next step.
+
+    Args:
+      tokens: N records; batch_size: B; seed: of the order.
+      owners: ``[N]`` int32 labels, from `owner_labels`.
+      widths: of batches, see `fit_widths`; none: that of ``tokens`` alone.
     """
 
     def __init__(
@@ -170,30 +197,66 @@ class BatchStream:
         batch_size: int,
         seed: int,
         owners: np.ndarray | None = None,
+        widths: Widths = (),
     ):
-        import grain
-
         count = len(tokens.index)
         if count == 0 or batch_size < 1:
             raise ValueError(f"cannot batch {count} records by {batch_size}")
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.owners = owners
-        rows = grain.MapDataset.source(np.arange(count)).seed(seed)
-        self._rows = rows.shuffle().repeat().batch(batch_size)
+        self.tokens, self.batch_size, self.owners = tokens, batch_size, owners
+        self.widths = within(widths, limits_of(tokens))
+        self._level = levels(lengths_of(tokens), self.widths)
+        self._seed = seed
+        self._epoch = functools.lru_cache(2)(self._ordered)
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the steps after which every record was seen at least once."""
-        return -(-len(self.tokens.index) // self.batch_size)
+        return steps_per_epoch(len(self.tokens.index), self.batch_size)
+
+    def _ordered(self, epoch: int) -> np.ndarray:
+        """Return the rows ``[steps_per_epoch, B]`` of one epoch."""
+        count, steps = len(self._level), self.steps_per_epoch
+        rng = np.random.default_rng([self._seed, epoch])
+        whole, more = divmod(steps * self.batch_size, count)
+        turns = np.random.default_rng(self._seed).permutation(count)
+        filling = turns[(epoch * more + np.arange(more)) % count]
+        order = np.append(np.tile(rng.permutation(count), whole), filling)
+        order = order[np.argsort(self._level[order], kind="stable")]
+        return order.reshape(steps, self.batch_size)[rng.permutation(steps)]
 
     def rows(self, step: int) -> np.ndarray:
         """Return the rows [B] of `tokens` that make batch `step`."""
-        return np.asarray(self._rows[step])
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[at]
 
     def __getitem__(self, step: int) -> TokenBatch:
         """Return batch `step`, counted from 0."""
-        return take(self.tokens, self.rows(step))
+        return self.of(self.rows(step))
+
+    def of(self, rows: np.ndarray) -> TokenBatch:
+        """Return the given rows of `tokens`, as wide as they need."""
+        prompt, response = self.widths[self._level[rows].max()]
+        left = self.tokens.prompt.shape[1] - prompt
+        return TokenBatch(
+            prompt=self.tokens.prompt[rows, left:],
+            prompt_mask=self.tokens.prompt_mask[rows, left:],
+            response=self.tokens.response[rows, :response],
+            response_mask=self.tokens.response_mask[rows, :response],
+            index=self.tokens.index[rows],
+        )
+
+    def once(self, step: int) -> tuple[np.ndarray, int]:
+        """Return ``(rows [B], valid)`` of a batch of one pass, the shortest first.
+
+        Rows from ``valid`` on repeat records; a caller drops them.
+        """
+        count, start = len(self._level), step * self.batch_size
+        rows = np.arange(start, start + self.batch_size) % count
+        return self._shortest_first[rows], min(self.batch_size, count - start)
+
+    @functools.cached_property
+    def _shortest_first(self) -> np.ndarray:
+        return np.argsort(self._level, kind="stable")
 
 
 def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch, int]]:
@@ -207,55 +270,6 @@ def sequential(tokens: TokenBatch, batch_size: int) -> Iterator[tuple[TokenBatch
         yield take(tokens, rows), min(batch_size, count - start)
 
 
-def trim_prompts(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Return `batch` without left columns that no prompt uses; few widths are left."""
-    longest = int(batch.prompt_mask.sum(axis=1).max(initial=1))
-    skip = max(0, batch.prompt.shape[1] - rounded_up(longest, multiple))
-    return batch._replace(
-        prompt=batch.prompt[:, skip:], prompt_mask=batch.prompt_mask[:, skip:]
-    )
-
-
-class GroupedStream(BatchStream):
-    """A `BatchStream` whose batches hold records of like length, trimmed to fit.
-
-    Every epoch is shuffled, sorted by length within every ``group`` batches, and the
-    batches are shuffled again; every record still comes once per epoch.
-    """
-
-    group = 16
-
-    def __init__(self, tokens: TokenBatch, batch_size: int, seed: int):
-        super().__init__(tokens, batch_size, seed)
-        self._seed = seed
-        self._length = tokens.prompt_mask.sum(1) + tokens.response_mask.sum(1)
-
-    def rows(self, step: int) -> np.ndarray:
-        """Return the rows [B] of `tokens` that make batch `step`."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        rng = np.random.default_rng([self._seed, epoch])
-        order = np.resize(
-            rng.permutation(len(self._length)), self.steps_per_epoch * self.batch_size
-        )
-        width = self.group * self.batch_size
-        groups = [order[i : i + width] for i in range(0, len(order), width)]
-        ordered = [g[np.argsort(self._length[g], kind="stable")] for g in groups]
-        batches = np.concatenate(ordered).reshape(-1, self.batch_size)
-        return batches[rng.permutation(len(batches))[at]]
-
-    def __getitem__(self, step: int) -> TokenBatch:
-        """Return batch `step` without the columns that nobody uses."""
-        return trim_responses(trim_prompts(super().__getitem__(step), multiple=8))
-
-
-def trim_responses(batch: TokenBatch, multiple: int = 16) -> TokenBatch:
-    """Return `batch` without the right columns no response uses."""
-    keep = rounded_up(int(batch.response_mask.sum(axis=1).max(initial=1)), multiple)
-    return batch._replace(
-        response=batch.response[:, :keep], response_mask=batch.response_mask[:, :keep]
-    )
-
-
 def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray:
     """Return [N] int32: each record's place in `owners`; -1 for `NOBODY`."""
     place = {owner: number for number, owner in enumerate(owners)} | {NOBODY: -1}
@@ -266,15 +280,28 @@ def owner_labels(records: Sequence[Record], owners: Sequence[str]) -> np.ndarray
 
 
 def over_records(
-    tokens: TokenBatch, batch_size: int, place: Callable[[Any], Any], score: Callable
+    tokens: TokenBatch,
+    batch_size: int,
+    place: Callable[[Any], Any],
+    score: Callable,
+    widths: Widths = (),
 ) -> Any:
-    """Return `in_batches` of ``batch_size`` rows that ``place`` puts on the devices."""
+    """Return ``score`` of batches of like length, in the order of the records.
+
+    Args:
+      tokens: N records; batch_size: rows that ``place`` puts on the devices.
+      score: from a batch to arrays ``[B, ...]``.
+      widths: of batches; where they differ in T, no result may have an axis T.
+    """
     import jax
 
     from dareu_jax.parallel import on_host
 
-    parts = []
-    for batch, valid in sequential(tokens, batch_size):
-        values = on_host(score(place(batch)))
+    stream, parts, order = BatchStream(tokens, batch_size, 0, widths=widths), [], []
+    for step in range(stream.steps_per_epoch):
+        rows, valid = stream.once(step)
+        values = on_host(score(place(stream.of(rows))))
         parts.append(jax.tree.map(lambda x, n=valid: x[:n], values))
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        order.append(rows[:valid])
+    back = np.argsort(np.concatenate(order))
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[back], *parts)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.attribution.finite import check_scores
-from dareu_jax.data import TokenBatch, Tokenizer
+from dareu_jax.data import TokenBatch, Tokenizer, Widths
 from dareu_jax.data.batches import over_records
 from dareu_jax.evaluation.metrics.metric import aggregate
 from dareu_jax.models import Decoder, response_logps
@@ -44,6 +44,7 @@ class RunSuite:
       retrained: parameters of the retrained model, or None.
       reference: parameters of the original, for kernels that need them.
       place: puts a numpy batch on the devices; layouts: where answers are decoded.
+      widths: of batches, see `fit_widths`; none: that of the tokens alone.
       preemption: whether the machine is being taken away; asked before every batch.
     """
 
@@ -60,10 +61,18 @@ class RunSuite:
     place: Callable[[Any], Any]
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    widths: Widths = ()
 
 
-def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
-    """Apply ``score`` to batches of fixed shape; concatenate over the N records.
+def in_batches(
+    suite: RunSuite, tokens: TokenBatch, score: Callable, *, per_token: bool = True
+) -> Any:
+    """Return ``score`` of batches of like length, in the order of the N records.
+
+    Args:
+      tokens: the records; score: from a batch to arrays ``[B, ...]``.
+      per_token: whether results have an axis T. Where they have none, responses too
+        are as wide as a batch needs them, not prompts alone.
 
     Raises:
       Preempted: the machine is being taken away.
@@ -73,7 +82,10 @@ def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
         suite.preemption.check("what was finished is saved")
         return score(batch)
 
-    return over_records(tokens, suite.batch_size, suite.place, checked)
+    widths = suite.widths
+    if per_token:
+        widths = tuple((p, tokens.response.shape[1]) for p, _ in widths)
+    return over_records(tokens, suite.batch_size, suite.place, checked, widths)
 
 
 def answer(suite: RunSuite, params: Any, tokens: TokenBatch) -> Answers:
@@ -105,7 +117,8 @@ def owners_score(
 
 def mean_logps(suite: RunSuite, params: Any, tokens: TokenBatch) -> np.ndarray:
     """Return `mean_logp` of responses ``[N]``."""
-    return in_batches(suite, tokens, functools.partial(mean_logp, suite.model, params))
+    score = functools.partial(mean_logp, suite.model, params)
+    return in_batches(suite, tokens, score, per_token=False)
 
 
 def attribution(
@@ -116,7 +129,7 @@ def attribution(
     score = functools.partial(
         owners_score, kernel, suite.forget_columns, suite.reference, index
     )
-    scores = in_batches(suite, tokens, score)
+    scores = in_batches(suite, tokens, score, per_token=False)
     names = [f"answer {n} of {len(scores)}" for n in range(1, len(scores) + 1)]
     check_scores(kernel.name, scores[:, None], names, ["(those who withdraw)"])
     return scores

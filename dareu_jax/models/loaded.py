@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dareu_jax import data
-from dareu_jax.data.batches import PLAIN, encode, over_records, pad, rounded_up
+from dareu_jax.data.batches import PLAIN, encode, over_records, pad
 from dareu_jax.data.tokenizer import Tokenizer
+from dareu_jax.data.widths import rounded_up
 from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.decode import greedy, texts_of
@@ -77,11 +78,16 @@ class LoadedModel(NamedTuple):
         return put_batch(batch, self.mesh)
 
     def over(
-        self, tokens: data.TokenBatch, batch_size: int, score: Callable[[Any], Any]
+        self,
+        tokens: data.TokenBatch,
+        batch_size: int,
+        score: Callable[[Any], Any],
+        widths: data.Widths = (),
     ) -> Any:
-        """Return ``score`` of batches of fixed shape, over all of ``tokens``."""
+        """Return ``score`` of all of ``tokens`` in batches, see `over_records`."""
+        size = self.rows(batch_size)
         with jax.set_mesh(self.mesh):
-            return over_records(tokens, self.rows(batch_size), self.place, score)
+            return over_records(tokens, size, self.place, score, widths)
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:

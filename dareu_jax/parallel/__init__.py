@@ -10,6 +10,7 @@ from dareu_jax.parallel.mesh import (
     key_of,
     make_mesh,
     put_batch,
+    put_whole,
 )
 from dareu_jax.parallel.preemption import Preemption
 from dareu_jax.parallel.processes import (

@@ -97,3 +97,14 @@ def put_batch(tree: Any, mesh: Mesh) -> Any:
         return _put(leaf, sharding)
 
     return jax.tree.map(put, tree)
+
+
+def put_whole(tree: Any, mesh: Mesh | None) -> Any:
+    """Put host arrays, the same in every process, whole on every device of a mesh.
+
+    Without a mesh they go to the device that arrays go to by default.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)

@@ -151,17 +151,26 @@ def init_sharded(
     init_fn: Callable[..., Any],
     mesh: Mesh,
     *args: Any,
+    static: tuple[int, ...] = (),
     donate: tuple[int, ...] = (),
     axes: Callable[[Any], Any] = table_axes,
+    key: jax.Array | None = None,
 ) -> Any:
     """Return `init_fn(*args)` made in place: no device ever holds all of it.
 
-    Memory of arguments in ``donate`` is given away; ``axes`` names those of what is
-    made.
+    Arguments in ``static`` are no arrays: where they and ``init_fn`` are equal, so is
+    the program. Memory of arguments in ``donate`` is given away; ``axes`` names those
+    of what is made; ``key`` is given to ``init_fn`` by its name.
     """
-    made = jax.eval_shape(init_fn, *args)
-    to = shardings_for(made, mesh, axes(made))
-    return jax.jit(init_fn, out_shardings=to, donate_argnums=donate)(*args)
+    named = {} if key is None else {"key": key}
+    made = jax.jit(init_fn, static_argnums=static).eval_shape(*args, **named)
+    placed = jax.jit(
+        init_fn,
+        static_argnums=static,
+        donate_argnums=donate,
+        out_shardings=shardings_for(made, mesh, axes(made)),
+    )
+    return placed(*args, **named)
 
 
 def _axis(

@@ -22,6 +22,7 @@ Colours = Mapping[str, str]
 FIRST_STAGES = ("finetune_original", "finetune_retrained", "classifier")
 CURVES = {
     "reward": "reward",
+    "kl_anchor": "KL to the anchor",
     "kl_reference": "KL to the reference",
     "attribution": "attribution to the forget owners",
     "response_length": "response length (tokens)",

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Number = float | jax.Array
 
 
 def gae(
-    rewards: Array, values: Array, mask: Array, gamma: float, lam: float
+    rewards: Array, values: Array, mask: Array, gamma: Number, lam: Number
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation (Schulman et al., 2016).
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from dareu_jax.rl.advantage import masked_mean
 
 Array = jax.Array
+Number = float | jax.Array
 
 
 def policy_loss(
-    logps: Array, old_logps: Array, advantages: Array, mask: Array, clip: float
+    logps: Array, old_logps: Array, advantages: Array, mask: Array, clip: Number
 ) -> Array:
     """-E_t min(s_t A_t, clip(s_t, 1-eps, 1+eps) A_t), s = pi / pi_old.
 
@@ -28,7 +29,7 @@ def policy_loss(
     return -masked_mean(jnp.minimum(ratio * advantages, clipped * advantages), mask)
 
 
-def clip_fraction(logps: Array, old_logps: Array, mask: Array, clip: float) -> Array:
+def clip_fraction(logps: Array, old_logps: Array, mask: Array, clip: Number) -> Array:
     """Share of tokens whose ratio lies outside 1 +- clip."""
     chex.assert_rank(mask, 2)
     chex.assert_equal_shape([logps, old_logps, mask])
@@ -38,7 +39,7 @@ def clip_fraction(logps: Array, old_logps: Array, mask: Array, clip: float) -> A
 
 
 def value_loss(
-    values: Array, old_values: Array, returns: Array, mask: Array, clip: float
+    values: Array, old_values: Array, returns: Array, mask: Array, clip: Number
 ) -> Array:
     """1/2 E_t max((V - R)^2, (clip(V, V_old +- eps) - R)^2), PPO's clipped form."""
     chex.assert_rank(mask, 2)

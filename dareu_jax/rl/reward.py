@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Number = float | jax.Array
 
 
-def chi(b: Array, c_seg: float = 1.05, eps: float = 1e-6) -> Array:
+def chi(b: Array, c_seg: Number = 1.05, eps: Number = 1e-6) -> Array:
     """chi(b) = clip(ln(1 - clip(b, eps, 1 - eps)) / C_seg, -1, 0): score to penalty.
 
     chi(0) = 0, chi(.5) = -.6601, and -1 from b = 1 - exp(-C_seg) up.
@@ -87,7 +88,7 @@ def token_rewards(penalty: Array, mask: Array, shape: str) -> Array:
     return spread[shape](penalty, mask)
 
 
-def prior_bonus(logps: Array, mask: Array, floor: float) -> Array:
+def prior_bonus(logps: Array, mask: Array, floor: Number) -> Array:
     """clip(1 + mean log-likelihood / floor, 0, 1) of every prefix, ``[B, T]``.
 
     ``logps`` are those of the counterfactual prior; at ``floor`` nats per token an

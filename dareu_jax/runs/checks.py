@@ -127,7 +127,11 @@ def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
 def batch_sizes(cfg: RunConfig) -> list[int]:
     """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
-    parts = (cfg.finetune, cfg.classifier, cfg.prior, judge, cfg.evaluation)
-    needs = (needs_of(name, method_config(cfg, name)) for name in cfg.methods)
-    asked = [need.batch_size for own in needs for need in own.values()]
-    return [*(part.batch_size for part in parts), *asked]
+    parts = (cfg.finetune, cfg.classifier, cfg.prior, judge)
+    rows = {name: method_config(cfg, name) for name in cfg.methods}
+    needs = [need for name in rows for need in needs_of(name, rows[name]).values()]
+    minibatches = [row.options("dareu").minibatch_size for row in rows.values()]
+    every = [(part.batch_size, part.microbatch_size) for part in parts]
+    every += [(need.batch_size, need.at_once) for need in needs]
+    sizes = [cfg.evaluation.batch_size, *minibatches]
+    return [size for size in sum(every, tuple(sizes)) if size]

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,11 @@ def suite_of(session: Session, results: Results) -> run_suite.RunSuite:
     """Return what every model of a seed is judged on and by."""
     inputs = session.inputs
     cfg, records = inputs.cfg.evaluation, eval_records(inputs)
+    tokens = {split: inputs.tokens(rows) for split, rows in records.items()}
     return run_suite.RunSuite(
         model=inputs.model,
         tokenizer=inputs.tokenizer,
-        tokens={split: inputs.tokens(rows) for split, rows in records.items()},
+        tokens=tokens,
         gold={split: [r.response for r in rows] for split, rows in records.items()},
         judges={
             "attribution_reward": results["reward"],
@@ -74,6 +75,18 @@ def suite_of(session: Session, results: Results) -> run_suite.RunSuite:
         place=inputs.place,
         layouts=inputs.layouts,
         preemption=session.preemption,
+        widths=widths_of(inputs, tokens.values()),
+    )
+
+
+def widths_of(inputs: Inputs, splits: Iterable[data.TokenBatch]) -> data.Widths:
+    """Return the widths of batches in which every model of the run is judged."""
+    return data.fit_widths(
+        np.concatenate([data.lengths_of(tokens) for tokens in splits]),
+        inputs.lengths,
+        batch_size=inputs.cfg.evaluation.batch_size,
+        passes=len(inputs.cfg.methods) + 2,  # and the original and the retrained
+        among=inputs.widths,
     )
 
 

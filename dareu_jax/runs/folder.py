@@ -14,6 +14,8 @@ from dareu_jax.errors import UserError, did_you_mean
 
 UNLEARNED = "unlearned"
 """The name that stands for the first method of a run."""
+PROGRAMS = "programs"
+"""Where a run folder keeps compiled programs, if it does."""
 CONFIG, RESULTS, CORPUS = "config.resolved.yaml", "results.json", "corpus.sha256"
 
 
@@ -48,7 +50,9 @@ def claimed(cfg: RunConfig, folder: Path) -> bool:
     if not path.exists():
         return False
     there = completed(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    key, was, now = first_difference(there, cfg.model_dump(mode="json"))
+    here = cfg.model_dump(mode="json")
+    there["compilation_cache"] = here["compilation_cache"]  # it changes no number
+    key, was, now = first_difference(there, here)
     if key:
         raise UserError(
             f"{folder} holds a run with {key} = {was!r}, this configuration says "

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dareu_jax import data, models, parallel
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.data.batches import encode
+from dareu_jax.data.widths import MOST, MULTIPLE, rounded_up
 from dareu_jax.errors import UserError
 from dareu_jax.models.context import warn_beyond
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
@@ -159,12 +160,26 @@ class Inputs:
     def lengths(self) -> tuple[int, int]:
         """P and T: tokens of the longest prompt and response, or the set limits."""
         cfg = self.cfg.corpus
-        records = self.corpus.train + self.corpus.test
-        fit = data.fit_lengths(records, self.tokenizer, self.wording)
+        fit = [rounded_up(int(longest), MULTIPLE) for longest in self._counts.max(0)]
         found = cfg.max_prompt_tokens or fit[0], cfg.max_response_tokens or fit[1]
         if self.context is not None and sum(found) > self.context:
-            self._warn_beyond(records, found)
+            kept = np.minimum(self._counts, found)
+            warn_beyond(self.context, kept.sum(axis=1), "records")
         return found
+
+    @functools.cached_property
+    def _counts(self) -> np.ndarray:
+        """Tokens ``[N, 2]`` of every prompt and response, the test records last."""
+        records = self.corpus.train + self.corpus.test
+        sides = encode(records, self.tokenizer, self.wording)
+        return np.asarray([list(map(len, side)) for side in sides]).T
+
+    @functools.cached_property
+    def widths(self) -> data.Widths:
+        """Widths that the batches of every stage are chosen from: few programs."""
+        known = self._counts[: len(self.corpus.train)]
+        lengths = np.minimum(known, self.lengths)
+        return data.fit_widths(lengths, self.lengths, worth=1)
 
     @functools.cached_property
     def context(self) -> int | None:
@@ -173,14 +188,6 @@ class Inputs:
         given = [(part.model.path, f"{part.prefix}model.path") for part in parts]
         found = [open_imported(Path(x), key).context for x, key in given if x]
         return min((context for context in found if context), default=None)
-
-    def _warn_beyond(
-        self, records: tuple[data.Record, ...], limits: tuple[int, int]
-    ) -> None:
-        """Warn of records that are longer than the context, as they are cut."""
-        sides = encode(records, self.tokenizer, self.wording)
-        kept = [np.minimum(list(map(len, x)), y) for x, y in zip(sides, limits)]
-        warn_beyond(self.context, kept[0] + kept[1], "records")
 
     @functools.cached_property
     def imported(self) -> Imported | None:
@@ -240,8 +247,14 @@ class Inputs:
         if part.lora is None or models.split(params)[1]:
             return params
         lora, key = part.lora, self.key(f"{part.prefix}lora")
-        start = functools.partial(models.init_adapters, params, lora.rank, lora.targets)
-        adapters = self.made(lambda key: start(key=key), key)
+        adapters = self.made(
+            models.init_adapters,
+            params,
+            lora.rank,
+            tuple(lora.targets),
+            static=(1, 2),
+            key=key,
+        )
         return models.join(params, adapters)
 
     def start_of(self, name: str) -> Any:
@@ -256,9 +269,13 @@ class Inputs:
 
     def key(self, stage: str) -> Array:
         """The stage's key: the seed with the stage's name folded in."""
+        return parallel.key_of(self._key, zlib.crc32(stage.encode()))
+
+    @functools.cached_property
+    def _key(self) -> Array:
+        """The seed's key, on every device."""
         whole, number = NamedSharding(self.mesh, PartitionSpec()), self.seed
-        key = jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
-        return parallel.key_of(key, zlib.crc32(stage.encode()))
+        return jax.jit(lambda: jax.random.key(number), out_shardings=whole)()
 
     def tokens(self, records: tuple[data.Record, ...]) -> data.TokenBatch:
         """Tokenises records to this run's lengths."""
@@ -277,14 +294,23 @@ class Inputs:
         stage: str,
         records: tuple[data.Record, ...],
         batch_size: int,
-        group_by_length: bool = False,
+        *,
+        passes: float = 1.0,
+        most: int = MOST,
     ) -> data.BatchStream:
-        """Shuffled batches of records, the order given by seed and stage."""
+        """Shuffled batches of records of like length, by seed and stage.
+
+        Args:
+          stage: whose; records: of the corpus; batch_size: B.
+          passes: how often they will be read; most: widths of batches, at most.
+        """
         seed = zlib.crc32(f"{self.seed}/{stage}".encode())
-        if group_by_length:
-            return data.GroupedStream(self.tokens(records), batch_size, seed)
+        tokens = self.tokens(records)
+        widths = data.fitted_widths(
+            tokens, batch_size, passes=passes, among=self.widths, most=most
+        )
         labels = data.owner_labels(records, self.corpus.owners)
-        return data.BatchStream(self.tokens(records), batch_size, seed, labels)
+        return data.BatchStream(tokens, batch_size, seed, labels, widths)
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> data.Corpus:

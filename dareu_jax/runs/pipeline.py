@@ -29,6 +29,7 @@ from dareu_jax.runs.plan import Planned, outstanding, plan
 from dareu_jax.runs.stages import Session, carry_out, is_done, load
 from dareu_jax.storage.checkpoints import newest_meta
 from dareu_jax.storage.files import write_json, write_text
+from dareu_jax.storage.programs import programs_in
 from dareu_jax.training.progress import Progress
 from dareu_jax.training.tracking import Tracker
 
@@ -58,7 +59,8 @@ def run(
         corpus = begin(cfg, folder, progress)
     seeds = [Inputs(cfg, seed, folder) for seed in cfg.seeds]
     did_something = False
-    with Tracker(folder, traced) as tracker:
+    kept = folder / run_folder.PROGRAMS if cfg.compilation_cache == "run" else None
+    with Tracker(folder, traced) as tracker, programs_in(kept):
         for inputs in seeds:
             corpus = inputs.use(corpus)
             run_folder.check_corpus(corpus, folder)

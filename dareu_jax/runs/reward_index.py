@@ -59,8 +59,8 @@ class Indexer:
         self.inputs, self.stage, self.margin = inputs, stage, margin
         self.fitted, self.where = fitted, where
         cfg = classifier_of(inputs, fitted)
-        self.stream, self.labels = owner_stream(inputs, fitted, cfg)
-        steps = training_steps(cfg, self.stream)
+        count = len(owned_records(inputs, cfg))
+        steps = training_steps(cfg, data.steps_per_epoch(count, cfg.batch_size))
         kernel = self.kernel = kernel_of(
             inputs,
             kernel_name,
@@ -69,6 +69,8 @@ class Indexer:
             snapshots=snapshots,
             attribution=attribution,
         )
+        passes = cfg.epochs if kernel.is_fitted else kernel.passes
+        self.stream, self.labels = owner_stream(inputs, fitted, cfg, passes)
         batches = BatchesOf(self.stream, self.labels, kernel.is_fitted, steps)
         self.build = Build(
             kernel=kernel,
@@ -99,8 +101,10 @@ class Indexer:
         if kernel.is_probability and kernel.is_fitted:
             return kernel, index  # its training has checked every number
         score = functools.partial(self._score, params, index)
-        size = self.stream.batch_size
-        scores = over_records(self.stream.tokens, size, self.inputs.place, score)
+        stream, place = self.stream, self.inputs.place
+        scores = over_records(
+            stream.tokens, stream.batch_size, place, score, stream.widths
+        )
         self._check(scores)
         if kernel.is_probability:
             return kernel, index
@@ -185,11 +189,11 @@ def owned_records(inputs: Inputs, cfg: ClassifierConfig) -> tuple[data.Record, .
 
 
 def owner_stream(
-    inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig
+    inputs: Inputs, fitted: Fitted, cfg: ClassifierConfig, passes: float = 1.0
 ) -> tuple[data.BatchStream, np.ndarray]:
     """Return batches of owned records, and nobody's where a class is theirs."""
     records = owned_records(inputs, cfg)
-    stream = inputs.stream(fitted.draws, records, cfg.batch_size)
+    stream = inputs.stream(fitted.draws, records, cfg.batch_size, passes=passes)
     assert stream.owners is not None
     if not fitted.shuffles:
         return stream, stream.owners

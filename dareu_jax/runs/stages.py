@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from dareu_jax import data, unlearning
 from dareu_jax.config import FinetuneConfig, PriorConfig, RunConfig
-from dareu_jax.models import join, split
+from dareu_jax.models import init_decoder, join, split
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import Preemption, abstract_on, agreed, key_of, state_axes
+from dareu_jax.parallel import (
+    Preemption,
+    abstract_on,
+    agreed,
+    key_of,
+    put_whole,
+    state_axes,
+)
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import log_path, stage_folder
 from dareu_jax.runs.inputs import Inputs
@@ -29,10 +35,11 @@ from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.training.work import training_work
 
-Array = jax.Array
 Results = Mapping[str, Any]
 """Name of a stage -> its result: parameters, ``(kernel, index)``, or the prior."""
 LOG_EVERY = 10
+TOGETHER = 2
+"""Widths of forget, and of retain batches: a method reads them in one program."""
 FITTED = {
     "reward": Fitted("classifier", "classifier"),
     "reward_shuffled": Fitted("classifier", "classifier_shuffled", shuffles=True),
@@ -158,9 +165,7 @@ def finetune(
     inputs, is_prior = session.inputs, part == "prior"
     cfg = inputs.cfg.prior if is_prior else inputs.cfg.finetune
     where = session.stage(label, f"lower {part}.learning_rate")
-    stream = inputs.stream(
-        part, records, cfg.batch_size, group_by_length=cfg.group_by_length
-    )
+    stream = inputs.stream(part, records, cfg.batch_size, passes=cfg.epochs)
     start = inputs.start_of("prior" if is_prior else "model")
     state, step_fn, steps = training(session, part, cfg, stream, start)
     if not is_prior:
@@ -184,7 +189,7 @@ def training(
     """Return a training's first state, ``(state, step) -> ...``, and its steps."""
     inputs = session.inputs
     model = inputs.decoder("prior" if part == "prior" else "model")
-    steps = tuning.training_steps(cfg, stream)
+    steps = tuning.training_steps(cfg, stream.steps_per_epoch)
     optimiser = optimiser_of(cfg, steps)
     hide = cfg.prompt_dropout if isinstance(cfg, PriorConfig) else 0.0
     key = inputs.key(part)
@@ -198,14 +203,23 @@ def training(
     def step_fn(state, step):
         batch, noise = inputs.place(stream[step]), key_of(key, step)
         return timed(
-            model, optimiser, state, frozen, batch, prompt_dropout=hide, key=noise
+            model,
+            optimiser,
+            state,
+            frozen,
+            batch,
+            prompt_dropout=hide,
+            microbatch_size=cfg.microbatch_size,
+            key=noise,
         )
 
-    def init(key: Array, given: Any) -> tuning.TrainState:
-        return tuning.init_training(model, optimiser, given, key=key)
-
-    given = None if start is None else split(start)[0]
-    return inputs.made(init, key, given, donate=(1,)), watched(step_fn, part), steps
+    init = functools.partial(tuning.init_training, model, optimiser)
+    if start is None:
+        given = inputs.made(init_decoder, model, static=(0,), key=key)
+    else:
+        given = split(start)[0]
+    state = inputs.made(init, given, donate=(0,), key=key)
+    return state, watched(step_fn, part), steps
 
 
 def indexer(session: Session, name: str, original: Any) -> Indexer:
@@ -226,8 +240,8 @@ def indexer(session: Session, name: str, original: Any) -> Indexer:
 def snapshots(inputs: Inputs, original: Any) -> list[tuple[Any, float]]:
     """Return checkpoints of the original's training, each with the rates before it."""
     cfg = inputs.cfg.finetune
-    stream = inputs.stream("finetune", inputs.corpus.train, cfg.batch_size)
-    steps = tuning.training_steps(cfg, stream)
+    per_epoch = data.steps_per_epoch(len(inputs.corpus.train), cfg.batch_size)
+    steps = tuning.training_steps(cfg, per_epoch)
     rates = make_schedule(cfg.learning_rate, steps, warmup=cfg.warmup)
     trained, frozen = split(original)
     target = abstract_on(jax.eval_shape(lambda: trained), inputs.mesh)
@@ -279,7 +293,13 @@ def prepare(
     needs = unlearning.needs_of(row, cfg)
     splits = {"forget": inputs.split.forget, "retain": inputs.split.retain}
     streams = {
-        split: inputs.stream(f"unlearn/{split}", splits[split], need.batch_size)
+        split: inputs.stream(
+            f"unlearn/{split}",
+            splits[split],
+            need.batch_size,
+            passes=method.steps * need.batches * need.batch_size / len(splits[split]),
+            most=TOGETHER,
+        )
         for split, need in needs.items()
     }
     key = inputs.key(f"unlearn/{row}")
@@ -293,11 +313,8 @@ def prepare(
         batch = {split: batches(split, step) for split in needs}
         return method.step(state, batch, step, key=key_of(key, step))
 
-    def init(key: Array, start: Any) -> Any:
-        return method.init(start, key=key)
-
     start = inputs.with_adapters(results["original"], "model")
-    state = inputs.made(init, key, start, axes=state_axes)
+    state = inputs.made(method.init, start, axes=state_axes, key=key)
     return method, state, watched(step_fn, f"method {row!r}")
 
 
@@ -321,7 +338,7 @@ def method_inputs(
         reference=start,
         frozen=split(start)[1],
         forget_columns=inputs.forget_columns,
-        forget_owner=jnp.asarray(labels),
+        forget_owner=put_whole(labels, inputs.mesh),
         response_tokens=inputs.lengths[1],
         stop_ids=inputs.tokenizer.stop_ids,
         gold_length=inputs.gold_length,

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dareu_jax import data
 from dareu_jax.config import OptimiserConfig
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
 from dareu_jax.rl import cross_entropy
 from dareu_jax.storage.checkpoints import Checkpoints
+from dareu_jax.training.accumulation import accumulated
 from dareu_jax.training.loop import StepFn
 from dareu_jax.training.optimiser import updated
 
@@ -56,9 +56,14 @@ def hide_prompt_tokens(batch: TokenBatch, share: float, *, key: Array) -> TokenB
     return batch._replace(prompt_mask=batch.prompt_mask & seen)
 
 
+def response_tokens(batch: TokenBatch) -> Array:
+    """Return how many tokens of a batch's responses count."""
+    return jnp.count_nonzero(batch.response_mask)
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "optimiser", "prompt_dropout"),
+    static_argnames=("model", "optimiser", "prompt_dropout", "microbatch_size"),
     donate_argnames=("state",),
 )
 def finetune_step(
@@ -69,29 +74,37 @@ def finetune_step(
     batch: TokenBatch,
     *,
     prompt_dropout: float = 0.0,
+    microbatch_size: int | None = None,
     key: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Do one AdamW step on -E_t log p(y_t | q, y_<t), response tokens only.
 
     ``frozen`` are the parameters beside the trainable ones, or ``{}``. The key decides
     which share ``prompt_dropout`` of prompt tokens is hidden from the model, and where
-    adapters drop inputs out.
+    adapters drop inputs out. ``microbatch_size`` rows are read at a time; None: all.
     """
-    drop = key if frozen else None
     if prompt_dropout:
         batch = hide_prompt_tokens(batch, prompt_dropout, key=key)
 
-    def loss_fn(trainable):
-        logps = response_logps(model, join(frozen, trainable), batch, key=drop)
-        return cross_entropy(logps, batch.response_mask)
+    def loss_fn(trainable, rows, *, key=None):
+        logps = response_logps(model, join(frozen, trainable), rows, key=key)
+        loss = cross_entropy(logps, rows.response_mask)
+        return loss, {"loss": loss}
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    return apply_gradients(optimiser, state, grads), {"loss": loss}
+    grads, metrics = accumulated(
+        loss_fn,
+        state.params,
+        batch,
+        size=microbatch_size,
+        weight=response_tokens,
+        key=key if frozen else None,
+    )
+    return apply_gradients(optimiser, state, grads), metrics
 
 
-def training_steps(cfg: OptimiserConfig, stream: data.BatchStream) -> int:
-    """Return the steps that make ``cfg.epochs`` passes over the stream's records."""
-    return max(1, round(cfg.epochs * stream.steps_per_epoch))
+def training_steps(cfg: OptimiserConfig, steps_per_epoch: int) -> int:
+    """Return the steps that make ``cfg.epochs`` passes over the records."""
+    return max(1, round(cfg.epochs * steps_per_epoch))
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:

@@ -163,8 +163,14 @@ def new_meta() -> dict[str, Any]:
 def _check_state(stage: Stage, step: int, state: Any) -> None:
     leaves = jax.tree.leaves(state)
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    if not all(on_host([jnp.isfinite(x).all() for x in floats])):
+    if not on_host(_all_finite(floats)):
         raise _broken(stage, step, "a parameter is no number")
+
+
+@jax.jit
+def _all_finite(arrays: list[jax.Array]) -> jax.Array:
+    """Return whether every number is finite, bool ``[]``."""
+    return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in arrays], bool))
 
 
 def _checked(stage: Stage, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -20,9 +20,10 @@ from dareu_jax.registry import METHODS
 from dareu_jax.training.optimiser import optimiser_of
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
-from dareu_jax.unlearning.phases import answered, phases_of, repeat_rows
+from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
-from dareu_jax.unlearning.setting import Setting
+from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
+from dareu_jax.unlearning.setting import Setting, pays_for_prior
 
 Array = jax.Array
 
@@ -42,8 +43,7 @@ class DareuState(NamedTuple):
 
 def uses_prior(cfg: RunConfig) -> bool:
     """Return whether the reward or the KL anchor reads the counterfactual prior."""
-    rewarded = cfg.reward.prior != "none" or cfg.reward.combine == "product"
-    return rewarded or cfg.options("dareu").kl_anchor == "prior"
+    return pays_for_prior(cfg.reward) or cfg.options("dareu").kl_anchor == "prior"
 
 
 def reward_stage(cfg: RunConfig) -> str:
@@ -62,7 +62,9 @@ def batches_of(cfg: RunConfig) -> dict[str, Need]:
     retain = hp.updates_per_batch * hp.retain_updates
     return {
         "forget": Need(hp.batch_size, 1, "dareu.batch_size"),
-        "retain": Need(hp.retain_batch_size, retain, "dareu.retain_batch_size"),
+        "retain": Need(
+            hp.retain_batch_size, retain, "dareu.retain_batch_size", hp.microbatch_size
+        ),
     }
 
 
@@ -79,7 +81,8 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     hp: DareuConfig = cfg.options("dareu")
     per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
     steps = hp.data_epochs * per_epoch
-    updates = (1 + hp.retain_updates) * hp.updates_per_batch * steps
+    per_pass = hp.minibatches + hp.retain_updates
+    updates = per_pass * hp.updates_per_batch * steps
     reward = inputs.stages[reward_stage(cfg)]
     on = Setting(
         inputs=inputs,
@@ -88,6 +91,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         kernel=reward.kernel,
         prior=inputs.stages["prior"] if uses_prior(cfg) else None,
         optimiser=optimiser_of(hp, updates, decay=False),
+        is_reference_read=cfg.guards.kl_budget is not None,
     )
     row = Row(
         on=on,
@@ -98,25 +102,43 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     )
     return Method(
         steps=steps,
-        init=functools.partial(init, on),
+        init=Start(
+            optimiser=on.optimiser.init,
+            head=inputs.model.cfg.embed if hp.advantage == "gae" else 0,
+            is_rebuilt=cfg.reward.refresh_every > 0,
+        ),
         step=functools.partial(iterate, row),
         params_of=lambda state: join(inputs.frozen, state.trainable["decoder"]),
         headline="attribution",
     )
 
 
-def init(on: Setting, params: Any, *, key: Array) -> DareuState:
-    """Return the state before the first iteration."""
-    decoder, _ = split(params)
-    trainable = {"decoder": decoder}
-    if on.hp.advantage == "gae":
-        trainable["value_head"] = init_head(1, on.inputs.model.cfg.embed, key=key)
-    return DareuState(
-        trainable=trainable,
-        opt_state=on.optimiser.init(trainable),
-        behaviour=decoder,
-        attributed=decoder if on.reward.refresh_every else {},
-    )
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """``(params, *, key) -> DareuState``; equal ones are one program.
+
+    Attributes:
+      optimiser: from trainable parameters to the state of their optimiser.
+      head: features that the value head reads; 0: there is none.
+      is_rebuilt: whether the index of the reward is built again on the way.
+    """
+
+    optimiser: Callable[[Any], optax.OptState]
+    head: int
+    is_rebuilt: bool
+
+    def __call__(self, params: Any, *, key: Array) -> DareuState:
+        """Return the state before the first iteration."""
+        decoder, _ = split(params)
+        trainable = {"decoder": decoder}
+        if self.head:
+            trainable["value_head"] = init_head(1, self.head, key=key)
+        return DareuState(
+            trainable=trainable,
+            opt_state=self.optimiser(trainable),
+            behaviour=decoder,
+            attributed=decoder if self.is_rebuilt else {},
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +159,13 @@ class Row:
     there: Callable[[dict], dict]
 
     def sample(self, policy: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
-        """Sample one answer per row from trainable parameters of a policy."""
+        """Sample one answer per row, in as many slots as the longest needs.
+
+        ``policy`` are trainable parameters.
+        """
         there = self.there(self.on.inputs.frozen)
-        return self.phase.rollout(frozen=there, policy=policy, prompts=prompts, key=key)
+        said = self.phase.rollout(frozen=there, policy=policy, prompts=prompts, key=key)
+        return cut(said, self.on.widths)
 
     def taught(self, retain: TokenBatch, *, key: Array) -> TokenBatch:
         """Return what to distil at: gold retain answers, or those of the reference."""
@@ -176,13 +202,14 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     )
     anchor, kept = row.on.anchor(behaviour), dict[str, Array]()
     for s in range(hp.updates_per_batch):
-        trainable, opt_state, ppo = phase.update(
-            frozen=frozen,
-            trainable=trainable,
-            opt_state=opt_state,
-            anchor=anchor,
-            experience=experience,
-        )
+        for part in minibatches(hp, experience, s, key=key):
+            trainable, opt_state, ppo = phase.update(
+                frozen=frozen,
+                trainable=trainable,
+                opt_state=opt_state,
+                anchor=anchor,
+                experience=part,
+            )
         for retain in batch["retain"][s :: hp.updates_per_batch]:
             key = key_of(key, 1)
             trainable, opt_state, kept = phase.distil(

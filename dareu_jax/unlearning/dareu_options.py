@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from dareu_jax.config import Section
+from dareu_jax.config import Section, divisor
 from dareu_jax.errors import UserError
 
 
@@ -36,10 +36,37 @@ class DareuConfig(Section):
     whiten: bool = False  # ours: whitening blows noise up once attribution is gone
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
     samples_per_prompt: int = Field(1, ge=1)  # G of group
+    minibatch_size: int | None = Field(None, ge=1)  # answers of an update; none: all
+    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
     max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest
     warmup: float = Field(0.0, ge=0, lt=1)  # methods 1.6
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+
+    @property
+    def answers(self) -> int:
+        """Sampled answers of one batch."""
+        return self.batch_size * self.samples_per_prompt
+
+    @property
+    def minibatches(self) -> int:
+        """Updates that one pass over the answers is made of."""
+        return self.answers // (self.minibatch_size or self.answers)
+
+    @field_validator("minibatch_size")
+    @classmethod
+    def _parts_of_a_batch(cls, given: int | None, info: ValidationInfo) -> int | None:
+        rows = info.data.get("batch_size", 0) * info.data.get("samples_per_prompt", 0)
+        return divisor(given, rows, "batch_size x samples_per_prompt")
+
+    @field_validator("microbatch_size")
+    @classmethod
+    def _parts_of_a_step(cls, given: int | None, info: ValidationInfo) -> int | None:
+        rows = info.data.get("batch_size", 0) * info.data.get("samples_per_prompt", 0)
+        divisor(given, info.data.get("retain_batch_size", 0), "retain_batch_size")
+        if part := info.data.get("minibatch_size"):
+            return divisor(given, part, "minibatch_size")
+        return divisor(given, rows, "batch_size x samples_per_prompt")
 
     @model_validator(mode="after")
     def _has_groups(self) -> "DareuConfig":

@@ -6,7 +6,11 @@ from dareu_jax.config import RunConfig
 from dareu_jax.registry import METHODS
 from dareu_jax.rl import cross_entropy
 from dareu_jax.unlearning.method import Method, MethodInputs, forget_and_retain
-from dareu_jax.unlearning.supervised import LossMethodConfig, make_loss_method
+from dareu_jax.unlearning.supervised import (
+    LossMethodConfig,
+    forget_loss,
+    make_loss_method,
+)
 
 Array = jax.Array
 
@@ -14,6 +18,9 @@ Array = jax.Array
 def grad_diff_loss(logps: Array, ref_logps: Array, mask: Array) -> Array:
     """-nll of the forget answers: gradient ascent (Liu et al., 2022)."""
     return -cross_entropy(logps, mask)
+
+
+LOSS = forget_loss(grad_diff_loss)
 
 
 @METHODS.register(
@@ -24,4 +31,4 @@ def grad_diff_loss(logps: Array, ref_logps: Array, mask: Array) -> Array:
 )
 def make_grad_diff(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """Return GradDiff: -nll_F + alpha nll_R."""
-    return make_loss_method(cfg.options("grad_diff"), inputs, grad_diff_loss)
+    return make_loss_method(cfg.options("grad_diff"), inputs, LOSS)

@@ -19,11 +19,15 @@ Batches = dict[str, list[TokenBatch]]
 
 
 class Need(NamedTuple):
-    """Batches a method wants at each step: how large, how many, set by which key."""
+    """Batches a method wants at each step: how large, how many, set by which key.
+
+    ``at_once`` are the rows that a gradient step reads at a time; None: all.
+    """
 
     batch_size: int
     batches: int
     key: str
+    at_once: int | None = None
 
 
 class RewardIndex(NamedTuple):
@@ -104,7 +108,9 @@ def forget_and_retain(name: str) -> Callable[[RunConfig], dict[str, Need]]:
     """Return ``needs``: a forget and a retain batch of ``<name>.batch_size`` rows."""
 
     def needs(cfg: RunConfig) -> dict[str, Need]:
-        need = Need(cfg.options(name).batch_size, 1, f"{name}.batch_size")
+        own = cfg.options(name)
+        part = getattr(own, "microbatch_size", None)
+        need = Need(own.batch_size, 1, f"{name}.batch_size", part)
         return {"forget": need, "retain": need}
 
     return needs

@@ -7,7 +7,11 @@ from pydantic import Field
 from dareu_jax.config import RunConfig
 from dareu_jax.registry import METHODS
 from dareu_jax.unlearning.method import Method, MethodInputs, forget_and_retain
-from dareu_jax.unlearning.supervised import LossMethodConfig, make_loss_method
+from dareu_jax.unlearning.supervised import (
+    LossMethodConfig,
+    forget_loss,
+    make_loss_method,
+)
 
 Array = jax.Array
 
@@ -28,6 +32,9 @@ def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
     return -(2.0 / beta) * jnp.mean(jax.nn.log_sigmoid(-beta * ratio))
 
 
+LOSS = forget_loss(npo_loss, numbers=("beta",), per_row=True, reads_reference=True)
+
+
 @METHODS.register(
     "npo",
     "negative preference optimisation plus a retain term",
@@ -36,9 +43,4 @@ def npo_loss(logps: Array, ref_logps: Array, mask: Array, beta: float) -> Array:
 )
 def make_npo(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """Return NPO: its loss on the forget answers + alpha nll_R."""
-    npo: NpoConfig = cfg.options("npo")
-
-    def loss(logps, ref_logps, mask):
-        return npo_loss(logps, ref_logps, mask, npo.beta)
-
-    return make_loss_method(npo, inputs, loss)
+    return make_loss_method(cfg.options("npo"), inputs, LOSS)

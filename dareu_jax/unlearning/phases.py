@@ -1,7 +1,7 @@
-"""The phases of one DareU iteration: pure functions, each with the work that it is."""
+"""The phases of one DareU iteration: pure functions, one program each for all rows."""
 
 import functools
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,86 +10,94 @@ import optax
 
 from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import Rollout, Trunk, join, over_logits, token_logps, trunk_of
+from dareu_jax.models import (
+    Decoder,
+    Rollout,
+    Trunk,
+    join,
+    over_logits,
+    token_logps,
+    trunk_of,
+)
+from dareu_jax.parallel import Layouts
+from dareu_jax.training.accumulation import accumulated
+from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
-from dareu_jax.training.throughput import Work
-from dareu_jax.training.work import learn, read, texts_of, trues
-from dareu_jax.unlearning.dareu_options import DareuConfig
-from dareu_jax.unlearning.measures import measure
-from dareu_jax.unlearning.setting import Experience, Judged, Phase, Setting
+from dareu_jax.unlearning.setting import Experience, Judged, Numbers
 
 Array = jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="times")
-def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return every row several times, for several samples per prompt."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
-
-
-def answered(prompts: TokenBatch, rollout: Rollout) -> TokenBatch:
-    """Return the prompts with the sampled responses in place of the gold ones."""
-    return prompts._replace(response=rollout.tokens, response_mask=rollout.mask)
-
-
 def rollout(
-    on: Setting, *, frozen: dict, policy: dict, prompts: TokenBatch, key: Array
+    *,
+    model: Decoder,
+    layouts: Layouts,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: tuple[int, ...],
+    frozen: dict,
+    policy: dict,
+    prompts: TokenBatch,
+    key: Array,
 ) -> Rollout:
     """Return one sampled answer per row.
 
     ``frozen`` parameters are in the layout of a rollout; ``policy`` is moved there.
     """
-    layouts = on.inputs.layouts
     prompt, prompt_mask = layouts.rows((prompts.prompt, prompts.prompt_mask))
     with layouts.sampling():
         said = models.generate(
-            on.inputs.model,
+            model,
             join(frozen, layouts.params(policy)),
             prompt,
             prompt_mask,
-            max_new_tokens=on.tokens,
-            temperature=on.hp.temperature,
-            stop_ids=on.inputs.stop_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=stop_ids,
             key=layouts.key(key),
         )
     return layouts.back(said)
 
 
-def rollout_work(on: Setting, said: Rollout, *, prompts: TokenBatch, **_: Any) -> Work:
-    """Return one pass over prompt and answer, a token at a time."""
-    text = texts_of(answered(prompts, said))
-    return Work(text.response, read(on.inputs.model.cfg, text))
-
-
+@functools.partial(jax.jit, static_argnames=("prefix_score", "columns"))
 @jax.named_scope("attribute")
-def attribute(on: Setting, *, params: dict, index: Any, answers: TokenBatch) -> Array:
-    """Return DA(i, y[:t]) ``[B, T]`` of the owners an answer must not come from."""
-    assert on.kernel.prefix_score is not None
-    scores = on.kernel.prefix_score(params, index, answers)
-    if on.reward.owner_score == "own":
-        own = on.inputs.forget_owner[answers.index]
+def attribute(
+    *,
+    prefix_score: Callable[..., Array],
+    columns: tuple[int, ...],
+    forget_owner: Array,
+    params: dict,
+    index: Any,
+    answers: TokenBatch,
+) -> Array:
+    """Return DA(i, y[:t]) ``[B, T]`` of the owners an answer must not come from.
+
+    They are those of ``columns``; none: the owner of the record. ``prefix_score``: see
+    `Kernel`.
+    """
+    scores = prefix_score(params, index, answers)
+    if not columns:
+        own = forget_owner[answers.index]
         return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
-    columns = jnp.asarray(on.inputs.forget_columns, jnp.int32)
-    return jnp.sum(jnp.take(scores, columns, axis=2), axis=-1)
-
-
-def attribute_work(on: Setting, _: Array, *, answers: TokenBatch, **__: Any) -> Work:
-    """Return the tokens alone: the FLOPs are the kernel's and not known here."""
-    return Work(texts_of(answers).tokens)
+    return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=2), axis=-1)
 
 
 def policy_and_value(
-    on: Setting, frozen: dict, trainable: dict, answers: TokenBatch
+    model: Decoder,
+    value_gradient: str,
+    frozen: dict,
+    trainable: dict,
+    answers: TokenBatch,
 ) -> tuple[Trunk, Array]:
     """Return the policy's trunk and, from the same one, values V(c_t) ``[B, T]``.
 
     Without a value head they are zeros.
     """
-    trunk = trunk_of(on.inputs.model, join(frozen, trainable["decoder"]), answers)
+    trunk = trunk_of(model, join(frozen, trainable["decoder"]), answers)
     if "value_head" not in trainable:
         return trunk, jnp.zeros(answers.response.shape, jnp.float32)
     hidden = trunk.hidden
-    if on.hp.value_gradient == "head":
+    if value_gradient == "head":
         hidden = jax.lax.stop_gradient(hidden)
     values = models.apply_head(1, trainable["value_head"], hidden)[..., 0]
     return trunk, jnp.where(answers.response_mask, values, 0.0)
@@ -105,9 +113,27 @@ def compare(
     return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "model",
+        "prior_model",
+        "kl_anchor",
+        "kl_in",
+        "kl_estimator",
+        "logps_of",
+    ),
+)
+@jax.named_scope("judge")
 def judge(
-    on: Setting,
     *,
+    model: Decoder,
+    prior_model: Decoder | None,
+    kl_anchor: str,
+    kl_in: str,
+    kl_estimator: str,
+    logps_of: tuple[str, ...],
+    numbers: Numbers,
     frozen: dict,
     trainable: dict,
     behaviour: dict,
@@ -115,92 +141,101 @@ def judge(
     prior: Any,
     answers: TokenBatch,
 ) -> Judged:
-    """Return what policy, reference, prior and KL anchor say of the answers."""
-    hp, model, tokens = on.hp, on.inputs.model, answers.response
-    policy, values = policy_and_value(on, frozen, trainable, answers)
-    trunks = {"reference": trunk_of(model, reference, answers)}
-    prior_logps = jnp.zeros_like(values)
-    if on.prior is not None:
-        trunks["prior"] = trunk_of(on.prior.model, prior, answers)
-        prior_logps = over_logits(token_logps, [trunks["prior"]], tokens)
-        prior_logps = jnp.where(answers.response_mask, prior_logps, 0.0)
-    if hp.kl_anchor == "behaviour":
-        trunks["behaviour"] = trunk_of(model, join(frozen, behaviour), answers)
-    anchor = trunks[hp.kl_anchor]
-    score = functools.partial(compare, estimator=hp.kl_estimator)
-    logps, kl = over_logits(score, [policy, anchor], tokens, hp.temperature)
-    ref = over_logits(token_logps, [trunks["reference"]], tokens, hp.temperature)
-    return Judged(
-        logps=logps,
-        ref_logps=ref,
-        prior_logps=prior_logps,
-        values=values,
-        anchor=anchor.hidden,
-        kl=kl,
-    )
-
-
-def judge_work(on: Setting, _: Judged, *, answers: TokenBatch, **__: Any) -> Work:
-    """Return one pass of the policy and of every frozen decoder."""
-    text, model = texts_of(answers), on.inputs.model.cfg
-    flops = read(model, text) * (3 if on.hp.kl_anchor == "behaviour" else 2)
-    if on.prior is not None:
-        flops += read(on.prior.model.cfg, text)
-    return Work(text.tokens, flops)
-
-
-@jax.named_scope("reward")
-def reward(on: Setting, *, scores: Array, judged: Judged, mask: Array) -> Array:
-    """Return rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
-    cfg, hp = on.reward, on.hp
-    kappa = rl.segment_length(on.tokens, cfg.slices)
-    penalty = rl.chi(rl.segment_scores(scores, mask, kappa), cfg.c_seg, cfg.eps)
-    bonus = rl.prior_bonus(judged.prior_logps, mask, cfg.prior_floor)
-    if cfg.combine == "product":
-        rewards = rl.token_rewards((1.0 + penalty) * bonus, mask, cfg.shape)
+    """Return what is read of policy, KL anchor, prior and reference on the answers."""
+    params: dict[str, tuple[Any, Any]] = {
+        "prior": (prior_model, prior),
+        "reference": (model, reference),
+        "behaviour": (model, join(frozen, behaviour)),
+    }
+    trunks = {
+        name: trunk_of(*params[name], answers)
+        for name in dict.fromkeys((kl_anchor, *logps_of))
+    }
+    policy, values = policy_and_value(model, "trunk", frozen, trainable, answers)
+    anchor = trunks[kl_anchor]
+    said = functools.partial(over_logits, tokens=answers.response)
+    found = Judged(values)
+    if kl_in == "loss":
+        found = found._replace(anchor=anchor.hidden)
     else:
-        rewards = cfg.attribution_weight * rl.token_rewards(penalty, mask, cfg.shape)
-        if cfg.prior != "none":
-            rewards += cfg.prior_weight * rl.token_rewards(bonus, mask, cfg.prior)
-    if hp.kl_in == "reward":
-        rewards -= hp.kl_coef * jnp.where(mask, judged.kl, 0.0)
+        score = functools.partial(compare, estimator=kl_estimator)
+        logps, kl = said(score, [policy, anchor], temperature=numbers.temperature)
+        found = found._replace(logps=logps, kl=kl)
+    if "reference" in logps_of:
+        trunk = trunks["reference"]
+        own = said(token_logps, [policy], temperature=numbers.temperature)
+        ref = said(token_logps, [trunk], temperature=numbers.temperature)
+        found = found._replace(logps=own, ref_logps=ref)
+    if "prior" in logps_of:
+        logps = said(token_logps, [trunks["prior"]])
+        logps = jnp.where(answers.response_mask, logps, 0.0)
+        found = found._replace(prior_logps=logps)
+    return found
+
+
+@functools.partial(
+    jax.jit, static_argnames=("kappa", "shape", "prior_shape", "combine")
+)
+@jax.named_scope("reward")
+def reward(
+    *,
+    kappa: int,
+    shape: str,
+    prior_shape: str,
+    combine: str,
+    numbers: Numbers,
+    scores: Array,
+    judged: Judged,
+    mask: Array,
+) -> Array:
+    """Return rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
+    segments = rl.segment_scores(scores, mask, kappa)
+    penalty = rl.chi(segments, numbers.c_seg, numbers.eps)
+    bonus = jnp.zeros_like(penalty)
+    if judged.prior_logps is not None:
+        bonus = rl.prior_bonus(judged.prior_logps, mask, numbers.prior_floor)
+    if combine == "product":
+        rewards = rl.token_rewards((1.0 + penalty) * bonus, mask, shape)
+    else:
+        rewards = numbers.attribution_weight * rl.token_rewards(penalty, mask, shape)
+        if prior_shape != "none":
+            rewards += numbers.prior_weight * rl.token_rewards(bonus, mask, prior_shape)
+    if judged.kl is not None:
+        rewards -= numbers.kl_coef * jnp.where(mask, judged.kl, 0.0)
     return rewards
 
 
-def reward_work(on: Setting, _: Array, *, mask: Array, **__: Any) -> Work:
-    """Return the tokens of the answers: a few numbers each."""
-    return Work(trues(mask))
-
-
-def gae(hp: DareuConfig, rewards: Array, values: Array, mask: Array):
-    """Return advantages and returns ``[B, T]`` over the value head's values."""
-    return rl.gae(rewards, values, mask, hp.gamma, hp.gae_lambda)
-
-
-def group(hp: DareuConfig, rewards: Array, values: Array, mask: Array):
+def group(rewards: Array, mask: Array, size: int) -> tuple[Array, Array]:
     """Return the group's advantages of the summed rewards, and the sums."""
     whole = jnp.sum(rewards, axis=1)
-    advantages = rl.group_advantage(whole, mask, hp.samples_per_prompt)
+    advantages = rl.group_advantage(whole, mask, size)
     return advantages, jnp.where(mask, whole[:, None], 0.0)
 
 
-ADVANTAGES = {"gae": gae, "group": group}
-"""By the name in ``dareu.advantage``; with ``gae`` a value head is trained."""
-
-
+@functools.partial(jax.jit, static_argnames=("group_size", "whiten"))
+@jax.named_scope("advantage")
 def advantage(
-    on: Setting,
     *,
+    group_size: int,
+    whiten: bool,
+    numbers: Numbers,
     rewards: Array,
     rollout: Rollout,
     judged: Judged,
     answers: TokenBatch,
 ) -> Experience:
-    """Return what an update learns from; the old log-probs are the rollout's own."""
-    hp, mask = on.hp, answers.response_mask
-    estimate = ADVANTAGES[hp.advantage]
-    advantages, returns = estimate(hp, rewards, judged.values, mask)
-    if hp.whiten:
+    """Return what an update learns from; the old log-probs are the rollout's own.
+
+    ``group_size``: answers that are compared with each other; 0: with the value head's.
+    """
+    mask = answers.response_mask
+    if group_size:
+        advantages, returns = group(rewards, mask, group_size)
+    else:
+        advantages, returns = rl.gae(
+            rewards, judged.values, mask, numbers.gamma, numbers.gae_lambda
+        )
+    if whiten:
         advantages = rl.whiten(advantages, mask)
     return Experience(
         answers=answers,
@@ -213,33 +248,66 @@ def advantage(
 
 
 def ppo_loss(
-    on: Setting, frozen: dict, anchor: Any, trainable: dict, experience: Experience
+    *,
+    model: Decoder,
+    anchor_model: Decoder,
+    kl_in: str,
+    value_gradient: str,
+    numbers: Numbers,
+    frozen: dict,
+    trainable: dict,
+    anchor: Any,
+    experience: Experience,
 ) -> tuple[Array, dict[str, Array]]:
     """Return -J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
-    hp, given, mask = on.hp, experience, experience.answers.response_mask
-    policy, values = policy_and_value(on, frozen, trainable, given.answers)
+    given, clip, answers = experience, numbers.clip, experience.answers
+    mask = answers.response_mask
+    policy, values = policy_and_value(model, value_gradient, frozen, trainable, answers)
     said = functools.partial(
-        over_logits, tokens=given.answers.response, temperature=hp.temperature
+        over_logits, tokens=answers.response, temperature=numbers.temperature
     )
-    if hp.kl_in == "loss":
-        held = Trunk(on.anchor_model, anchor, given.anchor)
+    metrics = {}
+    if kl_in == "loss":
+        assert given.anchor is not None
+        held = Trunk(anchor_model, anchor, given.anchor)
         logps, kl = said(compare, [policy, held])
+        metrics["kl_anchor"] = rl.masked_mean(kl, mask)
     else:
-        logps, kl = said(token_logps, [policy]), jnp.zeros_like(values)
-    surrogate = rl.policy_loss(logps, given.old_logps, given.advantages, mask, hp.clip)
-    clipped = rl.clip_fraction(logps, given.old_logps, mask, hp.clip)
-    loss, metrics = surrogate, {"policy_loss": surrogate, "clip_fraction": clipped}
+        logps = said(token_logps, [policy])
+    loss = rl.policy_loss(logps, given.old_logps, given.advantages, mask, clip)
+    clipped = rl.clip_fraction(logps, given.old_logps, mask, clip)
+    metrics |= {"policy_loss": loss, "clip_fraction": clipped}
     if "value_head" in trainable:
         old, returns = given.old_values, given.returns
-        metrics["value_loss"] = rl.value_loss(values, old, returns, mask, hp.clip)
-        loss += hp.value_coef * metrics["value_loss"]
-    return loss + hp.kl_coef * rl.masked_mean(kl, mask), metrics
+        metrics["value_loss"] = rl.value_loss(values, old, returns, mask, clip)
+        loss += numbers.value_coef * metrics["value_loss"]
+    if kl_in == "loss":
+        loss += numbers.kl_coef * metrics["kl_anchor"]
+    return loss, metrics
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "model",
+        "anchor_model",
+        "kl_in",
+        "value_gradient",
+        "optimiser",
+        "microbatch_size",
+    ),
+    donate_argnames=("opt_state",),
+)
 @jax.named_scope("update")
 def update(
-    on: Setting,
     *,
+    model: Decoder,
+    anchor_model: Decoder,
+    kl_in: str,
+    value_gradient: str,
+    optimiser: optax.GradientTransformation,
+    microbatch_size: int | None,
+    numbers: Numbers,
     frozen: dict,
     trainable: dict,
     opt_state: optax.OptState,
@@ -247,24 +315,42 @@ def update(
     experience: Experience,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what one clipped PPO step makes of parameters and optimiser state."""
-    loss = functools.partial(ppo_loss, on, frozen, anchor)
-    grads, metrics = jax.grad(loss, has_aux=True)(trainable, experience)
-    return *updated(on.optimiser, trainable, opt_state, grads), metrics
+
+    def loss_fn(trainable: dict, rows: Experience) -> tuple[Array, dict[str, Array]]:
+        return ppo_loss(
+            model=model,
+            anchor_model=anchor_model,
+            kl_in=kl_in,
+            value_gradient=value_gradient,
+            numbers=numbers,
+            frozen=frozen,
+            trainable=trainable,
+            anchor=anchor,
+            experience=rows,
+        )
+
+    grads, metrics = accumulated(
+        loss_fn,
+        trainable,
+        experience,
+        size=microbatch_size,
+        weight=lambda rows: response_tokens(rows.answers),
+    )
+    return *updated(optimiser, trainable, opt_state, grads), metrics
 
 
-def update_work(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work:
-    """Return a gradient step on the answers, and the anchor's logits."""
-    text = texts_of(experience.answers)
-    flops = learn(on.inputs.model.cfg, text, bool(on.inputs.frozen))
-    if on.hp.kl_in == "loss":
-        flops += models.forward_flops(on.anchor_model.cfg, 0, 0, text.response)
-    return Work(text.tokens, flops)
-
-
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "optimiser", "microbatch_size"),
+    donate_argnames=("opt_state",),
+)
 @jax.named_scope("distil")
 def distil(
-    on: Setting,
     *,
+    model: Decoder,
+    optimiser: optax.GradientTransformation,
+    microbatch_size: int | None,
+    numbers: Numbers,
     frozen: dict,
     trainable: dict,
     opt_state: optax.OptState,
@@ -272,44 +358,20 @@ def distil(
     retain: TokenBatch,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what a step on lambda_dis KL(reference || policy) makes of the same."""
-    model, mask = on.inputs.model, retain.response_mask
-    teacher = trunk_of(model, reference, retain)
 
     def score(taught: Array, logits: Array, tokens: Array):
         hit = jnp.argmax(logits, axis=-1) == tokens
         return rl.full_kl(taught, logits), hit.astype(jnp.float32)
 
-    def loss_fn(trainable):
-        pupil = trunk_of(model, join(frozen, trainable["decoder"]), retain)
-        kl, hit = over_logits(score, [teacher, pupil], retain.response)
+    def loss_fn(trainable, rows):
+        teacher, mask = trunk_of(model, reference, rows), rows.response_mask
+        pupil = trunk_of(model, join(frozen, trainable["decoder"]), rows)
+        kl, hit = over_logits(score, [teacher, pupil], rows.response)
         loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
         metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
-        return on.hp.lambda_dis * loss, metrics
+        return numbers.lambda_dis * loss, metrics
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(trainable)
-    return *updated(on.optimiser, trainable, opt_state, grads), metrics
-
-
-def distil_work(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
-    """Return a gradient step on retain text, and one pass of the reference."""
-    cfg, text = on.inputs.model.cfg, texts_of(retain)
-    flops = learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
-    return Work(text.tokens, flops)
-
-
-PHASES = {
-    "rollout": Phase(rollout, rollout_work, is_jitted=False),
-    "attribute": Phase(attribute, attribute_work),
-    "judge": Phase(judge, judge_work),
-    "reward": Phase(reward, reward_work),
-    "advantage": Phase(advantage),
-    "update": Phase(update, update_work, used_up=("opt_state",)),
-    "distil": Phase(distil, distil_work, used_up=("opt_state",)),
-    "measure": Phase(measure),
-}
-
-
-def phases_of(setting: Setting) -> SimpleNamespace:
-    """Return every phase, by name, as one row runs it."""
-    bound = {name: phase.bound(name, setting) for name, phase in PHASES.items()}
-    return SimpleNamespace(**bound)
+    grads, metrics = accumulated(
+        loss_fn, trainable, retain, size=microbatch_size, weight=response_tokens
+    )
+    return *updated(optimiser, trainable, opt_state, grads), metrics

@@ -2,21 +2,44 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from dareu_jax.attribution import Kernel
 from dareu_jax.config import RewardConfig
-from dareu_jax.data.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch, rounded_up
 from dareu_jax.models import Decoder, join
-from dareu_jax.training.throughput import Work
+from dareu_jax.parallel import put_whole
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import MethodInputs, Prior
 
 Array = jax.Array
+WIDTHS = 4
+"""At most so many widths of a batch of answers, each with programs of its own."""
+
+
+class Numbers(NamedTuple):
+    """Numbers of a row as float32 scalars: rows that differ in them share programs.
+
+    Their meaning is that of `DareuConfig`, `RewardConfig` and `MethodInputs`.
+    """
+
+    temperature: Array
+    clip: Array
+    kl_coef: Array
+    value_coef: Array
+    lambda_dis: Array
+    gamma: Array
+    gae_lambda: Array
+    c_seg: Array
+    eps: Array
+    attribution_weight: Array
+    prior_weight: Array
+    prior_floor: Array
+    gold_length: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +51,7 @@ class Setting:
       kernel: the attribution kernel of the reward.
       prior: the counterfactual prior, where it is read.
       optimiser: of the trainable parameters.
+      is_reference_read: whether the KL to the reference is measured.
     """
 
     inputs: MethodInputs
@@ -36,11 +60,25 @@ class Setting:
     kernel: Kernel
     prior: Prior | None
     optimiser: optax.GradientTransformation
+    is_reference_read: bool = False
 
     @property
     def tokens(self) -> int:
         """T of a rollout."""
         return self.hp.max_new_tokens or self.inputs.response_tokens
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths that a batch of answers is cut to, see `response_widths`."""
+        return response_widths(self.tokens)
+
+    @functools.cached_property
+    def numbers(self) -> Numbers:
+        """Numbers of the row, on the devices."""
+        sections = self.hp.model_dump() | self.reward.model_dump()
+        sections["gold_length"] = self.inputs.gold_length
+        values = [np.float32(sections[name]) for name in Numbers._fields]
+        return put_whole(Numbers._make(values), self.inputs.layouts.update)
 
     @property
     def anchor_model(self) -> Decoder:
@@ -56,50 +94,46 @@ class Setting:
             return self.prior.params
         return self.inputs.reference
 
+    @property
+    def logps_of(self) -> tuple[str, ...]:
+        """The frozen models whose log-probs of the answers are read."""
+        prior = pays_for_prior(self.reward)
+        wanted = {"prior": prior, "reference": self.is_reference_read}
+        return tuple(name for name, is_read in wanted.items() if is_read)
 
-class Phase(NamedTuple):
-    """One phase of an iteration.
 
-    Attributes:
-      run: ``(setting, *, named arguments) -> result``.
-      work: ``(setting, result, *, named arguments) -> Work``; None: it is not timed.
-      used_up: names of arguments whose memory the result takes over.
-      is_jitted: whether ``run`` is one program; a rollout moves what it is given first.
+def pays_for_prior(reward: RewardConfig) -> bool:
+    """Return whether the reward reads the counterfactual prior."""
+    return reward.prior != "none" or reward.combine == "product"
+
+
+def response_widths(tokens: int) -> tuple[int, ...]:
+    """Return at most `WIDTHS` widths up to ``tokens``, the rest multiples of 8.
+
+    They are at least 16 slots apart: a narrower batch would not pay for its programs.
     """
-
-    run: Callable[..., Any]
-    work: Callable[..., Work] | None = None
-    used_up: tuple[str, ...] = ()
-    is_jitted: bool = True
-
-    def bound(self, name: str, setting: Setting) -> Callable[..., Any]:
-        """Return the phase of one row: jitted, and timed where its work is known."""
-        run: Callable[..., Any] = functools.partial(self.run, setting)
-        if self.is_jitted:
-            run = jax.jit(run, donate_argnames=self.used_up)
-        if self.work is None:
-            return run
-        work = functools.partial(self.work, setting)
-        return setting.inputs.watch.timed(name, run, work)
+    apart = max(16, rounded_up(-(-tokens // WIDTHS), 8))
+    return (*range(apart, tokens, apart), tokens)
 
 
 class Judged(NamedTuple):
     """What the frozen models and the value head say of the sampled answers.
 
     Attributes:
-      logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior
-        (zeros without one).
-      values: ``[B, T]`` float32, V(c_t).
-      anchor: ``[B, T, D]`` hidden states of the KL anchor.
-      kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator.
+      values: ``[B, T]`` float32, V(c_t); zeros without a value head.
+      logps, ref_logps, prior_logps: ``[B, T]`` float32, policy, reference, prior; None
+        where they are not read.
+      kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator, where it
+        is in the reward.
+      anchor: ``[B, T, D]`` hidden states of the KL anchor, where it is in the loss.
     """
 
-    logps: Array
-    ref_logps: Array
-    prior_logps: Array
     values: Array
-    anchor: Array
-    kl: Array
+    logps: Array | None = None
+    ref_logps: Array | None = None
+    prior_logps: Array | None = None
+    kl: Array | None = None
+    anchor: Array | None = None
 
 
 class Experience(NamedTuple):
@@ -110,4 +144,4 @@ class Experience(NamedTuple):
     old_values: Array
     advantages: Array
     returns: Array
-    anchor: Array
+    anchor: Array | None

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from dareu_jax.parallel import batch_sharding, make_mesh, shardings_for
 from dareu_jax.training.finetune import TrainState, finetune_step
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs
-from dareu_jax.unlearning.phases import phases_of
+from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.setting import Experience, Setting
 
 COLLECTIVE = re.compile(
@@ -90,6 +91,10 @@ class Compiled:
         with jax.set_mesh(self.mesh):
             return step.lower(*args, **kwargs).compile()
 
+    def of_row(self, phase, **named):
+        """The program of a phase as one row runs it."""
+        return self.compiled(phase.func, **phase.keywords, **named)
+
     def bytes_of(self, step, *args, **kwargs):
         """Arguments, and all else, that XLA allocates on one device."""
         return bytes_of(self.compiled(step, *args, **kwargs))
@@ -140,7 +145,7 @@ class Compiled:
             inputs=world,
             hp=cfg.dareu,
             reward=cfg.reward,
-            kernel=None,
+            kernel=SimpleNamespace(prefix_score=None),  # no phase here reads it
             prior=None,
             optimiser=make_optimiser(1e-3, 10),
         )
@@ -163,7 +168,7 @@ class Compiled:
             "distil": (phase.distil, keeping),
         }
         return {
-            name: self.compiled(step.__wrapped__, **both, **named)
+            name: self.of_row(step.__wrapped__, **both, **named)
             for name, (step, named) in given.items()
             if not only or name == only
         }

@@ -58,7 +58,9 @@ class OnMesh:
 
     def train(self, part, cfg):
         """The first steps of supervised training."""
-        stream = self.inputs.stream(part, self.inputs.corpus.train, cfg.batch_size)
+        stream = self.inputs.stream(
+            part, self.inputs.corpus.train, cfg.batch_size, passes=cfg.epochs
+        )
         state, step_fn, _ = training(self.session, part, cfg, stream, None)
         return self.take(part, state, step_fn, self.steps, ["loss"]).params
 

@@ -11,10 +11,8 @@ from dareu_jax.data import (
     load_tokenizer,
     owner_labels,
     sequential,
-    take,
     tokenise,
 )
-from dareu_jax.data.batches import trim_prompts
 from dareu_jax.errors import UserError
 
 RECORDS = [
@@ -133,17 +131,16 @@ def test_an_epoch_shows_every_record_once(batch_size):
     assert (orders[0] != orders[1]).any() and (orders[1] != orders[2]).any()
 
 
-def test_batches_wrap_across_epochs_when_they_do_not_divide():
-    stream = BatchStream(rows(10), 4, seed=3)
-    assert stream.steps_per_epoch == 3
-    order = np.concatenate([stream[step].index for step in range(5)])
-    np.testing.assert_array_equal(np.sort(order[:10]), np.arange(10))
-    np.testing.assert_array_equal(np.sort(order[10:]), np.arange(10))
-
-
-def test_a_batch_larger_than_the_records_wraps_too():
-    counts = np.bincount(BatchStream(rows(3), 6, seed=0)[7].index)
-    np.testing.assert_array_equal(counts, [2, 2, 2])
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (3, 8), (7, 7), (25, 4)])
+def test_records_take_turns_to_fill_up_the_last_batch(count, size):
+    stream, seen = BatchStream(rows(count), size, seed=3), np.zeros(count, int)
+    steps = stream.steps_per_epoch
+    assert steps == -(-count // size)
+    for epoch in range(5):
+        order = [stream.rows(epoch * steps + at) for at in range(steps)]
+        now = np.bincount(np.concatenate(order), minlength=count)
+        seen += now
+        assert now.min() >= 1 and np.ptp(now) <= 1 and np.ptp(seen) <= 1
 
 
 def test_any_step_can_be_asked_for_in_any_order():
@@ -174,17 +171,6 @@ def test_sequential_keeps_the_shape_and_says_how_many_count():
     ((padded, valid),) = sequential(rows(3), 8)
     np.testing.assert_array_equal(padded.index, [0, 1, 2, 0, 1, 2, 0, 1])
     assert valid == 3
-
-
-def test_trim_prompts_drops_only_padding(tokenizer):
-    batch = tokenise(RECORDS, tokenizer, max_prompt=90, max_response=64)
-    short = take(batch, np.asarray([0]))
-    trimmed = trim_prompts(short)
-    assert trimmed.prompt.shape == trimmed.prompt_mask.shape == (1, 32)
-    assert trimmed.prompt_mask.sum() == short.prompt_mask.sum()
-    np.testing.assert_array_equal(trimmed.prompt, short.prompt[:, -32:])
-    assert trim_prompts(batch, multiple=64).prompt.shape == (3, 64)
-    assert trim_prompts(batch, multiple=128).prompt.shape == (3, 90)
 
 
 def test_owner_labels():

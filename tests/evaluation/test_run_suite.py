@@ -1,6 +1,7 @@
 """Judging a model: likelihood of gold answers, greedy answers, every metric."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from dareu_jax.data import take
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.metrics.metric import aggregate
+from dareu_jax.evaluation.metrics.token_stats import token_stats
 from dareu_jax.evaluation.metrics.tow import SPLITS
 from dareu_jax.evaluation.run_suite import (
     Answers,
@@ -20,6 +22,7 @@ from dareu_jax.evaluation.run_suite import (
     evaluate_model,
     in_batches,
     mean_logp,
+    mean_logps,
     owners_score,
 )
 from dareu_jax.models import logits_of, response_hidden
@@ -84,6 +87,38 @@ def test_an_empty_answer_has_no_likelihood_to_lose(suite, params):
 def test_in_batches_drops_what_fills_the_last_batch(suite):
     seen = in_batches(suite, suite.tokens["retain"], lambda batch: batch.index * 10)
     np.testing.assert_array_equal(seen, np.arange(6) * 10)
+
+
+def test_records_of_like_length_are_judged_together(suite, params):
+    tokens = suite.tokens["retain"]
+    lengths = np.asarray([24, 3, 20, 8, 7, 5])
+    short = np.arange(tokens.response.shape[1]) < lengths[:, None]
+    tokens = tokens._replace(response_mask=tokens.response_mask & short)
+    prompt, response = tokens.prompt.shape[1], tokens.response.shape[1]
+    narrow = dataclasses.replace(suite, widths=((prompt, 8), (prompt, response)))
+    seen = []
+
+    def score(batch):
+        seen.append(batch.response.shape[1])
+        return batch.response_mask.sum(axis=1)
+
+    found = in_batches(narrow, tokens, score, per_token=False)
+    np.testing.assert_array_equal(found, lengths)
+    assert seen == [8, response]
+    found = mean_logps(narrow, params, tokens)
+    np.testing.assert_allclose(found, mean_logps(suite, params, tokens), atol=1e-5)
+
+
+def test_results_per_token_are_as_long_as_the_records(suite, params):
+    tokens, score = suite.tokens["retain"], functools.partial(token_stats, suite.model)
+    prompts = sorted(tokens.prompt_mask.sum(axis=1))
+    narrow = dataclasses.replace(suite, widths=((int(prompts[3]), 8),))
+    one, two = (
+        in_batches(x, tokens, functools.partial(score, params)) for x in (suite, narrow)
+    )
+    for x, y in zip(one, two, strict=True):
+        assert x.shape == tokens.response.shape
+        np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [6, 8])

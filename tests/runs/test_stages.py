@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.config import OptimiserConfig, with_overrides
-from dareu_jax.data import NOBODY, GroupedStream, owner_labels
+from dareu_jax.data import NOBODY, owner_labels
 from dareu_jax.errors import UserError
 from dareu_jax.runs.checks import check_forget_batch, check_reward
 from dareu_jax.runs.inputs import Inputs
@@ -69,20 +69,22 @@ def test_lengths_are_the_limits_or_the_longest(tiny_run):
     assert tiny_run.tokens(tiny_run.corpus.train).prompt.shape == (32, prompt)
 
 
-def test_streams_depend_on_the_stage_and_grouped_ones_on_request(tiny_run):
+def test_streams_depend_on_the_stage(tiny_run):
     records = tiny_run.split.retain
     one, same, other = (tiny_run.stream(s, records, 8) for s in ("a", "a", "b"))
     rows = [np.concatenate([s.rows(i) for i in range(3)]) for s in (one, same, other)]
     np.testing.assert_array_equal(rows[0], rows[1])
     assert (rows[0] != rows[2]).any()
-    grouped = tiny_run.stream("a", records, 8, group_by_length=True)
-    assert isinstance(grouped, GroupedStream)
+    longer = [tiny_run.stream("a", records, 8, passes=x) for x in (1, 200, 10_000)]
+    widths = [{s[step].prompt.shape[1] for step in range(3)} for s in longer]
+    assert [len(x) for x in widths] == [1, 2, 3]  # of three batches
+    assert set(longer[2].widths) <= {*tiny_run.widths, tiny_run.lengths}
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 6), (0.5, 2), (0.01, 1)])
 def test_epochs_are_passes_over_the_records(tiny_run, epochs, steps):
-    stream = tiny_run.stream("a", tiny_run.split.retain, 8)
-    assert training_steps(OptimiserConfig(epochs=epochs), stream) == steps
+    per_epoch = tiny_run.stream("a", tiny_run.split.retain, 8).steps_per_epoch
+    assert training_steps(OptimiserConfig(epochs=epochs), per_epoch) == steps
 
 
 def test_a_loss_method_trains_no_prior(tiny_run):

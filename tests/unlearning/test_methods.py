@@ -10,11 +10,13 @@ import pytest
 from dareu_jax.config import build_config, with_overrides
 from dareu_jax.data import take
 from dareu_jax.errors import UserError
-from dareu_jax.models import Decoder, init_adapters, join, split
+from dareu_jax.models import Decoder, generate, init_adapters, join, split
 from dareu_jax.registry import METHODS
-from dareu_jax.unlearning import method_config, needs_of, reads_of
+from dareu_jax.unlearning import method_config, needs_of, reads_of, setting
 from dareu_jax.unlearning.grad_diff import grad_diff_loss
 from dareu_jax.unlearning.npo import npo_loss
+from dareu_jax.unlearning.phase_table import PHASES
+from dareu_jax.unlearning.rows import first_tokens
 
 NAMES = (*METHODS.names(), "rmu")
 FAST = {
@@ -207,6 +209,49 @@ def test_samples_per_prompt_answers_each_prompt_as_often(cfg, tiny_inputs, batch
     assert needs_of("dareu", twice)["forget"].batch_size == 2
     _, log = steps_of("dareu", method, tiny_inputs, lambda *at: batches(*at, twice))
     assert np.isfinite(log[-1]["reward"])
+
+
+def programs():
+    """How many programs each phase of DareU has been compiled to."""
+    phases = {name: phase.run for name, phase in PHASES.items() if name != "rollout"}
+    phases |= {"cut": first_tokens, "generate": generate}
+    return {name: phase._cache_size() for name, phase in phases.items()}
+
+
+def test_rows_that_differ_in_numbers_share_every_program(cfg, tiny_inputs, batches):
+    first = METHODS.get("dareu").make(cfg, tiny_inputs)
+    steps_of("dareu", first, tiny_inputs, batches)
+    before = programs()
+    changes = {
+        "dareu": {"clip": 0.1, "kl_coef": 0.7, "gamma": 0.9, "gae_lambda": 0.5},
+        "reward": {"c_seg": 2.0, "prior_weight": 0.5, "prior_floor": 3.0, "eps": 1e-4},
+    }
+    other = method_config(with_overrides(cfg, changes), "prior_only")
+    method = METHODS.get("prior_only").make(other, tiny_inputs)
+    steps_of("prior_only", method, tiny_inputs, batches)
+    assert programs() == before
+    assert METHODS.get("dareu").make(cfg, tiny_inputs).init == first.init
+
+
+def test_answers_that_are_cut_change_nothing_but_the_time(
+    monkeypatch, cfg, tiny_inputs, batches
+):
+    row = with_overrides(cfg, {"dareu.updates_per_batch": 1, "dareu.retain_updates": 0})
+    most = tuple(range(tiny_inputs.model.cfg.vocab // 3))  # so that answers are short
+    inputs = dataclasses.replace(tiny_inputs, response_tokens=40, stop_ids=most)
+    before, found = programs()["cut"], []
+    for widths in ((16, 32, 40), (40,)):
+        monkeypatch.setattr(setting, "response_widths", lambda tokens, at=widths: at)
+        method = METHODS.get("dareu").make(row, inputs)
+        state = method.init(inputs.reference, key=jax.random.key(0))
+        state, metrics = method.step(
+            state, batches("dareu", 0, row), 0, key=jax.random.key(5)
+        )
+        # moments hold the gradient; parameters hold its sign, which noise can turn
+        found.append((metrics, state.opt_state))
+    for short, whole in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(short, whole, rtol=1e-5, atol=1e-6)
+    assert programs()["cut"] == before + 1
 
 
 # log-probabilities of two answers of 3 and 2 tokens; junk after the end

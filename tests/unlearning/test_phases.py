@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxprs import sizes_in
 
-from dareu_jax.attribution import Kernel
+from dareu_jax.attribution import Kernel, sliced
 from dareu_jax.config import ModelConfig, build_config
 from dareu_jax.data import TokenBatch
 from dareu_jax.models import (
@@ -26,8 +26,10 @@ from dareu_jax.registry import METHODS
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.measures import repeats_itself
-from dareu_jax.unlearning.phases import answered, phases_of, ppo_loss, repeat_rows
-from dareu_jax.unlearning.setting import Experience, Judged, Setting
+from dareu_jax.unlearning.phase_table import loss_options, phases_of
+from dareu_jax.unlearning.phases import ppo_loss
+from dareu_jax.unlearning.rows import answered, cut, repeat_rows
+from dareu_jax.unlearning.setting import Experience, Judged, Setting, response_widths
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +113,19 @@ def setting_of(cfg, world, rate=1e-3):
         kernel=fake_kernel(),
         prior=world.stages.get("prior"),
         optimiser=make_optimiser(rate, 10),
+        is_reference_read=True,
     )
+
+
+def loss_of(on, anchor):
+    """PPO's loss by the trainable parameters and the experience."""
+    options = loss_options(on)
+
+    def loss(trainable, experience):
+        given = {"trainable": trainable, "experience": experience}
+        return ppo_loss(**options, frozen={}, anchor=anchor, **given)
+
+    return loss
 
 
 @pytest.fixture
@@ -126,14 +140,13 @@ def phases(world):
 
 def judged(**changes):
     zero = jnp.zeros((B, T), jnp.float32)
-    hidden = jnp.zeros((B, T, 32), jnp.float32)
     parts = {"prior_logps": jnp.asarray(PRIOR), "kl": jnp.asarray(KL), **changes}
-    return Judged(zero, zero, parts["prior_logps"], zero, hidden, parts["kl"])
+    return Judged(zero, logps=zero, ref_logps=zero, **parts)
 
 
-def rewards_of(phase):
+def rewards_of(phase, **changes):
     out = phase.reward(
-        scores=jnp.asarray(SCORES), judged=judged(), mask=jnp.asarray(MASK)
+        scores=jnp.asarray(SCORES), judged=judged(**changes), mask=jnp.asarray(MASK)
     )
     assert out.dtype == jnp.float32 and out.shape == (B, T)
     return np.asarray(out)
@@ -200,7 +213,7 @@ def test_the_kl_penalty_is_in_the_reward_or_not(phases):
     out = rewards_of(phases({"shape": "paper"}, {"kl_coef": 0.1}))
     expected = np.asarray(SPREAD["paper"]) - 0.1 * np.where(MASK, KL, 0.0)
     np.testing.assert_allclose(out, expected, atol=2e-6)
-    other = rewards_of(phases({"shape": "paper"}, {"kl_coef": 0.1, "kl_in": "loss"}))
+    other = rewards_of(phases({"shape": "paper"}, {"kl_coef": 0.1}), kl=None)
     np.testing.assert_allclose(other, SPREAD["paper"], atol=2e-6)
 
 
@@ -356,6 +369,60 @@ def test_full_kl_is_the_expectation_of_the_sampled_one(iteration, trainable):
     np.testing.assert_allclose(sampled.kl, expected, atol=1e-6)
 
 
+def test_the_judge_runs_no_model_whose_numbers_nobody_reads(world, trainable):
+    """A model that is not there cannot be run."""
+    given = {"frozen": {}, "trainable": trainable, "answers": answers_of([0, 1])}
+    absent = {"behaviour": {}, "reference": None, "prior": None}
+    prior = world.stages["prior"].params
+
+    def judges(read, cfg, **there):
+        on = setting_of(build_config(cfg), world)
+        on = dataclasses.replace(on, is_reference_read=read)
+        return phases_of(on).judge(**given, **{**absent, **there})
+
+    said = judges(False, {"dareu": {"kl_anchor": "prior"}}, prior=prior)
+    assert said.anchor is not None  # the loss reads it
+    assert said._replace(values=None, anchor=None) == Judged(values=None)
+    asked = {"dareu": {"kl_anchor": "prior", "kl_in": "reward"}}
+    said = judges(True, asked, prior=prior, reference=world.reference)
+    assert said.kl is not None and said.ref_logps is not None
+    assert said.prior_logps is None and said.anchor is None
+
+
+def test_answers_are_cut_to_the_narrowest_width_that_holds_them():
+    assert response_widths(32) == (16, 32)
+    assert response_widths(24) == (16, 24)
+    assert response_widths(100) == (32, 64, 96, 100)
+    assert response_widths(512) == (128, 256, 384, 512)
+    assert response_widths(4) == (4,)
+    mask = jnp.arange(40)[None] < jnp.asarray([[3], [17]])
+    tokens = jnp.arange(80, dtype=jnp.int32).reshape(2, 40)
+    said = Rollout(tokens, mask, jnp.where(mask, -1.0, 0.0))
+    with jax.transfer_guard("disallow"):
+        short = cut(said, response_widths(40))
+    assert {x.shape for x in short} == {(2, 32)}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, :32]), short, said)
+    assert cut(said, (16, 40)) is said
+
+
+def test_slices_of_a_cut_answer_have_the_scores_of_the_whole(world):
+    def score(params, index, queries):  # the sum of the tokens that are seen
+        seen = jnp.where(queries.response_mask, queries.response, 0)
+        return jnp.sum(seen, axis=1, keepdims=True).astype(jnp.float32)
+
+    kernel = dataclasses.replace(fake_kernel(), score=score, prefix_score=None)
+    kernel = sliced(kernel, 3)
+    answers = answers_of([0, 1])._replace(
+        response=jnp.arange(14, dtype=jnp.int32).reshape(2, 7),
+        response_mask=jnp.arange(7)[None] < jnp.asarray([[5], [2]]),
+    )
+    short = answers._replace(
+        response=answers.response[:, :5], response_mask=answers.response_mask[:, :5]
+    )
+    whole, cut = (kernel.prefix_score(None, None, x) for x in (answers, short))
+    np.testing.assert_array_equal(cut, whole[:, :5])
+
+
 def test_advantages_are_white_and_returns_plain_at_lambda_one(iteration, trainable):
     _, _, answers, _, experience = iteration({"gae_lambda": 1.0}, trainable["decoder"])
     real = np.asarray(answers.response_mask)
@@ -383,7 +450,7 @@ def test_the_group_is_the_baseline_where_there_is_no_value_head(iteration, train
     # sums -.5 and -1.5, mean -1, sd .70711: (.5, -.5) / (.70711 + .0001)
     wanted = np.where(answers.response_mask, [[0.707007], [-0.707007]], 0.0)
     np.testing.assert_allclose(experience.advantages, wanted, atol=1e-5)
-    loss, metrics = ppo_loss(on, {}, on.inputs.reference, policy, experience)
+    loss, metrics = loss_of(on, on.inputs.reference)(policy, experience)
     assert set(metrics) == {"policy_loss", "clip_fraction"}
     assert float(loss) == pytest.approx(float(metrics["policy_loss"]))
 
@@ -396,7 +463,7 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
         np.array, (world.reference, world.stages["prior"].params, experience)
     )
     anchor = on.anchor(trainable["decoder"])
-    loss = jax.jit(jax.grad(functools.partial(ppo_loss, on, {}, anchor), has_aux=True))
+    loss = jax.jit(jax.grad(loss_of(on, anchor), has_aux=True))
     grads, metrics = loss(trainable, experience)
     assert jax.tree.structure(grads) == jax.tree.structure(trainable)
     for part in ("decoder", "value_head"):
@@ -422,14 +489,17 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
 
 def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
     policy = trainable["decoder"]
-    dareu = {"kl_in": "loss", "kl_estimator": "full"}
     losses = []
     for coef in (0.0, 2.0):
-        on, _, answers, said, experience = iteration({**dareu, "kl_coef": coef}, policy)
-        loss = jax.jit(functools.partial(ppo_loss, on, {}, on.anchor(policy)))
-        losses.append(float(loss(trainable, experience)[0]))
+        dareu = {"kl_in": "loss", "kl_coef": coef}
+        on, _, _, said, experience = iteration(dareu, policy)
+        assert said.kl is None
+        loss, metrics = jax.jit(loss_of(on, on.anchor(policy)))(trainable, experience)
+        losses.append(float(loss))
+    _, _, answers, said, _ = iteration({"kl_estimator": "full"}, policy)
     kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
     assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
+    assert float(metrics["kl_anchor"]) == pytest.approx(kl, rel=1e-3)
 
 
 def test_distillation_holds_the_policy_to_the_reference(world, trainable):
@@ -479,6 +549,7 @@ def method_of(world, **dareu):
     cfg = build_config(
         {
             "reward": REWARD,
+            "guards": {"kl_budget": 1e3},
             "dareu": {
                 **DAREU,
                 "batch_size": 4,

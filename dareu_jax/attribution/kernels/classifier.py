@@ -4,6 +4,7 @@ The owner head reads *every* position, so one forward pass of the response gives
 DA(i, y[:t]) for every prefix t.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dareu_jax.attribution.kernel import (
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder
 from dareu_jax.registry import KERNELS
+from dareu_jax.training.accumulation import accumulated
 from dareu_jax.training.optimiser import optimiser_of, updated
 
 Array = jax.Array
@@ -38,6 +40,20 @@ class ClassifierState(NamedTuple):
     opt_state: optax.OptState
     step: Array  # [] int32
     key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWith:
+    """A loss with its first arguments; equal to that of equal ones."""
+
+    equation: Callable[..., tuple[Array, Array]]
+    first: tuple[Any, ...]
+
+    def __call__(
+        self, params: dict, batch: OwnerBatch, key: Array
+    ) -> tuple[Array, Array]:
+        """Return loss and accuracy."""
+        return self.equation(*self.first, params, batch, key)
 
 
 def owner_logits(
@@ -110,7 +126,8 @@ def trained(
         if owner.ndim == 2:
             owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
         labelled = batch._replace(owner=jnp.where(owner < 0, none, owner))
-        return fit(loss_of, optimiser, start()[1], labelled, acc)
+        size = cfg.microbatch_size
+        return fit(loss_of, optimiser, start()[1], labelled, acc, size)
 
     def finalize(params, acc: ClassifierState) -> dict:
         decoder = models.join(start()[1], acc.params["decoder"])
@@ -139,7 +156,9 @@ def one_owner(weights: Array, key: Array) -> Array:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("loss_of", "optimiser"), donate_argnames=("state",)
+    jax.jit,
+    static_argnames=("loss_of", "optimiser", "microbatch_size"),
+    donate_argnames=("state",),
 )
 def fit(
     loss_of: LossOf,
@@ -147,18 +166,45 @@ def fit(
     frozen: Any,
     batch: OwnerBatch,
     state: ClassifierState,
+    microbatch_size: int | None = None,
 ) -> tuple[ClassifierState, dict[str, Array]]:
-    """Return the state after one update down a loss, and the metrics."""
-    key = jax.random.fold_in(state.key, state.step)
+    """Return the state after one update down a loss, and the metrics.
 
-    def loss_fn(own):
+    ``microbatch_size`` rows are read at a time; None: all.
+    """
+
+    def loss_fn(own, rows, *, key):
         whole = {**own, "decoder": models.join(frozen, own["decoder"])}
-        return loss_of(whole, batch, key)
+        loss, accuracy = loss_of(whole, rows, key)
+        return loss, {"loss": loss, "accuracy": accuracy}
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    grads, metrics = accumulated(
+        loss_fn,
+        state.params,
+        batch,
+        size=microbatch_size,
+        weight=lambda rows: jnp.count_nonzero(rows.owner >= 0),
+        key=jax.random.fold_in(state.key, state.step),
+    )
     own, opt_state = updated(optimiser, state.params, state.opt_state, grads)
-    state = ClassifierState(own, opt_state, state.step + 1, state.key)
-    return state, {"loss": loss, "accuracy": accuracy}
+    return ClassifierState(own, opt_state, state.step + 1, state.key), metrics
+
+
+class OwnerProbabilities(NamedTuple):
+    """p(i | y[:t]) as `Kernel.prefix_score`; equal ones share a program.
+
+    Attributes:
+      classes: of the owner head; owners: those of them that are owners.
+    """
+
+    backbone: Decoder
+    classes: int
+    owners: int
+
+    def __call__(self, params: Any, index: Any, queries: TokenBatch) -> Array:
+        """Return probabilities ``[B, T, O]`` float32."""
+        logits = owner_logits(self.backbone, self.classes, index, queries)
+        return jax.nn.softmax(logits, axis=-1)[..., : self.owners]
 
 
 def classifier_loss(
@@ -185,17 +231,13 @@ def make_classifier(setup: Setup) -> Kernel:
     def heads(key: Array) -> dict:
         return {"owner_head": models.init_head(classes, backbone.cfg.embed, key=key)}
 
-    def prefix_score(params, index, queries) -> Array:
-        logits = owner_logits(backbone, classes, index, queries)
-        return jax.nn.softmax(logits, axis=-1)[..., : setup.owners]
-
     how = backbone, classes, setup.classifier.train_on
     return trained(
         setup,
         name="classifier",
         heads=heads,
-        loss_of=functools.partial(classifier_loss, *how),
-        prefix_score=prefix_score,
+        loss_of=LossWith(classifier_loss, how),
+        prefix_score=OwnerProbabilities(backbone, classes, setup.owners),
     )
 
 

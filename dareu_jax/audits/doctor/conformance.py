@@ -12,8 +12,9 @@ from dareu_jax.audits.doctor.interpreter import Said, ask, source_of
 from dareu_jax.audits.doctor.output import Report
 from dareu_jax.audits.doctor.subject import as_dtype
 from dareu_jax.audits.doctor.tokens import check_tokenizer, named
-from dareu_jax.data.batches import pad, rounded_up
+from dareu_jax.data.batches import pad
 from dareu_jax.data.tokenizer_check import TEXTS
+from dareu_jax.data.widths import rounded_up
 from dareu_jax.data.wording import CHAT, Wording
 from dareu_jax.errors import UserError
 from dareu_jax.models.decode import greedy

@@ -209,8 +209,8 @@ class Trial:
     def in_run(self, label: str, reduction: str) -> np.ndarray:
         """In-Run Data Shapley of the original's own training, ``[Q, O]``."""
         inputs, cfg = self.inputs, self.inputs.cfg.finetune
-        records, grouped = inputs.corpus.train, cfg.group_by_length
-        stream = inputs.stream("finetune", records, cfg.batch_size, grouped)
+        records, passes = inputs.corpus.train, cfg.epochs
+        stream = inputs.stream("finetune", records, cfg.batch_size, passes=passes)
         labels = data.owner_labels(records, inputs.corpus.owners)
         start = inputs.start_of("model")
         state, train, steps = training(self.session, "finetune", cfg, stream, start)

@@ -62,7 +62,7 @@ def signs(context: Context, role: str) -> dict[str, np.ndarray]:
     kernel, index = suite.judges["attribution_unseen"]
     own = data.owner_labels(run.inputs.split.forget, run.inputs.corpus.owners)
     score = functools.partial(best_owner, kernel, suite.reference, index)
-    best = in_batches(suite, context.said(role), score)
+    best = in_batches(suite, context.said(role), score, per_token=False)
     return {
         **text_signs(context.greedy(role), suite.tokenizer.stop_ids),
         "most like another forget owner": switched(best, own, suite.forget_columns),

@@ -174,9 +174,9 @@ def training_path(
     own = jax.tree.map(jnp.copy, trained)  # a step gives its state's memory away
     key = run.inputs.key(f"stress/relearn/{label}")
     state = init_training(run.inputs.model, optimiser, own, key=key)
-    stream = run.inputs.stream(
-        f"stress/relearn/{label}", records, run.inputs.cfg.finetune.batch_size
-    )
+    size = run.inputs.cfg.finetune.batch_size
+    passes = cfg.steps * size / len(records)
+    stream = run.inputs.stream(f"stress/relearn/{label}", records, size, passes=passes)
     at = measured_steps(cfg.steps)
     with run.progress.stage(f"relearn {label}: {role}", cfg.steps) as advance:
         for step in range(1, cfg.steps + 1):

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dareu_jax import data
-from dareu_jax.data.batches import encode, take, trim_prompts, trim_responses
+from dareu_jax.data.batches import encode
 from dareu_jax.data.wording import Wording
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.suites.packed import Said, said_tokens
@@ -16,10 +15,7 @@ from dareu_jax.models import loaded
 from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.decode import greedy
 from dareu_jax.models.loaded import MULTIPLE, LoadedModel, padded
-from dareu_jax.parallel import on_host
 
-NARROW = 16
-"""Tokens of prompts, and of responses, in a batch of like lengths: a multiple."""
 ROUND = 32
 """Tokens that answers get before those that have not ended are batched anew."""
 Pair = tuple[str, str]
@@ -70,21 +66,14 @@ def by_length(
     tokens: data.TokenBatch,
     batch_size: int,
     score: Callable[[data.TokenBatch], Any],
-    multiple: int = NARROW,
+    widths: data.Widths | None = None,
 ) -> Any:
-    """Return ``score`` of batches of like length; rows keep their own order."""
-    size, count = model.rows(batch_size), len(tokens.index)
-    prompt, response = tokens.prompt_mask.sum(1), tokens.response_mask.sum(1)
-    order = np.lexsort((response, -(-prompt // multiple)))
-    parts = []
-    with jax.set_mesh(model.mesh):
-        for start in range(0, count, size):
-            rows = order[np.arange(start, start + size) % count]
-            batch = trim_prompts(take(tokens, rows), multiple)
-            batch = trim_responses(batch, NARROW)
-            parts.append(on_host(score(model.place(batch))))
-    back = np.argsort(order)
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[:count][back], *parts)
+    """Return ``score`` of batches of like length; rows keep their own order.
+
+    ``widths``: of batches; none: few that leave little empty.
+    """
+    widths = widths or data.fitted_widths(tokens, model.rows(batch_size))
+    return model.over(tokens, batch_size, score, widths)
 
 
 class Losses(NamedTuple):
@@ -184,11 +173,17 @@ def own_answers(
             [prompts[n] + said[n] for n in rest],
             [guessed[n].tokens[len(said[n]) :] for n in rest],
         )
-        more = by_length(model, asked, reading.batch_size, decode, multiple=MULTIPLE)
+        more = by_length(model, asked, reading.batch_size, decode, prompts_of(asked))
         for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
             said[n] = (said[n] + tokens[mask].tolist())[:limit]
     texts = [model.tokenizer.decode(own).strip() for own in said]
     return texts, [has_ended(own, stop_ids) for own in said]
+
+
+def prompts_of(asked: data.TokenBatch) -> data.Widths:
+    """Return the multiples of `MULTIPLE` that prompts may have, as answers grow."""
+    (_, longest), width = asked.prompt.shape, asked.response.shape[1]
+    return tuple((p, width) for p in range(MULTIPLE, longest + 1, MULTIPLE))
 
 
 def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from dareu_jax.data import Wording, load_tokenizer
-from dareu_jax.data.batches import trim_prompts, trim_responses
 from dareu_jax.errors import UserError
 from dareu_jax.evaluation.metrics.membership import ATTACKS, gradnorm
 from dareu_jax.evaluation.suites.attacks import attacks_named
@@ -45,7 +44,7 @@ def test_reference_and_gradnorm_are_those_of_every_text_alone(judge):
     np.testing.assert_allclose(found["loss"], own, rtol=1e-5)
     np.testing.assert_allclose(found["reference"], own - others, rtol=1e-4, atol=1e-6)
     for pair, norm in zip(PAIRS, found["gradnorm"], strict=True):
-        batch = trim_responses(trim_prompts(as_tokens(model, READING, [pair])))
+        batch = as_tokens(model, READING, [pair])
         mask = batch.response_mask.copy()
         mask[0, mask[0].sum() - 1] = False  # the end of text
         alone = batch._replace(response_mask=mask)

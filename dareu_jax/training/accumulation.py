@@ -1,0 +1,72 @@
+"""The gradient of a whole batch, a part of its rows at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.parallel import along_batch
+
+Array = jax.Array
+LossFn = Callable[..., tuple[Array, dict[str, Array]]]
+"""``(params, rows) -> (loss, metrics)``, means; also by name a ``key``, if there is."""
+
+
+def parts_of(batch: Any, count: int) -> Any:
+    """Return arrays ``[B, ...]`` as ``[count, B / count, ...]``.
+
+    A part has every ``count``-th row: where rows are split over devices, each device
+    has its share of every part, and nothing moves.
+    """
+
+    def split(x: Array) -> Array:
+        rows = along_batch(x.reshape(-1, count, *x.shape[1:]))
+        return jnp.moveaxis(rows, 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def accumulated(
+    loss_fn: LossFn,
+    params: Any,
+    batch: Any,
+    *,
+    size: int | None,
+    weight: Callable[[Any], Array],
+    key: Array | None = None,
+) -> tuple[Any, dict[str, Array]]:
+    """Return the gradient of a mean over a batch, and the metrics of the batch.
+
+    The mean of the whole is ``sum_p w_p mean_p / sum_p w_p`` over its parts p: with
+    tokens as weights it is that of all tokens, however they lie in the parts.
+
+    Args:
+      loss_fn: a `LossFn`; batch: a tree of arrays ``[B, ...]``.
+      size: rows of a part, which divides B; None: all at once.
+      weight: ``rows -> []``, how much the means of a part count: tokens or rows.
+      key: of dropout, another one for each part; None: there is none.
+    """
+    slope = jax.grad(loss_fn, has_aux=True)
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if size is None or size == rows:
+        return slope(params, batch, **({} if key is None else {"key": key}))
+    parts = parts_of(batch, rows // size)
+    weights = jax.vmap(lambda part: weight(part).astype(jnp.float32))(parts)
+    shares = weights / jnp.maximum(jnp.sum(weights), 1.0)
+
+    def of_part(part: Any, number: Array) -> Any:
+        own = {} if key is None else {"key": jax.random.fold_in(key, number)}
+        return slope(params, part, **own)
+
+    def add(total: Any, given: tuple[Any, Array, Array]) -> tuple[Any, None]:
+        part, share, number = given
+        found = of_part(part, number)
+        wide = jax.tree.map(lambda x: share * x.astype(jnp.float32), found)
+        return jax.tree.map(jnp.add, total, wide), None
+
+    numbers = jnp.arange(len(shares), dtype=jnp.uint32)
+    first = jax.tree.map(lambda x: x[0], (parts, numbers))
+    like = jax.eval_shape(of_part, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+    return jax.lax.scan(add, zeros, (parts, shares, numbers))[0]
