@@ -18,6 +18,7 @@ from dareu_jax.attribution.gradients import measures, probe
 from dareu_jax.attribution.gradients.probe import Slot, attributed, over_rows
 from dareu_jax.attribution.kernel import (
     OWNERS,
+    Index,
     Kernel,
     OwnerBatch,
     Setup,
@@ -26,10 +27,12 @@ from dareu_jax.attribution.kernel import (
     owner_weights,
 )
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import Decoder
+from dareu_jax.models import Decoder, abstract_params
 from dareu_jax.parallel import named_leaves
 
 Array = jax.Array
+LARGE = 50_000_000
+"""Parameters above which gradients of all of them are projected, unless told."""
 FLOOR = 1e-12
 """The least product of two norms that a cosine is divided by."""
 MATRICES = ("layers", OWNERS, "gradient_in", "gradient_out")
@@ -42,7 +45,8 @@ class GradientIndex(NamedTuple):
     """Summed features of every owner's records.
 
     Attributes:
-      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']`` float32.
+      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']``; float32
+        while they are summed, then ``attribution.index_dtype``.
       counts: ``[O]`` float32 records; seed: ``[]`` uint32 of the projection.
     """
 
@@ -150,6 +154,38 @@ def projected(k: int) -> Features:
         return x.astype(jnp.float32) @ left, e @ right
 
     return Features(held, sides, lambda d, f: (min(d, k), min(f, k)))
+
+
+def by_size(setup: Setup) -> Features:
+    """Return `exact`, or `projected` where the model is large and nothing is said.
+
+    ``attribution.whole_gradients`` says it. Of a model with adapters, which alone are
+    attributed, gradients are small and stay whole.
+    """
+    whole = setup.cfg.whole_gradients
+    if whole is None:
+        whole = setup.model.cfg.lora_alpha > 0 or parameters(setup.model) <= LARGE
+    return exact() if whole else projected(setup.cfg.projection_size)
+
+
+@functools.cache
+def parameters(model: Decoder) -> int:
+    """Return how many parameters a decoder has, adapters aside."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.cfg)))
+
+
+def note_on(name: str, setup: Setup) -> str:
+    """Return the sentence that says that gradients are projected because of the size.
+
+    It is empty where they are whole, or where the configuration says what they are.
+    """
+    if setup.cfg.whole_gradients is not None or by_size(setup) == exact():
+        return ""
+    k, count = setup.cfg.projection_size, parameters(setup.model) / 1e6
+    return (
+        f"kernel {name}: gradients of {count:.0f} M parameters are projected to {k} x "
+        f"{k} numbers a matrix; attribution.whole_gradients=true keeps them whole"
+    )
 
 
 def in_places(params: Any, make: Callable[[Any, str], Any]) -> Any:
@@ -281,9 +317,14 @@ def add_records(
 
     contract = summing(how.features)
     value, new = written(how, contract, params, batch.text, slot=slot)
-    sums = optax.tree.add(index.owner_sums, new)
+    sums = optax.tree.add(wide(index.owner_sums), new)
     counts = index.counts + jnp.sum(weights, axis=0)
     return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
+
+
+def wide(sums: dict[str, Array]) -> dict[str, Array]:
+    """Return owners' sums in float32, to add to them."""
+    return optax.tree.cast(sums, jnp.float32)
 
 
 def owner_scores(
@@ -302,7 +343,10 @@ def owner_cosines(
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
     dots, squares = contracted(how, comparing, params, index, queries, zeros=zeros)
-    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
+    theirs = sum(
+        jnp.sum(x.astype(jnp.float32) ** 2, axis=(0, 2, 3))
+        for x in index.owner_sums.values()
+    )
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
@@ -358,12 +402,17 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         counts = jnp.zeros(setup.owners, jnp.float32)
         return GradientIndex(by_matrix(params, zeros), counts, seed)
 
+    def kept(params: Any, acc: GradientIndex) -> Index:
+        dtype = jnp.dtype(setup.cfg.index_dtype)
+        return acc._replace(owner_sums=optax.tree.cast(acc.owner_sums, dtype))
+
     is_whole = features == exact() and seen.measure is measures.log_likelihoods
     return BilinearKernel(
         name=name,
         owners=setup.owners,
         init=init,
         update=lambda params, batch, acc: add_records(seen, params, batch, acc),
+        finalize=kept,
         score=functools.partial(owner_scores, seen),
         axes=by_field(AXES),
         fold=functools.partial(folded_scores, seen) if is_whole else None,
