@@ -78,7 +78,12 @@ class ModelConfig(Section):
     qk_norm: bool | None = None
     qkv_bias: bool | None = None
     tied: bool | None = None
-    remat: bool | None = None
+    # What a layer keeps for the backward pass; none given: products; true: full.
+    remat: (
+        bool
+        | Literal["none", "products", "dots", "dots_with_no_batch_dims", "full"]
+        | None
+    ) = None
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 

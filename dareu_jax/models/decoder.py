@@ -32,6 +32,7 @@ class DecoderConfig:
       score_dim: attention scores are divided by its root; None: ``head_dim``.
       score_softcap: c of c tanh(score / c); ``logit_softcap``: of the logits.
       scaled_embedding: embeddings are multiplied by the root of ``embed``.
+      remat: what a layer keeps for the backward pass, see `REMAT`.
       family: whose folder it was read from; export writes the same.
     """
 
@@ -52,7 +53,7 @@ class DecoderConfig:
     dropout: float = 0.0
     lora_alpha: float = 0.0
     lora_dropout: float = 0.0
-    remat: bool = False
+    remat: bool | str = "products"
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     activation: str = "silu"
@@ -95,6 +96,11 @@ class DecoderConfig:
         """Dimensions of a head that positions rotate."""
         return int(self.head_dim * self.rotary_share)
 
+    @property
+    def is_rematerialised(self) -> bool:
+        """Whether the backward pass computes parts of a layer again."""
+        return self.remat not in (False, "none")
+
     def first(self, layers: int) -> "DecoderConfig":
         """Return the decoder of the first ``layers`` alone."""
         rotated, windowed = (x and x[:layers] for x in (self.rotated, self.windowed))
@@ -103,7 +109,22 @@ class DecoderConfig:
         )
 
 
+REMAT = {
+    "full": None,
+    "products": jax.checkpoint_policies.save_only_these_names(layers.PRODUCT),
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a layer keeps beside its input; the backward pass computes the rest again.
+
+``products``, the default, keeps what dense layers return: all else is cheaper to
+compute again than to write to memory and read back. ``full`` (true) keeps nothing,
+``dots`` every matrix product, attention scores too,
+``dots_with_no_batch_dims`` the products with weights alone. ``none`` (false) keeps all
+that is read again, and computes nothing twice.
+"""
 CHOICES = {
+    "remat": (False, True, "none", *REMAT),
     "activation": tuple(layers.ACTIVATIONS),
     "norm": ("rms", "rms_plus_one", "layer"),
     "norm_place": ("before", "after", "both"),
@@ -114,7 +135,9 @@ def _check_choices(cfg: DecoderConfig) -> None:
     """Raise `UserError` for an unknown name, or layers without a word about them."""
     for name, known in CHOICES.items():
         if (value := getattr(cfg, name)) not in known:
-            raise UserError(f"model.{name} = {value!r}; known: {', '.join(known)}")
+            raise UserError(
+                f"model.{name} = {value!r}; known: {', '.join(map(str, known))}"
+            )
     for name in ("rotated", "windowed"):
         if len(getattr(cfg, name) or range(cfg.layers)) != cfg.layers:
             raise UserError(f"model.{name} must say something of {cfg.layers} layers")
@@ -309,13 +332,6 @@ def feed_forward(cfg: DecoderConfig, op: layers.DenseOp) -> nn.Module:
     return kind(cfg.ffn, 0.5 / cfg.layers, linear, cfg.activation, name="mlp")
 
 
-PRODUCTS = jax.checkpoint_policies.save_only_these_names(layers.PRODUCT)
-"""A layer's forward pass keeps what its dense layers return.
-
-All else is cheaper to compute again than to write to memory and read back.
-"""
-
-
 class Decoder(nn.Module):
     """Token embedding, scanned layers, final norm, (tied) unembedding."""
 
@@ -331,8 +347,10 @@ class Decoder(nn.Module):
             param_dtype=jnp.dtype(cfg.param_dtype),
             embedding_init=nn.initializers.normal(cfg.embed**-0.5),
         )
-        kept = None if cfg.remat else PRODUCTS
-        body = nn.remat(Layer, prevent_cse=False, policy=kept)
+        body = Layer
+        if cfg.is_rematerialised:
+            policy = REMAT["full" if cfg.remat is True else str(cfg.remat)]
+            body = nn.remat(Layer, prevent_cse=False, policy=policy)
         stack = nn.scan(
             body,
             variable_axes={"params": 0, layers.SLOTS: 0},

@@ -191,7 +191,13 @@ class Sizes:
         self.use_base(part, "prior" if part == "prior" else "weights")
         if not is_imported(cfg, stage):
             held = self.held().total() + side.trainable + side.optimiser
-            own = side.train(hp.batch_size, at.prompt, at.response, copies=2)
+            own = side.train(
+                hp.batch_size,
+                at.prompt,
+                at.response,
+                copies=2,
+                at_once=hp.microbatch_size,
+            )
             yield self.row(name, hp.batch_size, held, own)
         left = {stage.name: side.trainable}
         if stage.name == "original":
@@ -208,10 +214,13 @@ class Sizes:
         names = {"reward": reward, "reward_shuffled": f"shuffled {reward}"}
         name = names.get(stage.name, stage.name)
         built = traced_kernel(at, kernel, fitted)
-        size = classifier_of(at.inputs, fitted).batch_size
+        hp = classifier_of(at.inputs, fitted)
+        size, part = hp.batch_size, hp.microbatch_size
         if built.kernel.is_fitted:
             self.use_base(fitted.part, name)
-            own = at.sides[fitted.part].train(size, 0, at.response, copies=0)
+            own = at.sides[fitted.part].train(
+                size, 0, at.response, copies=0, at_once=part
+            )
             own = dataclasses.replace(own, results=built.state)
         else:
             added = built.state if built.kernel.differentiates else 0
@@ -268,9 +277,11 @@ class Sizes:
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
         yield "judge answers", size, one.judge(size, p, t, others)
-        own = one.train(size, p, t, 2 * trunks, trunks)
-        yield "PPO update", size, dataclasses.replace(own, results=one.trainable)
-        own = one.train(kept, p, at.response if hp.distil_on == "gold" else t, 5, 2)
+        part, rows = hp.microbatch_size, hp.minibatch_size or size
+        own = one.train(rows, p, t, 2 * trunks, trunks, part)
+        yield "PPO update", rows, dataclasses.replace(own, results=one.trainable)
+        answer = at.response if hp.distil_on == "gold" else t
+        own = one.train(kept, p, answer, 5, 2, part)
         yield "distillation", kept, dataclasses.replace(own, results=one.trainable)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
@@ -279,10 +290,11 @@ class Sizes:
 
     def losses(self, needs: Mapping[str, Need]) -> Iterator[Step]:
         """Yield a step on losses of all batches that a method needs."""
-        size = max(need.batch_size for need in needs.values())
+        largest = max(needs.values(), key=lambda need: need.at_once or need.batch_size)
+        size, part = largest.batch_size, largest.at_once
         count = sum(need.batches for need in needs.values())
         prompt, response = self.shapes.prompt, self.shapes.response
-        yield "loss update", size, self.one.losses(size, prompt, response, count)
+        yield "loss update", size, self.one.losses(size, prompt, response, count, part)
 
     def evaluation(self, stage: Planned) -> Iterator[Row]:
         """Yield greedy answers and log-probs of one model."""

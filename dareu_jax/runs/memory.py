@@ -93,6 +93,8 @@ class OnDevice:
         trainable, frozen = split(self.params)
         self.trainable = device_bytes(trainable, mesh)
         self.frozen = device_bytes(frozen, mesh)
+        wide = jax.tree.map(lambda x: x.update(dtype=jnp.float32), trainable)
+        self.sums = device_bytes(wide, mesh)
         moments = jax.eval_shape(make_optimiser(1.0, 1).init, trainable)
         self.optimiser = device_bytes(moments, mesh)
         self.tensor = mesh.shape["tensor"]
@@ -160,14 +162,22 @@ class OnDevice:
         plain = dataclasses.replace(self.local, remat=False)
         adapters, rows = (self.rank, self.targets), self.rows(batch)
         own = _kept(plain, adapters, rows, length, dropout) // plain.layers
-        if not self.cfg.remat:
+        if not self.cfg.is_rematerialised:
             return own
+        if self.cfg.remat not in (True, "full"):
+            own -= _kept(self.local, adapters, rows, length, dropout) // plain.layers
         one = self.streams(batch, length)
         moving = 2 * (one["stream"] + max(one["scores"], one["ffn"])) + one["adapted"]
         return own + moving
 
     def train(
-        self, batch: int, prompt: int, response: int, copies: int, trunks: int = 1
+        self,
+        batch: int,
+        prompt: int,
+        response: int,
+        copies: int,
+        trunks: int = 1,
+        at_once: int | None = None,
     ) -> Footprint:
         """A gradient step on a batch, results aside.
 
@@ -175,26 +185,37 @@ class OnDevice:
           batch: B; prompt: P; response: T.
           copies: how many arrays like the logits exist at once; trunks: of how many
             decoders.
+          at_once: rows read at a time, whose gradients are summed; None: all.
         """
-        length = prompt + response
+        is_summed = at_once not in (None, batch)
+        batch, length = at_once or batch, prompt + response
         dropout = self.cfg.lora_dropout > 0 or self.cfg.dropout > 0
         layer, table = self.gathered()
         return Footprint(
-            gradients=self.trainable,
+            gradients=self.trainable + is_summed * self.sums,
             kept=self.kept(batch, length, dropout),
             layer=self.backward(batch, length, dropout) + layer,
             logits=copies * self.logits(batch, response, trunks) + table,
         )
 
     def losses(
-        self, batch: int, prompt: int, response: int, batches: int = 2
+        self,
+        batch: int,
+        prompt: int,
+        response: int,
+        batches: int = 2,
+        at_once: int | None = None,
     ) -> Footprint:
-        """A gradient step on losses of several batches, under way side by side."""
-        one = self.train(batch, prompt, response, copies=3)
+        """A gradient step on losses of several batches, under way side by side.
+
+        Where ``at_once`` rows are read at a time, the batches are read in turn.
+        """
+        one = self.train(batch, prompt, response, copies=3, at_once=at_once)
+        beside = 1 if at_once not in (None, batch) else batches
         return dataclasses.replace(
             one,
             gradients=min(batches, 2) * one.gradients,
-            kept=batches * one.kept,
+            kept=beside * one.kept,
             gathered=2 * self.gathered()[1],
         )
 

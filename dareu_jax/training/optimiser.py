@@ -197,7 +197,7 @@ def make_schedule(
     """Return the learning rate by step; arguments as for `make_optimiser`."""
     numbers = (learning_rate, *phases_of(steps, warmup, decay), 0.0, 1.0)
     recipe = Recipe(*map(jnp.float32, numbers))
-    return lambda step: learning_rate_at(recipe, jnp.asarray(step, jnp.int32))
+    return jax.jit(lambda step: learning_rate_at(recipe, jnp.asarray(step, jnp.int32)))
 
 
 def optimiser_of(cfg: Any, steps: int, *, decay: bool = True) -> Optimiser:

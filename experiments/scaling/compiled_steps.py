@@ -99,13 +99,13 @@ class Compiled:
         """Arguments, and all else, that XLA allocates on one device."""
         return bytes_of(self.compiled(step, *args, **kwargs))
 
-    def finetune(self):
+    def finetune(self, **how):
         optimiser = make_optimiser(1e-3, 10)
         moments = self.put(jax.eval_shape(optimiser.init, self.trainable))
         step = self.put(jax.ShapeDtypeStruct((), jnp.int32))
         state = TrainState(self.trainable, moments, step)
         given = (self.model, optimiser, state, self.frozen, self.batch)
-        return self.bytes_of(finetune_step, *given, key=self.key)
+        return self.bytes_of(finetune_step, *given, key=self.key, **how)
 
     def sampling(self, mesh):
         """The program that samples, on a mesh of the same devices."""

@@ -154,6 +154,22 @@ def test_a_wrong_type_names_key_value_and_what_was_expected(load, text, parts):
     [
         ("dareu: {clip: 1.0}", ("dareu.clip = 1.0", "less than 1")),
         (
+            "finetune: {batch_size: 8, microbatch_size: 3}",
+            ("finetune.microbatch_size = 3", "must divide batch_size = 8"),
+        ),
+        (
+            "npo: {batch_size: 8, microbatch_size: 5}",
+            ("npo.microbatch_size = 5", "must divide batch_size = 8"),
+        ),
+        (
+            "dareu: {batch_size: 8, samples_per_prompt: 2, minibatch_size: 3}",
+            ("dareu.minibatch_size = 3", "batch_size x samples_per_prompt = 16"),
+        ),
+        (
+            "dareu: {batch_size: 8, minibatch_size: 4, microbatch_size: 8}",
+            ("dareu.microbatch_size = 8", "must divide minibatch_size = 4"),
+        ),
+        (
             "dareu: {batch_size: 0}",
             ("dareu.batch_size = 0", "greater than or equal to 1"),
         ),

@@ -201,18 +201,21 @@ def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values():
 
 def test_rematerialisation_changes_no_gradient():
     plain, params = model_and_params(layers=2)
-    remat = Decoder(dataclasses.replace(plain.cfg, remat=True))
+    kinds = ("none", "full", "dots", "dots_with_no_batch_dims")
+    remat = [Decoder(dataclasses.replace(plain.cfg, remat=kind)) for kind in kinds]
     tokens, mask = random_tokens(2), jnp.ones((2, T), bool)
 
     def loss(model, params):
         hidden = hidden_states(model, params, tokens, mask)
         return jnp.mean(logits_of(model, params, hidden) ** 2)
 
-    both = jax.jit(lambda p: [jax.grad(loss, 1)(m, p) for m in (remat, plain)])
-    again, once = both(params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, once
-    )
+    all_of = jax.jit(lambda p: [jax.grad(loss, 1)(m, p) for m in (plain, *remat)])
+    once, *again = all_of(params)
+    for other in again:
+        for a, b in zip(*map(jax.tree.leaves, (other, once)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"model.remat = 'half'; known: .*dots"):
+        dataclasses.replace(plain.cfg, remat="half")
 
 
 def test_bfloat16_compute_with_float32_parameters_gives_float32_logits():

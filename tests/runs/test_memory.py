@@ -20,8 +20,8 @@ from dareu_jax.parallel import abstract_mesh
 from dareu_jax.runs.memory import OnDevice, device_bytes
 from dareu_jax.training.finetune import TrainState
 from dareu_jax.training.optimiser import make_optimiser
-from dareu_jax.unlearning.npo import npo_loss
-from dareu_jax.unlearning.supervised import loss_step
+from dareu_jax.unlearning import grad_diff, npo
+from dareu_jax.unlearning.supervised import LossState, loss_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 
@@ -53,11 +53,15 @@ IN_HALF = {
     "bfloat16": (HALF, None, (1, 1, 1)),
     "bfloat16, fsdp": (dataclasses.replace(HALF, embed=512), None, (1, 8, 1)),
 }
+KEPT = {
+    name: (dataclasses.replace(SMALL, remat=name), None, (1, 1, 1))
+    for name in ("dots", "dots_with_no_batch_dims")
+}
 
 
 @functools.cache
 def compiled(case):
-    return Compiled(*(CASES | IN_HALF)[case])
+    return Compiled(*(CASES | IN_HALF | KEPT)[case])
 
 
 @functools.cache
@@ -67,7 +71,7 @@ def phases(case):
 
 @functools.cache
 def on_device(case):
-    cfg, rank, sizes = (CASES | IN_HALF)[case]
+    cfg, rank, sizes = (CASES | IN_HALF | KEPT)[case]
     mesh = abstract_mesh(*sizes, devices=int(np.prod(sizes)))
     return OnDevice(cfg, mesh, rank, TARGETS if rank else ())
 
@@ -78,11 +82,20 @@ def check(found, arguments, footprint):
     assert arguments + footprint.total == pytest.approx(sum(found), rel=0.2)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *KEPT])
 def test_a_fine_tuning_step(case):
     one = on_device(case)
     arguments = one.trainable + one.optimiser + one.frozen
     check(compiled(case).finetune(), arguments, one.train(B, P, T, copies=2))
+
+
+@pytest.mark.parametrize("case", ["full", "fsdp"])
+def test_a_fine_tuning_step_that_reads_a_part_of_the_rows_at_a_time(case):
+    one, part = on_device(case), 8
+    arguments = one.trainable + one.optimiser
+    own = one.train(B, P, T, copies=2, at_once=part)
+    check(compiled(case).finetune(microbatch_size=part), arguments, own)
+    assert own.total < 0.7 * one.train(B, P, T, copies=2).total or case == "fsdp"
 
 
 @pytest.mark.parametrize("case", IN_HALF)
@@ -161,19 +174,24 @@ def test_a_classifier_step(case):
     check(at.bytes_of(fit, *how), size, one.train(B, 0, T, copies=0))
 
 
-@pytest.mark.parametrize("case", ["remat", "lora", "fsdp", "full"])
-def test_a_step_on_losses(case):
+@pytest.mark.parametrize(
+    ("case", "part"),
+    [("remat", None), ("lora", None), ("fsdp", None), ("full", None), ("full", 8)],
+)
+def test_a_step_on_losses(case, part):
     one, at = on_device(case), compiled(case)
     optimiser = make_optimiser(1e-3, 10)
     moments = at.put(jax.eval_shape(optimiser.init, at.trainable))
     step = at.put(jax.ShapeDtypeStruct((), jnp.int32))
-    state = TrainState(at.trainable, moments, step)
+    number = at.put(jax.ShapeDtypeStruct((), jnp.float32))
+    numbers = {"beta": number, "retain_weight": number}
+    state = LossState(TrainState(at.trainable, moments, step), step, numbers)
     found = at.bytes_of(
         loss_step,
         model=at.model,
         optimiser=optimiser,
-        forget_loss=functools.partial(npo_loss, beta=0.1),
-        retain_weight=1.0,
+        losses=(grad_diff.LOSS, npo.LOSS),
+        microbatch_size=part,
         state=state,
         frozen=at.frozen,
         reference=at.start,
@@ -181,4 +199,4 @@ def test_a_step_on_losses(case):
         retain=at.batch,
     )
     own = one.trainable + one.frozen
-    check(found, 2 * own + one.optimiser, one.losses(B, P, T))
+    check(found, 2 * own + one.optimiser, one.losses(B, P, T, at_once=part))

@@ -65,6 +65,42 @@ def test_the_loss_falls_and_the_steps_are_counted(step, fresh, batch):
     assert losses[-1] < 0.8 * losses[0] and int(state.step) == 10
 
 
+def test_trainings_of_one_shape_share_a_program(model, batch):
+    """Whatever their learning rate and steps, as original and retrained have."""
+    before, losses = finetune_step._cache_size(), []
+    for rate, steps in ((0.1, 20), (0.001, 30)):
+        own = make_optimiser(rate, steps, warmup=0.1, clip_norm=0.5)
+        state = init_training(model, own, key=jax.random.key(0))
+        for _ in range(4):
+            state, metrics = finetune_step(
+                model, own, state, {}, batch, key=jax.random.key(0)
+            )
+        losses.append(float(metrics["loss"]))
+    assert finetune_step._cache_size() - before <= 1
+    assert losses[0] != losses[1]
+
+
+def test_rows_read_in_parts_give_the_same_gradient(model, fresh, batch):
+    """Their mean is over all tokens, of answers of different lengths."""
+    assert len(set(batch.response_mask.sum(axis=1))) > 1
+    found = []
+    for size in (None, 1, 2):
+        state, metrics = finetune_step(
+            model,
+            OPTIMISER,
+            fresh(),
+            {},
+            batch,
+            prompt_dropout=0.3,
+            microbatch_size=size,
+            key=jax.random.key(0),
+        )
+        found.append((state.opt_state.mu, metrics))
+    for other in found[1:]:
+        for a, b in zip(*map(jax.tree.leaves, (found[0], other)), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
 def test_padding_is_neither_read_nor_learnt(step, fresh, batch):
     junk = batch._replace(
         prompt=np.where(batch.prompt_mask, batch.prompt, 9).astype(np.int32),

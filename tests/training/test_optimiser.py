@@ -1,4 +1,4 @@
-"""Parameters below float32 are trained as precisely as those of float32."""
+"""AdamW is optax's, in one pass; bfloat16 parameters are trained as float32 ones."""
 
 import dataclasses
 
@@ -12,7 +12,12 @@ from dareu_jax.config import ModelConfig
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import make_mesh, shardings_for
 from dareu_jax.training.finetune import finetune_step, init_training
-from dareu_jax.training.optimiser import WithMasters, make_optimiser, updated
+from dareu_jax.training.optimiser import (
+    WithMasters,
+    make_optimiser,
+    make_schedule,
+    updated,
+)
 
 STEPS, RATE = 12, 1e-5
 SHAPES = {"embed": {"embedding": (64, 32)}, "final_norm": {"scale": (32,)}}
@@ -101,23 +106,68 @@ def test_optax_alone_leads_to_the_same_parameters(both):
     assert moved(params, masters) == 0.0
 
 
-def test_float32_parameters_have_no_masters_and_the_same_bits(both):
-    start, _, (full, state) = both
-    assert not isinstance(state, WithMasters)
+SCHEDULES = {
+    "constant": ({"decay": False}, optax.constant_schedule(0.01)),
+    "decay": ({}, optax.cosine_decay_schedule(0.01, STEPS)),
+    "both": (
+        {"warmup": 0.25},
+        optax.warmup_cosine_decay_schedule(0.0, 0.01, STEPS // 4, STEPS),
+    ),
+    "warm-up": (
+        {"warmup": 0.5, "decay": False},
+        optax.linear_schedule(0.0, 0.01, STEPS // 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("norm", [1.0, 1e9])
+def test_float32_parameters_are_those_of_optax(name, norm):
+    changes, schedule = SCHEDULES[name]
+    start, is_matrix = wide(tree(0, 0.02)), {"embedding": True, "scale": False}
     plain = optax.chain(
-        optax.clip_by_global_norm(1.0),
+        optax.clip_by_global_norm(norm),
         optax.adamw(
-            optax.linear_schedule(RATE, RATE, 1),
-            weight_decay=0.01,
+            schedule,
+            weight_decay=0.1,
             mask=lambda params: {
-                "embed": {"embedding": True},
-                "final_norm": {"scale": False},
+                k: {n: is_matrix[n] for n in params[k]} for k in params
             },
         ),
     )
     inner = optax.GradientTransformation(plain.init, in_standard(plain.update))
-    wanted, _ = trained(wide(start), inner)
-    assert moved(full, wanted) == 0.0
+    own = make_optimiser(0.01, STEPS, weight_decay=0.1, clip_norm=norm, **changes)
+    wanted, (found, state) = trained(start, inner)[0], trained(start, own)
+    assert not isinstance(state, WithMasters) and int(state.done) == STEPS
+    for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    rates = make_schedule(0.01, STEPS, **changes)
+    for step in (0, 1, 5, STEPS - 1, STEPS, 2 * STEPS):
+        np.testing.assert_allclose(rates(step), schedule(step), rtol=1e-5, atol=1e-9)
+
+
+def test_recipes_share_a_program_and_keep_their_numbers():
+    start, grads = wide(tree(0, 0.02)), wide(tree(1, 1.0))
+    step = jax.jit(updated, static_argnums=0)
+    rates, moves = (1e-3, 2e-3), []
+    for rate, steps in zip(rates, (10, 20), strict=True):
+        optimiser = make_optimiser(rate, steps, decay=False)
+        params, _ = step(optimiser, start, optimiser.init(start), grads)
+        moves.append(params["embed"]["embedding"] - start["embed"]["embedding"])
+    assert step._cache_size() == 1
+    np.testing.assert_allclose(moves[1], 2 * moves[0], rtol=1e-3, atol=1e-7)
+    assert make_optimiser(1.0, 1) != optax.adam(1.0)
+
+
+def test_an_update_writes_in_place_and_keeps_nothing_beside(optimised):
+    """No copy of gradients or moments: it would be as large as the parameters."""
+    start = {"embed": {"embedding": jnp.ones((512, 64))}}
+    optimiser = make_optimiser(RATE, STEPS, weight_decay=0.1, warmup=0.5)
+    step = jax.jit(updated, static_argnums=0, donate_argnums=(1, 2))
+    compiled = step.lower(optimiser, start, optimiser.init(start), start).compile()
+    size, found = start["embed"]["embedding"].nbytes, compiled.memory_analysis()
+    assert found.alias_size_in_bytes >= 3 * size
+    assert found.temp_size_in_bytes < 0.1 * size
 
 
 def in_standard(update):

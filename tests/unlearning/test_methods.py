@@ -17,6 +17,7 @@ from dareu_jax.unlearning.grad_diff import grad_diff_loss
 from dareu_jax.unlearning.npo import npo_loss
 from dareu_jax.unlearning.phase_table import PHASES
 from dareu_jax.unlearning.rows import first_tokens
+from dareu_jax.unlearning.supervised import loss_step
 
 NAMES = (*METHODS.names(), "rmu")
 FAST = {
@@ -285,6 +286,47 @@ def test_npo_loss_against_numpy(beta):
     out = npo_loss(jnp.asarray(LOGPS), jnp.asarray(REF), jnp.asarray(MASK), beta)
     assert out.dtype == jnp.float32
     assert float(out) == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_share_one_step_whatever_their_numbers(cfg, tiny_inputs, batches):
+    before, first = loss_step._cache_size(), []
+    for name, changes in (
+        ("npo", {}),
+        ("npo", {"npo.beta": 0.5, "npo.learning_rate": 1e-3, "npo.steps": 7}),
+        ("grad_diff", {"grad_diff.retain_weight": 0.25, "grad_diff.clip_norm": 0.1}),
+    ):
+        row = with_overrides(cfg, changes)
+        method = METHODS.get(name).make(row, tiny_inputs)
+        _, log = steps_of(name, method, tiny_inputs, batches)
+        first.append({key: float(value) for key, value in log[0].items()})
+    assert loss_step._cache_size() - before <= 1
+    assert first[1]["forget_loss"] == pytest.approx(2 / 0.5 * np.log(2), rel=1e-5)
+    assert first[2]["forget_loss"] < 0.0  # log p, of an equation of its own
+    total = first[2]["forget_loss"] + 0.25 * first[2]["retain_loss"]
+    assert first[2]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["npo", "grad_diff"])
+def test_a_loss_by_parts_of_the_rows_is_that_of_all(cfg, tiny_inputs, batches, name):
+    found = []
+    for size in (None, 1):
+        row = with_overrides(cfg, {f"{name}.microbatch_size": size})
+        method = METHODS.get(name).make(row, tiny_inputs)
+        state, log = steps_of(name, method, tiny_inputs, batches)
+        found.append((state.training.opt_state.mu, log))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
+
+
+def test_every_minibatch_is_an_update_of_dareu(cfg, tiny_inputs, batches):
+    halves = with_overrides(cfg, {"dareu.minibatch_size": 2})
+    method = METHODS.get("dareu").make(halves, tiny_inputs)
+    state, log = steps_of("dareu", method, tiny_inputs, batches)
+    passes = STEPS * cfg.dareu.updates_per_batch
+    assert int(state.opt_state.done) == passes * (2 + cfg.dareu.retain_updates)
+    again, _ = steps_of("dareu", method, tiny_inputs, batches)
+    same(copies(again), copies(state))
+    assert np.isfinite(log[-1]["policy_loss"])
 
 
 def test_npo_falls_to_zero_as_the_answers_become_unlikely():

@@ -25,10 +25,11 @@ from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.registry import METHODS
 from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
+from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.measures import repeats_itself
 from dareu_jax.unlearning.phase_table import loss_options, phases_of
 from dareu_jax.unlearning.phases import ppo_loss
-from dareu_jax.unlearning.rows import answered, cut, repeat_rows
+from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
 from dareu_jax.unlearning.setting import Experience, Judged, Setting, response_widths
 
 pytestmark = pytest.mark.slow
@@ -522,6 +523,48 @@ def test_distillation_holds_the_policy_to_the_reference(world, trainable):
     still = {**trainable, "decoder": world.reference}
     _, _, metrics = distil(trainable=still, opt_state=on.optimiser.init(still))
     assert float(metrics["distillation_loss"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_steps_that_read_a_row_at_a_time_are_those_of_the_batch(
+    iteration, trainable, world
+):
+    """Answers of 4 and of fewer tokens weigh by their tokens."""
+    found = []
+    for size in (None, 1):
+        own = {"kl_in": "loss", "kl_coef": 0.5, "microbatch_size": size}
+        on, _, answers, _, experience = iteration(own, trainable["decoder"])
+        phase, given = phases_of(on), {"frozen": {}, "trainable": trainable}
+        _, ppo, first = phase.update(
+            **given,
+            opt_state=on.optimiser.init(trainable),
+            anchor=on.anchor(trainable["decoder"]),
+            experience=experience,
+        )
+        _, distilled, second = phase.distil(
+            **given,
+            opt_state=on.optimiser.init(trainable),
+            reference=world.reference,
+            retain=answers._replace(response_mask=jnp.asarray(MASK)),
+        )
+        found.append((ppo.mu, distilled.mu, first, second))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_a_pass_reads_every_answer_once_and_in_an_order_of_its_own():
+    hp = DareuConfig(batch_size=4, samples_per_prompt=2, minibatch_size=2)
+    rows = jnp.arange(8, dtype=jnp.int32)
+    whole = Experience(rows, rows, rows, rows, rows, rows[:, None])
+    seen = []
+    for number in (0, 0, 1):
+        parts = minibatches(hp, whole, number, key=jax.random.key(0))
+        assert len(parts) == hp.minibatches == 4
+        for part in parts:
+            np.testing.assert_array_equal(part.answers, part.anchor[:, 0])
+        seen.append(np.concatenate([part.answers for part in parts]).tolist())
+    assert seen[0] == seen[1] != seen[2]
+    assert sorted(seen[0]) == sorted(seen[2]) == list(range(8))
+    assert minibatches(DareuConfig(), whole, 0, key=jax.random.key(0)) == (whole,)
 
 
 def test_measure_says_how_long_how_broken_and_how_attributable(phases):
