@@ -27,12 +27,10 @@ from dareu_jax.attribution.kernel import (
     owner_weights,
 )
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import Decoder, abstract_params
+from dareu_jax.models import Decoder
 from dareu_jax.parallel import named_leaves
 
 Array = jax.Array
-LARGE = 50_000_000
-"""Parameters above which gradients of all of them are projected, unless told."""
 FLOOR = 1e-12
 """The least product of two norms that a cosine is divided by."""
 MATRICES = ("layers", OWNERS, "gradient_in", "gradient_out")
@@ -154,38 +152,6 @@ def projected(k: int) -> Features:
         return x.astype(jnp.float32) @ left, e @ right
 
     return Features(held, sides, lambda d, f: (min(d, k), min(f, k)))
-
-
-def by_size(setup: Setup) -> Features:
-    """Return `exact`, or `projected` where the model is large and nothing is said.
-
-    ``attribution.whole_gradients`` says it. Of a model with adapters, which alone are
-    attributed, gradients are small and stay whole.
-    """
-    whole = setup.cfg.whole_gradients
-    if whole is None:
-        whole = setup.model.cfg.lora_alpha > 0 or parameters(setup.model) <= LARGE
-    return exact() if whole else projected(setup.cfg.projection_size)
-
-
-@functools.cache
-def parameters(model: Decoder) -> int:
-    """Return how many parameters a decoder has, adapters aside."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.cfg)))
-
-
-def note_on(name: str, setup: Setup) -> str:
-    """Return the sentence that says that gradients are projected because of the size.
-
-    It is empty where they are whole, or where the configuration says what they are.
-    """
-    if setup.cfg.whole_gradients is not None or by_size(setup) == exact():
-        return ""
-    k, count = setup.cfg.projection_size, parameters(setup.model) / 1e6
-    return (
-        f"kernel {name}: gradients of {count:.0f} M parameters are projected to {k} x "
-        f"{k} numbers a matrix; attribution.whole_gradients=true keeps them whole"
-    )
 
 
 def in_places(params: Any, make: Callable[[Any, str], Any]) -> Any:

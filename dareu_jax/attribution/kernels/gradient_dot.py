@@ -12,11 +12,10 @@ from pydantic import Field
 from dareu_jax.attribution.gradients.bilinear import (
     BilinearKernel,
     bilinear,
-    by_size,
     cosine,
-    note_on,
     projected,
 )
+from dareu_jax.attribution.gradients.size import by_size, note_on
 from dareu_jax.attribution.kernel import Kernel, Setup, options_of
 from dareu_jax.config import Section
 from dareu_jax.registry import KERNELS
