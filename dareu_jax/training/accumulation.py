@@ -27,18 +27,20 @@ def parts_of(batch: Any, count: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def after(done: Any, tokens: Array) -> Array:
-    """Return ``tokens``, int32, which XLA cannot read before ``done`` is computed.
+def after(done: Any, compute: Callable[[], Any]) -> Any:
+    """Return ``compute()``, floats, for which ``done`` must be there: NaN if that is.
 
     Two gradients that do not depend on each other are else under way side by side, each
-    with all that its forward pass keeps. XLA drops `optimization_barrier` on CPU. Of
-    what is no number, which ends a training, other tokens are returned.
+    with all that its forward pass keeps. XLA on CPU drops `optimization_barrier`, and
+    allocates what a loop begins with at once, unless it is in a branch.
     """
-    seen = [
-        leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(done)
-    ]
-    is_broken = jnp.isnan(jnp.sum(jnp.stack(seen)))
-    return tokens + is_broken.astype(tokens.dtype)
+    seen = [x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(done)]
+    shapes = jax.eval_shape(compute)
+
+    def broken() -> Any:
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    return jax.lax.cond(jnp.isnan(jnp.sum(jnp.stack(seen))), broken, compute)
 
 
 def accumulated(

@@ -135,8 +135,9 @@ def loss_step(
 
     of_part = functools.partial(accumulated, size=microbatch_size)
     lost, first = of_part(lost_fn, training.params, forget, weight=weight)
-    then = retain._replace(prompt=after(lost, retain.prompt))
-    kept, second = of_part(kept_fn, training.params, then, weight=response_tokens)
+    kept, second = after(
+        lost, lambda: of_part(kept_fn, training.params, retain, weight=response_tokens)
+    )
     total = first["forget_loss"] + numbers["retain_weight"] * second["retain_loss"]
     grads = jax.tree.map(jnp.add, lost, kept)
     training = apply_gradients(optimiser, training, grads)
