@@ -87,6 +87,8 @@ def build(made: Attributor, progress: Progress) -> Attributor:
     """Return the attributor with the index of its records."""
     model, batches = made.model, made.batches(made.records)
     kernel = made.kernel_of(len(made.owners), len(batches))
+    if kernel.note:
+        progress.say(kernel.note)
     title, steps = f"index of {kernel.name}", kernel.passes * len(batches)
     with jax.set_mesh(model.mesh), progress.stage(title, steps) as advance:
         done = itertools.count(1)

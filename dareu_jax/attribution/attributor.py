@@ -13,7 +13,7 @@ from dareu_jax import data
 from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf
 from dareu_jax.attribution.kernel import Kernel, Setup
-from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes
+from dareu_jax.attribution.owners import both, columns_of, filled, owner_axes, slice_of
 from dareu_jax.attribution.single import single_scores
 from dareu_jax.config import AttributionConfig, ClassifierConfig, attribution_config
 from dareu_jax.data import ownership
@@ -22,6 +22,7 @@ from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.models.context import lengths_of, warn_beyond
 from dareu_jax.models.loaded import LoadedModel, as_tokens
+from dareu_jax.parallel import on_host
 from dareu_jax.registry import KERNELS
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.training.finetune import training_steps
@@ -98,6 +99,7 @@ class Attributor:
       held: what every owner has in it, see `digests`.
       records: what it was built from; none where they are not at hand.
       snapshots: parameters and weights of checkpoints, for ``tracin``.
+      owners_at_once: owners whose index is on the devices at a time; None: all.
     """
 
     model: LoadedModel
@@ -107,6 +109,7 @@ class Attributor:
     held: Mapping[str, str]
     records: tuple[data.Record, ...] = ()
     snapshots: Snapshots = ()
+    owners_at_once: int | None = None
 
     @functools.cached_property
     def kernel(self) -> Kernel:
@@ -160,10 +163,32 @@ class Attributor:
 
         Higher: more of the owner's. Compare owners within a row, not rows.
         """
-        score = functools.partial(self._score, self.model.params, self.index)
         asked, size = self._asked(queries), self.options.batch_size
-        widths = data.fitted_widths(asked, self.model.rows(size))
-        return self.model.over(asked, size, score, widths)
+        widths, model = data.fitted_widths(asked, self.model.rows(size)), self.model
+        count = len(self.owners)
+        at_once = min(self.owners_at_once or count, count)
+        parts = []
+        for first in range(0, count, at_once):
+            # the last slice is as wide as the others: one program
+            start, index = min(first, count - at_once), self.index
+            if at_once < count:
+                index = slice_of(self.kernel, index, start, at_once, model.mesh)
+            score = functools.partial(self._score, model.params, index)
+            scores = model.over(asked, size, score, widths)
+            parts.append(scores[:, first - start :])
+        return np.concatenate(parts, axis=1)
+
+    def in_slices(self, owners_at_once: int) -> "Attributor":
+        """Return the attributor with its index in the memory of the host.
+
+        Scores are made with ``owners_at_once`` owners of it on the devices at a time.
+
+        Raises:
+          UserError: the owners of this kernel are not independent of each other.
+        """
+        self.check_additive("cannot be scored a few owners at a time")
+        index = on_host(self.index)
+        return dataclasses.replace(self, index=index, owners_at_once=owners_at_once)
 
     def _asked(self, queries: Queries) -> data.TokenBatch:
         return self.tokens([data.Record("", "", *pair) for pair in queries])

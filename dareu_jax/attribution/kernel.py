@@ -79,6 +79,7 @@ class Kernel:
       follows_model: whether it looks at the model through ``params``, so that it goes
         stale while the model is trained.
       is_control: whether it is there to be beaten.
+      note: a sentence for the user on what it does by itself, or an empty one.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Kernel:
     is_probability: bool = False
     follows_model: bool = False
     is_control: bool = False
+    note: str = ""
 
     @property
     def is_additive(self) -> bool:

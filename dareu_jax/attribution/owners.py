@@ -62,6 +62,18 @@ def extend(
     return merge(kernel, index, filled(kernel, params, empty, batches))
 
 
+def slice_of(kernel: Kernel, index: Index, start: int, count: int, mesh: Mesh) -> Index:
+    """Return the index of ``count`` owners from column ``start`` on, on ``mesh``."""
+
+    def cut(axis: int, x: Array) -> Array:
+        return (
+            x if axis < 0 else x[(slice(None),) * axis + (slice(start, start + count),)]
+        )
+
+    own = jax.tree.map(cut, owner_axes(kernel, index), index)
+    return placed_index(kernel, own, mesh)
+
+
 def columns_of(
     kernel: Kernel, index: Index, columns: tuple[int, ...], mesh: Mesh
 ) -> Index:

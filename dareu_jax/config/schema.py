@@ -78,9 +78,12 @@ class ModelConfig(Section):
     qk_norm: bool | None = None
     qkv_bias: bool | None = None
     tied: bool | None = None
-    remat: bool | Literal["none", "full", "dots", "dots_with_no_batch_dims"] | None = (
-        None  # what a layer keeps for the backward pass; true: full, false: none
-    )
+    # What a layer keeps for the backward pass; none given: products; true: full.
+    remat: (
+        bool
+        | Literal["none", "products", "dots", "dots_with_no_batch_dims", "full"]
+        | None
+    ) = None
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 
@@ -141,6 +144,9 @@ class AttributionConfig(Section):
     """Options that several kernels share (ours), and the sections of single kernels."""
 
     reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
+    whole_gradients: bool | None = None  # of grad_dot, grad_cos, tracin; none: by size
+    projection_size: int = Field(64, ge=1)  # columns a side, where they are not whole
+    index_dtype: Literal["float32", "bfloat16"] = "float32"  # of the owners' gradients
     projection_seed: int = Field(0, ge=0, lt=2**32)  # of all that a kernel draws
     damping: float = Field(0.1, gt=0)  # of the curvature's mean (Grosse et al., 2023)
 

@@ -53,7 +53,7 @@ class DecoderConfig:
     dropout: float = 0.0
     lora_alpha: float = 0.0
     lora_dropout: float = 0.0
-    remat: bool | str = False
+    remat: bool | str = "products"
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     activation: str = "silu"
@@ -111,12 +111,15 @@ class DecoderConfig:
 
 REMAT = {
     "full": None,
+    "products": jax.checkpoint_policies.save_only_these_names(layers.PRODUCT),
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """What a layer keeps beside its input; the backward pass computes the rest again.
 
-``full`` (true) keeps nothing, ``dots`` every matrix product, attention scores too,
+``products``, the default, keeps what dense layers return: all else is cheaper to
+compute again than to write to memory and read back. ``full`` (true) keeps nothing,
+``dots`` every matrix product, attention scores too,
 ``dots_with_no_batch_dims`` the products with weights alone. ``none`` (false) keeps all
 that is read again, and computes nothing twice.
 """

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 DenseOp = Callable[[Array, Array, Any], Array]
@@ -15,6 +16,9 @@ SLOTS, HELD = "slots", "held"
 """Variable collections by the kernel's path: what a product's op is given of one layer,
 and what it is given whole, of every layer."""
 
+
+PRODUCT = "product"
+"""The name, for a remat policy, of what a dense layer returns."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -59,7 +63,7 @@ class Dense(nn.Module):
             y = y + bias.astype(x.dtype)
         if self.has_variable("params", "lora_a"):
             y = y + self._low_rank(x)
-        return y
+        return checkpoint_name(y, PRODUCT)
 
     def _product(self, x: Array, kernel: Array, name: str) -> Array:
         """The product with the parameter ``name``, in the dtype of ``x``."""

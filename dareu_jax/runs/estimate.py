@@ -277,13 +277,12 @@ class Sizes:
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
         yield "judge answers", size, one.judge(size, p, t, others)
-        part, written = hp.microbatch_size, {"results": one.trainable}
-        rows = hp.minibatch_size or size
+        part, rows = hp.microbatch_size, hp.minibatch_size or size
         own = one.train(rows, p, t, 2 * trunks, trunks, part)
-        yield "PPO update", part or rows, dataclasses.replace(own, **written)
+        yield "PPO update", part or rows, own
         answer = at.response if hp.distil_on == "gold" else t
         own = one.train(kept, p, answer, 5, 2, part)
-        yield "distillation", part or kept, dataclasses.replace(own, **written)
+        yield "distillation", part or kept, own
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

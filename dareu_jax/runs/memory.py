@@ -206,16 +206,11 @@ class OnDevice:
         batches: int = 2,
         at_once: int | None = None,
     ) -> Footprint:
-        """A gradient step on losses of several batches, under way side by side.
-
-        Where ``at_once`` rows are read at a time, the batches are read in turn.
-        """
+        """A gradient step on losses of several batches, which are read in turn."""
         one = self.train(batch, prompt, response, copies=3, at_once=at_once)
-        beside = 1 if at_once not in (None, batch) else batches
         return dataclasses.replace(
             one,
             gradients=min(batches, 2) * one.gradients,
-            kept=beside * one.kept,
             gathered=2 * self.gathered()[1],
         )
 

@@ -20,7 +20,7 @@ from dareu_jax.data import Corpus, adopt
 from dareu_jax.evaluation.run_suite import RunSuite
 from dareu_jax.evaluation.seeds import summarise
 from dareu_jax.models import abstract_adapters, abstract_params
-from dareu_jax.parallel import Preemption, first_then_others, is_first
+from dareu_jax.parallel import Preemption, first_then_others, give_back, is_first
 from dareu_jax.runs import folder as run_folder
 from dareu_jax.runs.checks import check
 from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
@@ -102,6 +102,7 @@ def run_seed(session: Session) -> bool:
             else:
                 results[stage.name] = load(inputs, stage, results)
             results = needed_after(stage, stages, todo, results)
+            give_back()
     return bool(todo)
 
 

@@ -19,6 +19,7 @@ from dareu_jax.data.batches import over_records
 from dareu_jax.registry import KERNELS
 from dareu_jax.rl import segment_length
 from dareu_jax.runs.inputs import Inputs, parts_of
+from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.training.finetune import training_steps
 from dareu_jax.training.loop import Stage
 
@@ -84,6 +85,8 @@ class Indexer:
 
     def built(self, params: Any) -> tuple[Kernel, Any]:
         """Return the kernel as a reward and its index at the original's ``params``."""
+        if self.kernel.note and finished_step(self.build.folder) is None:
+            self.where(self.stage, "").progress.say(self.kernel.note)
         return self.as_reward(params, self.build.index(params))
 
     def again(self, params: Any) -> Any:

@@ -27,6 +27,9 @@ from dareu_jax.errors import TrainingError, UserError, first_line
 from dareu_jax.parallel import agreed, is_first, named_leaves, path_name, wait_for_all
 from dareu_jax.storage import integrity
 
+LARGE = 2**28
+"""Bytes above which arrays in the memory of the host are written at once: donated
+while they are being read, they would be there twice."""
 Found = tuple[int, Any, dict[str, Any]]
 """A step, its tree and its meta."""
 
@@ -64,15 +67,18 @@ class Checkpoints:
     ) -> None:
         """Copies `tree` (arrays) and `meta` (JSON); both are written in the background.
 
-        The arrays may be donated as soon as it returns. Steps at or after `step` belong
-        to an abandoned run and are removed first. `keep_best` goes by the `metric`,
-        lower is better; none: never among the best. `model` has parameters of `tree` as
-        nested dictionaries, for `read_model`. Raises `TrainingError` on a full disk.
+        The arrays may be donated as soon as it returns; large ones in the memory of the
+        host are on disk by then, see `LARGE`. Steps at or after `step` belong to an
+        abandoned run and are removed first. `keep_best` goes by the `metric`, lower is
+        better; none: never among the best. `model` has parameters of `tree` as nested
+        dictionaries, for `read_model`. Raises `TrainingError` on a full disk.
         """
         self.settle()
         self._remove([old for old in agreed(self.steps()) if old >= step])
         with self._discarding(step):
             self._saving = step, self._write(step, tree, meta, metric, model)
+            if _host_bytes(tree) > LARGE:
+                self._saving[1].result()
 
     def settle(self) -> None:
         """Wait until the last save is whole; raise `TrainingError` on a full disk."""
@@ -301,6 +307,12 @@ class Checkpoints:
             drafts = self.folder.glob("*.orbax-checkpoint-tmp*")
             for path in [self._path(step), *drafts]:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _host_bytes(tree: Any) -> int:
+    """Return the bytes of the arrays whose device is the host itself."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    return sum(x.nbytes for x in arrays if next(iter(x.devices())).platform == "cpu")
 
 
 def _problem(folder: Path) -> str:

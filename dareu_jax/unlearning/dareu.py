@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dareu_jax.config import RunConfig
@@ -130,15 +131,39 @@ class Start:
     def __call__(self, params: Any, *, key: Array) -> DareuState:
         """Return the state before the first iteration."""
         decoder, _ = split(params)
-        trainable = {"decoder": decoder}
+        trainable = {"decoder": copied(decoder)}
         if self.head:
             trainable["value_head"] = init_head(1, self.head, key=key)
         return DareuState(
             trainable=trainable,
             opt_state=self.optimiser(trainable),
-            behaviour=decoder,
-            attributed=decoder if self.is_rebuilt else {},
+            behaviour=copied(decoder),
+            attributed=copied(decoder) if self.is_rebuilt else {},
         )
+
+
+def copied(params: Any) -> Any:
+    """Return the same parameters in memory of their own."""
+    return jax.tree.map(jnp.copy, params)
+
+
+@functools.partial(jax.jit, donate_argnames="old", keep_unused=True)
+def in_place_of(old: dict, new: dict) -> dict:
+    """Return a copy of ``new`` in the memory of ``old``, which is used up."""
+    del old
+    return copied(new)
+
+
+def behaviour_of(state: DareuState, is_renewed: bool) -> dict:
+    """Return the behaviour policy: the last one, or a copy of the policy.
+
+    An update writes the next policy over the one before.
+    """
+    policy, last = state.trainable["decoder"], state.behaviour
+    if not is_renewed:
+        return last
+    is_read = last is state.attributed  # by the index of the reward
+    return copied(policy) if is_read else in_place_of(last, policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +204,8 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     """Return the state after one iteration, and what was measured in it."""
     phase, hp, inputs = row.phase, row.on.hp, row.on.inputs
     frozen, reference, prior = inputs.frozen, inputs.reference, row.on.prior
-    trainable, opt_state, behaviour, attributed = state
-    if step % row.per_behaviour == 0:
-        behaviour = trainable["decoder"]
+    trainable, opt_state, _, attributed = state
+    behaviour = behaviour_of(state, step % row.per_behaviour == 0)
     prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
     rollout = row.sample(behaviour, prompts, key=key)

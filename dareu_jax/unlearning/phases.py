@@ -296,7 +296,7 @@ def ppo_loss(
         "optimiser",
         "microbatch_size",
     ),
-    donate_argnames=("opt_state",),
+    donate_argnames=("trainable", "opt_state"),
 )
 @jax.named_scope("update")
 def update(
@@ -342,7 +342,7 @@ def update(
 @functools.partial(
     jax.jit,
     static_argnames=("model", "optimiser", "microbatch_size"),
-    donate_argnames=("opt_state",),
+    donate_argnames=("trainable", "opt_state"),
 )
 @jax.named_scope("distil")
 def distil(

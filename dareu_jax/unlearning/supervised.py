@@ -17,7 +17,7 @@ from dareu_jax.config import Section, divisor
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, join, response_logps
 from dareu_jax.rl import cross_entropy
-from dareu_jax.training.accumulation import accumulated
+from dareu_jax.training.accumulation import accumulated, after
 from dareu_jax.training.finetune import (
     TrainState,
     apply_gradients,
@@ -135,7 +135,9 @@ def loss_step(
 
     of_part = functools.partial(accumulated, size=microbatch_size)
     lost, first = of_part(lost_fn, training.params, forget, weight=weight)
-    kept, second = of_part(kept_fn, training.params, retain, weight=response_tokens)
+    kept, second = after(
+        lost, lambda: of_part(kept_fn, training.params, retain, weight=response_tokens)
+    )
     total = first["forget_loss"] + numbers["retain_weight"] * second["retain_loss"]
     grads = jax.tree.map(jnp.add, lost, kept)
     training = apply_gradients(optimiser, training, grads)

@@ -201,6 +201,7 @@ def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values():
 
 def test_rematerialisation_changes_no_gradient():
     plain, params = model_and_params(layers=2)
+    assert plain.cfg.remat == "products"
     kinds = ("none", "full", "dots", "dots_with_no_batch_dims")
     remat = [Decoder(dataclasses.replace(plain.cfg, remat=kind)) for kind in kinds]
     tokens, mask = random_tokens(2), jnp.ones((2, T), bool)

@@ -22,7 +22,7 @@ import pytest
 
 from dareu_jax.errors import TrainingError, UserError
 from dareu_jax.parallel import make_mesh, named_leaves, shard, shardings_for
-from dareu_jax.storage import integrity
+from dareu_jax.storage import checkpoints, integrity
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.fingerprint import fingerprint
 from dareu_jax.storage.integrity import MANIFEST, problem, write_manifest
@@ -81,6 +81,18 @@ def test_what_comes_back_is_what_went_in(tmp_path):
     np.testing.assert_array_equal(
         jax.random.normal(back["key"], (3,)), jax.random.normal(tree["key"], (3,))
     )
+
+
+def test_large_arrays_are_there_once_when_they_are_donated_after_a_save(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "LARGE", 0)
+    x = jax.random.normal(jax.random.key(0), (2**22,))
+    place = x.unsafe_buffer_pointer()
+    with Checkpoints(tmp_path) as stage:
+        stage.save(1, {"x": x}, {})
+        x = jax.jit(lambda x: x + 1.0, donate_argnums=0)(x)
+        assert x.unsafe_buffer_pointer() == place
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -7,7 +7,7 @@ import pytest
 
 from dareu_jax.parallel import make_mesh, put_batch
 from dareu_jax.rl import masked_mean
-from dareu_jax.training.accumulation import accumulated, parts_of
+from dareu_jax.training.accumulation import accumulated, after, parts_of
 
 ROWS, T, D = 16, 5, 3
 
@@ -85,3 +85,29 @@ def test_every_device_has_rows_of_every_part():
     assert parts.shape == (4, 8)
     assert {s.data.shape for s in parts.addressable_shards} == {(4, 1)}
     assert sorted(np.asarray(parts).ravel()) == list(range(32))
+
+
+def test_two_gradients_in_turn_share_memory_and_are_the_same():
+    w, rows = jnp.eye(64) * 0.9, jnp.ones((2, 128, 64))
+
+    def slope(x):
+        def loss(w):
+            layers = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, length=64)
+            return jnp.sum(layers[0])
+
+        return jax.grad(loss)(w)
+
+    beside = jax.jit(lambda x: slope(x[0]) + slope(2.0 * x[1]))
+
+    def in_turn(x):
+        first = slope(x[0])
+        return first + after(first, lambda: slope(2.0 * x[1]))
+
+    turn = jax.jit(in_turn)
+    np.testing.assert_array_equal(turn(rows), beside(rows))
+    assert jnp.isnan(turn(rows.at[0].set(jnp.nan))).all()
+    sizes = [
+        step.lower(rows).compile().memory_analysis().temp_size_in_bytes
+        for step in (turn, beside)
+    ]
+    assert sizes[0] < 0.7 * sizes[1]

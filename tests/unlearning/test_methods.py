@@ -186,6 +186,23 @@ def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_inputs, bat
         assert differ(copies(state.trainable["decoder"]), policy)
 
 
+def test_an_iteration_of_dareu_writes_over_the_state_before(cfg, tiny_inputs, batches):
+    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+    before = method.init(tiny_inputs.reference, key=jax.random.key(0))
+    state = before
+    for step in range(2):
+        last = state
+        rows = batches("dareu", step)
+        state, _ = method.step(last, rows, step, key=jax.random.key(step))
+        used = jax.tree.leaves((last.trainable, last.opt_state, last.behaviour))
+        assert all(leaf.is_deleted() for leaf in used if leaf.ndim)
+    held = jax.tree.leaves(state._replace(attributed={}))
+    places = {leaf.unsafe_buffer_pointer() for leaf in held}
+    kept = jax.tree.leaves(tiny_inputs.reference)
+    assert len(places) == len(held)
+    assert not places & {leaf.unsafe_buffer_pointer() for leaf in kept}
+
+
 def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_inputs):
     method = METHODS.get("dareu").make(cfg, tiny_inputs)
     state = method.init(tiny_inputs.reference, key=jax.random.key(0))

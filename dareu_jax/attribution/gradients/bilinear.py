@@ -19,6 +19,7 @@ from dareu_jax.attribution.gradients import measures, probe
 from dareu_jax.attribution.gradients.probe import Slot, attributed, over_rows
 from dareu_jax.attribution.kernel import (
     OWNERS,
+    Index,
     Kernel,
     OwnerBatch,
     Setup,
@@ -43,7 +44,8 @@ class GradientIndex(NamedTuple):
     """Summed features of every owner's records.
 
     Attributes:
-      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']`` float32.
+      owner_sums: by the path of each attributed matrix, ``[L, O, D', F']``; float32
+        while they are summed, then ``attribution.index_dtype``.
       counts: ``[O]`` float32 records; seed: ``[]`` uint32 of the projection.
     """
 
@@ -307,9 +309,14 @@ def add_records(
 
     contract = summing(how.features)
     value, new = written(how, contract, params, batch.text, slot=slot)
-    sums = optax.tree.add(index.owner_sums, new)
+    sums = optax.tree.add(wide(index.owner_sums), new)
     counts = index.counts + jnp.sum(weights, axis=0)
     return GradientIndex(sums, counts, index.seed), {"loss": -value / len(weights)}
+
+
+def wide(sums: dict[str, Array]) -> dict[str, Array]:
+    """Return owners' sums in float32, to add to them."""
+    return optax.tree.cast(sums, jnp.float32)
 
 
 def owner_scores(
@@ -328,7 +335,10 @@ def owner_cosines(
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
     dots, squares = contracted(how, comparing, params, index, queries, zeros=zeros)
-    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in index.owner_sums.values())
+    theirs = sum(
+        jnp.sum(x.astype(jnp.float32) ** 2, axis=(0, 2, 3))
+        for x in index.owner_sums.values()
+    )
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
@@ -384,12 +394,17 @@ def bilinear(name: str, setup: Setup, features: Features, **how: Any) -> Bilinea
         counts = jnp.zeros(setup.owners, jnp.float32)
         return GradientIndex(by_matrix(params, zeros), counts, seed)
 
+    def kept(params: Any, acc: GradientIndex) -> Index:
+        dtype = jnp.dtype(setup.cfg.index_dtype)
+        return acc._replace(owner_sums=optax.tree.cast(acc.owner_sums, dtype))
+
     is_whole = features == exact() and seen.measure is measures.log_likelihoods
     return BilinearKernel(
         name=name,
         owners=setup.owners,
         init=init,
         update=lambda params, batch, acc: add_records(seen, params, batch, acc),
+        finalize=kept,
         score=functools.partial(owner_scores, seen),
         axes=by_field(AXES),
         fold=functools.partial(folded_scores, seen) if is_whole else None,

@@ -73,7 +73,8 @@ def precondition(kernel: BilinearKernel, fit: Preconditioner) -> Kernel:
 
     def finalize(params, acc) -> Preconditioned:
         sums = fit.apply(params, acc.fitted, acc.base.owner_sums)
-        return Preconditioned(acc.base._replace(owner_sums=sums), acc.fitted)
+        base = kernel.finalize(params, acc.base._replace(owner_sums=sums))
+        return Preconditioned(base, acc.fitted)
 
     def score(params, index: Preconditioned, queries: TokenBatch) -> Array:
         return kernel.score(params, index.base, queries)

@@ -46,10 +46,11 @@ class Whole(NamedTuple):
     layer: Any = None
 
     def rows(self, start: Array | int, count: int) -> Array:
-        """Return ``[O, count, F]`` of the layer, from row ``start`` of D on."""
+        """Return ``[O, count, F]`` float32 of the layer, from row ``start`` of D on."""
         _, owners, _, f = self.array.shape
         place = (self.layer, 0, start, 0)
-        return jax.lax.dynamic_slice(self.array, place, (1, owners, count, f))[0]
+        own = jax.lax.dynamic_slice(self.array, place, (1, owners, count, f))[0]
+        return own.astype(jnp.float32)
 
 
 def own_layer(held: Any, layer: Array) -> Any:
@@ -143,7 +144,7 @@ def _folded_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
     dx, step = tangents[0], tangents[-1]
 
     def add(o: Array, total: Array) -> Array:  # one at a time: no copy of the layer
-        return total + weights[o] * owners[layer, o]
+        return total + weights[o] * owners[layer, o].astype(jnp.float32)
 
     zeros = jnp.zeros(kernel.shape, jnp.float32)
     direction = jax.lax.fori_loop(0, len(weights), add, zeros, unroll=4)

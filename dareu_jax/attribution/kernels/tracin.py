@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dareu_jax.attribution.gradients.bilinear import bilinear, exact
 from dareu_jax.attribution.kernel import Kernel, OwnerBatch, Setup, axes_of, read_once
+from dareu_jax.attribution.kernels.gradient_dot import on_gradients
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.errors import UserError
 from dareu_jax.parallel import table_axes
@@ -82,6 +82,7 @@ def ensemble(
         axes=axes,
         adds_up=kernel.is_additive,
         differentiates=kernel.differentiates,
+        note=kernel.note,
         reads_snapshots=True,
     )
 
@@ -101,4 +102,4 @@ def make_tracin(setup: Setup) -> Kernel:
             "set finetune.snapshots to 4 or so"
         )
 
-    return ensemble(bilinear("tracin", setup, exact()), members)
+    return ensemble(on_gradients("tracin", setup), members)

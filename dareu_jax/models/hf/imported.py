@@ -73,6 +73,7 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
     if "family" not in fields:
         fields["family"] = read_json(folder / FILES / "config.json").get("model_type")
     source = fields.pop("source")
+    fields.pop("remat", None)  # a run says it
     return Imported(folder, DecoderConfig(**fields), source)
 
 
