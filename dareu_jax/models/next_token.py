@@ -24,17 +24,19 @@ def drawn_token(logits: Array, *, keys: Array) -> tuple[Array, Array]:
     """Return tokens ``[B]`` of softmax(logits), and log p of each, with ``keys [B]``.
 
     A block is drawn by its mass, then a token of the block by its own: two draws of few
-    numbers have the distribution of one draw among all V.
+    numbers have the distribution of one draw among all V. Both take the largest
+    log-mass with Gumbel noise (Maddison et al., 2014), so that no sum is rounded.
     """
     chex.assert_rank([logits, keys], [2, 1])
     chex.assert_type(logits, jnp.float32)
     highest = jnp.max(logits, axis=-1, keepdims=True)
     blocks = in_blocks(logits - highest)
     mass = jnp.sum(jnp.exp(blocks), axis=-1)
-    first, second = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    block = jax.vmap(jax.random.categorical)(first, jnp.log(mass))
+    n = mass.shape[-1]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (n + BLOCK,)))(keys)
+    block = jnp.argmax(jnp.log(mass) + noise[:, :n], axis=-1)
     own = block_of(blocks, block)
-    inside = jax.vmap(jax.random.categorical)(second, own)
+    inside = jnp.argmax(own + noise[:, n:], axis=-1)
     picked = jnp.take_along_axis(own, inside[:, None], axis=-1)[:, 0]
     logp = picked - jnp.log(jnp.sum(mass, axis=-1))
     return (block * BLOCK + inside).astype(jnp.int32), logp

@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
     Attributes:
       place: ``[b]``, where a row stands in the batch.
-      key: ``[b]``, of its random numbers.
+      keys: ``[b, T]``, of the random numbers of each of its tokens.
       length: ``[b]``, tokens of its prompt.
       token: ``[b]``, its last token; done: ``[b]`` bool, whether that ended it.
       slots: ``[b, P + T]`` bool, which of the cache's are its own.
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
     """
 
     place: Array
-    key: Array
+    keys: Array
     length: Array
     token: Array
     done: Array
@@ -109,7 +109,7 @@ def generate(
     numbers = place if numbers is None else numbers
     rows = Rows(
         place=place,
-        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers),
+        keys=_keys_of(key, numbers, t),
         length=jnp.sum(prompt_mask.astype(jnp.int32), axis=1),
         token=jnp.zeros(b, jnp.int32),
         done=jnp.zeros(b, bool),
@@ -148,6 +148,13 @@ def _prefill(
     positions, visible = positions_of(prompt_mask), causal(prompt_mask)
     hidden, cache = model.apply({"params": params}, prompt, positions, visible, empty)
     return logits_of(model, params, hidden[:, -1]), cast(KVCache, cache)
+
+
+def _keys_of(key: Array, numbers: Array, t: int) -> Array:
+    """Return keys ``[B, T]``: of a row by its number, of a token by its place."""
+    own = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+    places = jnp.arange(t, dtype=jnp.int32)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(own, places)
 
 
 def _nothing(b: int, t: int, fill: int) -> Rollout:
@@ -207,8 +214,7 @@ def _decode(model: Decoder, params: dict, state: State) -> tuple[Array, Rows, KV
 
 def _say(how: Sampling, logits: Array, rows: Rows, i: Array) -> Rows:
     """Choose token ``i`` of every row, and write it down where the row goes on."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, i)
-    token, logp = next_token(how, logits, keys=keys)
+    token, logp = next_token(how, logits, keys=rows.keys[:, i])
     said = Rollout(
         tokens=rows.said.tokens.at[:, i].set(
             jnp.where(rows.done, how.stop_ids[0], token)

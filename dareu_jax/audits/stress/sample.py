@@ -70,6 +70,7 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
     Every model draws with the same keys.
     """
     suite, run, samples = context.suite, context.run, context.cfg.samples
+    there = suite.layouts.params(context.models[role])
     how = Sampling(suite.tokenizer.stop_ids, temperature)
     columns = []
     with run.progress.stage(
@@ -78,7 +79,7 @@ def sampled_rouge(context: Context, role: str, temperature: float) -> np.ndarray
         for number in range(samples):
             decode = answering(
                 suite.model,
-                context.models[role],
+                there,
                 how,
                 suite.max_new_tokens,
                 layouts=suite.layouts,
