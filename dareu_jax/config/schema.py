@@ -72,6 +72,7 @@ class ModelConfig(Section):
     qkv_bias: bool | None = None
     tied: bool | None = None
     remat: bool | None = None
+    attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] | None = None
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 

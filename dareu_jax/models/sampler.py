@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.models.decoder import Decoder, KVCache
-from dareu_jax.models.scoring import causal, logits_of, positions_of
+from dareu_jax.models.scoring import logits_of, positions_of
 
 Array = jax.Array
 
@@ -116,20 +116,15 @@ def generate(
 
 def _prefill(model, params, prompt, prompt_mask, cache):
     """Fills the cache with the prompt; returns logits ``[B, V]`` of its last token."""
-    positions, visible = positions_of(prompt_mask), causal(prompt_mask)
-    hidden, cache = model.apply({"params": params}, prompt, positions, visible, cache)
+    positions, variables = positions_of(prompt_mask), {"params": params}
+    hidden, cache = model.apply(variables, prompt, positions, prompt_mask, cache)
     return logits_of(model, params, hidden[:, -1]), cache
 
 
 def _decode(model, params, token, position, slots, cache, slot):
     """Runs one token ``[B]`` through the cache; returns logits ``[B, V]``."""
     hidden, cache = model.apply(
-        {"params": params},
-        token[:, None],
-        position[:, None],
-        slots[:, None, :],
-        cache,
-        slot,
+        {"params": params}, token[:, None], position[:, None], slots, cache, slot
     )
     return logits_of(model, params, hidden[:, 0]), cache
 
