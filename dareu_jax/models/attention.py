@@ -10,6 +10,9 @@ from dareu_jax.models.layers import softcapped
 Array = jax.Array
 FAR = 2**30
 """A slot behind every text."""
+HIDDEN = -1e30
+"""Added to the score of a key that is not seen, so that its weight is 0. A sum needs no
+mask in the backward pass."""
 LONG = 256
 """Tokens of a text from which on its scores are computed in blocks. On a CPU (9 heads
 of 64, 3 of keys, 4 texts, forward and gradient, process time against all at once): 128
@@ -48,8 +51,9 @@ def in_window(seen: Array, window: int | Array) -> Array:
 def visible(seen: Array, tokens: int, first: Array | int = 0) -> Array:
     """Return ``[B, T, S]`` bool: which keys each token sees, from slot ``first`` on."""
     at = (first + jnp.arange(tokens, dtype=jnp.int32))[:, None]
-    slots = jnp.arange(seen.shape[1], dtype=jnp.int32)
-    return (slots <= at) & (at < ends(seen)[:, None, :])
+    end = ends(seen)
+    start = jnp.where(end > 0, jnp.arange(end.shape[1], dtype=jnp.int32), FAR)
+    return (start[:, None, :] <= at) & (at < end[:, None, :])
 
 
 def attend(q: Array, k: Array, v: Array, visible: Array, scores: Scores) -> Array:
@@ -65,7 +69,7 @@ def attend(q: Array, k: Array, v: Array, visible: Array, scores: Scores) -> Arra
     score = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
     score = score.reshape(b, kv, -1, t, s) / jnp.sqrt(jnp.float32(scores.dim))
     score = softcapped(score, scores.softcap)
-    score = jnp.where(visible[:, None, None], score, -1e30)
+    score = score + jnp.where(visible[:, None, None], jnp.float32(0.0), HIDDEN)
     highest = jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True))
     weights = jnp.exp(score - highest).reshape(b, kv, -1, s)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -96,31 +100,50 @@ def in_blocks(
     """`attend` with scores of `block_size` queries at a time; it has all derivatives.
 
     Memory grows with T, not with its square: the backward pass computes the scores of
-    each block again (Rabe and Staats, 2021). Where the tokens look at each other alone
-    each of `PARTS` parts of the queries leaves out the keys behind it.
+    each block again (Rabe and Staats, 2021).
     """
-    t, s = q.shape[1], k.shape[2]
-    size = block_size(t)
-    if size == t:
+    size = block_size(q.shape[1])
+    if size == q.shape[1]:
         return whole(q, k, v, seen, scores, first)
+
+    @jax.checkpoint  # keeps q, k and v, not the parts of them
+    def attended(q: Array, k: Array, v: Array, end: Array) -> Array:
+        return _each_part(q, (k, v, end), size, scores, first)
+
+    return attended(q, k, v, ends(seen))
+
+
+def _each_part(
+    q: Array,
+    keys: tuple[Array, Array, Array],
+    size: int,
+    scores: Scores,
+    first: Array | int,
+) -> Array:
+    """`_each_block` of each of `PARTS` parts of the queries, over the keys not behind.
+
+    ``keys``: k, v and their ends.
+    """
+    k, v, end = keys
+    t, s = q.shape[1], k.shape[2]
     step = -(-t // size // PARTS) * size
     out = []
     for start in range(0, t, step):
         stop = min(start + step, t)
-        keys = stop if s == t else s
-        near = k[:, :, :keys], v[:, :, :keys], ends(seen)[:, :keys]
-        out.append(_each_block(q[:, start:stop], size, near, scores, first + start))
+        near = stop if s == t else s
+        keys = k[:, :, :near], v[:, :, :near], end[:, :near]
+        out.append(_each_block(q[:, start:stop], keys, size, scores, first + start))
     return jnp.concatenate(out, axis=1)
 
 
 def _each_block(
     q: Array,
+    keys: tuple[Array, Array, Array],
     size: int,
-    near: tuple[Array, Array, Array],
     scores: Scores,
     first: Array | int,
 ) -> Array:
-    """`whole` of ``size`` queries at a time, over the keys, values and ends near."""
+    """`whole` of ``size`` queries at a time; ``keys``: k, v and their ends."""
     b, t, n, h = q.shape
     q = jnp.pad(q, ((0, 0), (0, -t % size), (0, 0), (0, 0)))
     blocks = jnp.moveaxis(q.reshape(b, -1, size, n, h), 1, 0)
@@ -128,7 +151,7 @@ def _each_block(
 
     @jax.checkpoint
     def block(of: tuple[Array, Array]) -> Array:
-        return whole(of[0], *near, scores, of[1])
+        return whole(of[0], *keys, scores, of[1])
 
     out = jnp.moveaxis(jax.lax.map(block, (blocks, slots)), 0, 1)
     return out.reshape(b, -1, n, h)[:, :t]

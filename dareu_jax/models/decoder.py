@@ -311,7 +311,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, layers.SLOTS: 0},
             variable_broadcast=layers.HELD,
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, 0, nn.broadcast),
             length=cfg.layers,
         )
         self.layers = stack(cfg, self.op)
@@ -330,8 +330,13 @@ class Decoder(nn.Module):
         return self.final_norm(x), cache
 
     def stream(self, tokens, positions, seen, cache=None, slot=0):
-        """Runs the layers alone: hidden states before the final norm, and the cache."""
+        """Runs the layers alone: hidden states before the final norm, and the cache.
+
+        Every layer gets ``seen`` as its own: a scan keeps what follows from a broadcast
+        argument alone, here masks ``[B, N, T, S]``, for all of its steps.
+        """
         cfg = self.cfg
+        seen = jnp.broadcast_to(seen, (cfg.layers, *seen.shape))
         x = jnp.take(self.embed.embedding, tokens, axis=0)
         x = along_batch(x.astype(jnp.dtype(cfg.compute_dtype)))
         if cfg.scaled_embedding:

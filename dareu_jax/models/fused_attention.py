@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from dareu_jax.models.attention import Scores, in_blocks, in_window, whole
+from dareu_jax.models.attention import Scores, block_size, in_blocks, in_window, whole
 from dareu_jax.parallel import BATCH_AXES
 
 Array = jax.Array
@@ -63,6 +64,7 @@ def attention(
     ``q [B, T, N, H]``; ``k, v [B, K, S, H]``; ``seen [B, S]`` as of `attention.ends`;
     ``first``: the slot of the first of the T tokens.
     """
+    chex.assert_rank([q, k, v, seen], [4, 4, 4, 2])
     alone = q.shape[1] == k.shape[2] and seen.dtype == bool
     fused = fused_for(rule, q.shape[1]) if alone else None
     if fused is not None:
@@ -86,6 +88,13 @@ def fused_for(rule: Rule, tokens: int) -> Fused | None:
         return None
     able = (x for x in FUSED.values() if x.is_here() and x.lacks(rule) is None)
     return next(able, None)
+
+
+def queries_at_once(rule: Rule, tokens: int) -> int:
+    """Return how many of ``tokens`` have scores in memory at the same time."""
+    if fused_for(rule, tokens) is not None:
+        return 0
+    return tokens if rule.name == "xla" else block_size(tokens)
 
 
 def by_cudnn(
