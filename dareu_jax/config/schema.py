@@ -84,6 +84,7 @@ class ModelConfig(Section):
         | Literal["none", "products", "dots", "dots_with_no_batch_dims", "full"]
         | None
     ) = None
+    attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] | None = None
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 

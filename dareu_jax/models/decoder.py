@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from dareu_jax.errors import UserError
 from dareu_jax.models import layers
+from dareu_jax.models.attention import FAR, Scores, in_window
+from dareu_jax.models.fused_attention import FUSED, IMPLEMENTATIONS, Rule, attention
 from dareu_jax.parallel import along_batch
 
 Array = jax.Array
@@ -33,6 +35,7 @@ class DecoderConfig:
       score_softcap: c of c tanh(score / c); ``logit_softcap``: of the logits.
       scaled_embedding: embeddings are multiplied by the root of ``embed``.
       remat: what a layer keeps for the backward pass, see `REMAT`.
+      attention: who computes it, `fused_attention.IMPLEMENTATIONS`.
       family: whose folder it was read from; export writes the same.
     """
 
@@ -54,6 +57,7 @@ class DecoderConfig:
     lora_alpha: float = 0.0
     lora_dropout: float = 0.0
     remat: bool | str = "products"
+    attention: str = "auto"
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     activation: str = "silu"
@@ -125,6 +129,7 @@ that is read again, and computes nothing twice.
 """
 CHOICES = {
     "remat": (False, True, "none", *REMAT),
+    "attention": IMPLEMENTATIONS,
     "activation": tuple(layers.ACTIVATIONS),
     "norm": ("rms", "rms_plus_one", "layer"),
     "norm_place": ("before", "after", "both"),
@@ -143,6 +148,11 @@ def _check_choices(cfg: DecoderConfig) -> None:
             raise UserError(f"model.{name} must say something of {cfg.layers} layers")
     if cfg.windowed is not None and cfg.sliding_window is None:
         raise UserError("model.windowed needs model.sliding_window")
+    fused = FUSED.get(cfg.attention)
+    if fused is not None and (lacked := fused.lacks(rule_of(cfg))):
+        raise UserError(
+            f"model.attention = {cfg.attention} {lacked}; take auto, xla or chunked"
+        )
 
 
 LLAMA3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position"}
@@ -189,45 +199,16 @@ class KVCache(NamedTuple):
         return take(self.k, layer), take(self.v, layer)
 
 
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    visible: Array,
-    score_dim: int | None = None,
-    softcap: float | None = None,
-) -> Array:
-    """softmax(q k / sqrt(H)) v ``[B, T, N, H]`` with grouped keys; float32 softmax.
-
-    The weights are divided by their sum behind the product with v, where it is smaller
-    (Dao et al., 2022), and queries that share keys are rows of one product. ``q [B, T,
-    N, H]``; ``k, v [B, K, S, H]`` with N = K G; ``visible [B, T, S]`` bool. The root
-    is that of ``score_dim`` where it is given; ``softcap`` bounds the scores.
-    """
-    b, t, n, h = q.shape
-    kv, s = k.shape[1:3]
-    q = jnp.moveaxis(q.reshape(b, t, kv, -1, h), 1, 3).reshape(b, kv, -1, h)
-    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, kv, -1, t, s) / jnp.sqrt(jnp.float32(score_dim or h))
-    scores = layers.softcapped(scores, softcap)
-    scores = jnp.where(visible[:, None, None], scores, -1e30)
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - highest).reshape(b, kv, -1, s)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights.astype(v.dtype)
-    out = jnp.einsum("bkrs,bksh->bkrh", weights, v, preferred_element_type=jnp.float32)
-    out = (out / total).astype(v.dtype).reshape(b, kv, -1, t, h)
-    return jnp.moveaxis(out, 3, 1).reshape(b, t, n, h)
-
-
-def in_window(window: int, shape: tuple[int, int], slot: Array | int) -> Array:
-    """``[1, T, S]`` bool: true where a key is at most ``window - 1`` tokens back.
-
-    As in Mistral (Jiang et al., 2023). Slots of one row are contiguous, so their
-    distance is the tokens' distance; ``slot`` is that of the first of the T tokens.
-    """
-    t, s = (jnp.arange(size, dtype=jnp.int32) for size in shape)
-    return ((slot + t)[:, None] - s[None, :] < window)[None]
+def rule_of(cfg: DecoderConfig) -> Rule:
+    """How every layer of this decoder attends."""
+    return Rule(
+        name=cfg.attention,
+        scores=Scores(cfg.score_dim or cfg.head_dim, cfg.score_softcap),
+        head_dim=cfg.head_dim,
+        dtype=cfg.compute_dtype,
+        window=cfg.sliding_window if cfg.windowed is None else None,
+        windows_differ=cfg.windowed is not None,
+    )
 
 
 def linear_of(cfg: DecoderConfig, op: layers.DenseOp) -> functools.partial:
@@ -268,7 +249,7 @@ class Attention(nn.Module):
     op: layers.DenseOp = layers.dense
 
     @nn.compact
-    def __call__(self, x, positions, visible, cache, layer, slot):
+    def __call__(self, x, positions, seen, cache, layer, slot):
         """Returns ``([B, T, D], cache)``; new keys go to ``layer`` and ``slot``."""
         cfg = self.cfg
         linear = linear_of(cfg, self.op)
@@ -288,12 +269,12 @@ class Attention(nn.Module):
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             cache = cache.put(k, v, layer, slot)
-            if visible.shape[-1] > x.shape[1]:
+            if seen.shape[1] > x.shape[1]:
                 k, v = cache.of_layer(layer)
-        if cfg.windowed is not None and cfg.sliding_window is not None:
-            whole = ~jnp.asarray(cfg.windowed)[layer]
-            visible &= in_window(cfg.sliding_window, visible.shape[1:], slot) | whole
-        mixed = attend(q, k, v, visible, cfg.score_dim, cfg.score_softcap)
+        if cfg.windowed is not None:
+            windows = [cfg.sliding_window if own else FAR for own in cfg.windowed]
+            seen = in_window(seen, jnp.asarray(windows, jnp.int32)[layer])
+        mixed = attention(q, k, v, seen, rule_of(cfg), slot)
         out = linear(cfg.embed, cfg.o_bias, scale=0.5 / cfg.layers, name="o")
         return out(mixed.reshape(*x.shape[:2], -1)), cache
 
@@ -305,7 +286,7 @@ class Layer(nn.Module):
     op: layers.DenseOp = layers.dense
 
     @nn.compact
-    def __call__(self, carry, layer, positions, visible, slot):
+    def __call__(self, carry, layer, positions, seen, slot):
         """Returns ``((x [B, T, D], cache), None)`` for a scan over layers."""
         cfg, (x, cache) = self.cfg, carry
 
@@ -315,9 +296,9 @@ class Layer(nn.Module):
 
         still = cfg.dropout == 0.0 or not self.has_rng("dropout")
         drop = nn.Dropout(cfg.dropout, deterministic=still, name="drop")
-        attention = Attention(cfg, self.op, name="attention")
-        mixed, cache = attention(
-            norm("attention_norm", x), positions, visible, cache, layer, slot
+        block = Attention(cfg, self.op, name="attention")
+        mixed, cache = block(
+            norm("attention_norm", x), positions, seen, cache, layer, slot
         )
         mixed = along_batch(x + drop(norm("attention_norm_after", mixed)))
         read = x if cfg.parallel_residual else mixed
@@ -356,7 +337,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, layers.SLOTS: 0},
             variable_broadcast=layers.HELD,
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, 0, nn.broadcast),
             length=cfg.layers,
             check_constancy_invariants=False,  # which would trace a layer twice
         )
@@ -365,26 +346,30 @@ class Decoder(nn.Module):
         if not cfg.tied:
             self.lm_head = linear_of(cfg, self.op)(cfg.vocab)
 
-    def __call__(self, tokens, positions, visible, cache=None, slot=0):
+    def __call__(self, tokens, positions, seen, cache=None, slot=0):
         """Return ``(hidden [B, T, D], cache)``; dropout is on with its rng.
 
-        ``visible [B, T, S]`` says which slots each token may look at; where S = T the
-        tokens look at each other alone. With a cache, this call's keys go to ``slot``.
+        A token looks at slots that are not later and are ``seen [B, S]``: bool, or
+        int32, the slot from which on they are not any more. Where S = T the tokens look
+        at each other alone. With a cache, this call's keys go to ``slot``.
         """
-        x, cache = self.stream(tokens, positions, visible, cache, slot)
+        x, cache = self.stream(tokens, positions, seen, cache, slot)
         return self.final_norm(x), cache
 
-    def stream(self, tokens, positions, visible, cache=None, slot=0):
-        """Runs the layers alone: hidden states before the final norm, and the cache."""
+    def stream(self, tokens, positions, seen, cache=None, slot=0):
+        """Runs the layers alone: hidden states before the final norm, and the cache.
+
+        Every layer gets ``seen`` as its own: a scan keeps what follows from a broadcast
+        argument alone, here masks ``[B, N, T, S]``, for all of its steps.
+        """
         cfg = self.cfg
-        if cfg.sliding_window is not None and cfg.windowed is None:
-            visible &= in_window(cfg.sliding_window, visible.shape[1:], slot)
+        seen = jnp.broadcast_to(seen, (cfg.layers, *seen.shape))
         x = jnp.take(self.embed.embedding, tokens, axis=0)
         x = along_batch(x.astype(jnp.dtype(cfg.compute_dtype)))
         if cfg.scaled_embedding:
             x = x * jnp.asarray(cfg.embed**0.5, x.dtype)
         numbers = jnp.arange(cfg.layers, dtype=jnp.int32)
-        (x, cache), _ = self.layers((x, cache), numbers, positions, visible, slot)
+        (x, cache), _ = self.layers((x, cache), numbers, positions, seen, slot)
         return x, cache
 
     def unembed(self, hidden: Array) -> Array:
@@ -396,6 +381,14 @@ class Decoder(nn.Module):
             logits = self.lm_head(hidden).astype(jnp.float32)
         return layers.softcapped(logits, self.cfg.logit_softcap)
 
-    def init_all(self, tokens, positions, visible):
+    def init_all(self, tokens, positions, seen):
         """Touches every parameter once; used to initialise."""
-        return self.unembed(self(tokens, positions, visible)[0])
+        return self.unembed(self(tokens, positions, seen)[0])
+
+
+def with_all_derivatives(model: Decoder) -> Decoder:
+    """Return the decoder with an attention that has forward-mode derivatives too."""
+    if model.cfg.attention == "xla":
+        return model
+    cfg = dataclasses.replace(model.cfg, attention="chunked")
+    return dataclasses.replace(model, cfg=cfg)

@@ -60,9 +60,9 @@ def decoder_config(cfg: ModelConfig, vocab: int) -> DecoderConfig:
 
 
 def over_imported(cfg: ModelConfig, shape: DecoderConfig, key: str) -> DecoderConfig:
-    """Return an imported decoder's shape with dtypes and remat as ``cfg`` says."""
+    """Return an imported decoder's shape with dtypes, remat and attention as given."""
     given = cfg.model_dump(exclude={"preset", "path"}, exclude_none=True)
-    wrong = sorted(set(given) - {"remat", "param_dtype", "compute_dtype"})
+    wrong = sorted(set(given) - {"remat", "attention", "param_dtype", "compute_dtype"})
     if wrong:
         raise UserError(
             f"{key}.{wrong[0]} = {given[wrong[0]]!r}: the shape is that of the model "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dareu_jax.models.decoder import Decoder, KVCache
 from dareu_jax.models.next_token import best_token, drawn_token, truncated
-from dareu_jax.models.scoring import causal, logits_of, positions_of
+from dareu_jax.models.scoring import logits_of, positions_of
 from dareu_jax.parallel import BATCH_AXES
 
 Array = jax.Array
@@ -145,8 +145,8 @@ def _prefill(
     """Return logits ``[B, V]`` of the last token, and a cache with room for ``new``."""
     b, p = prompt.shape
     empty = KVCache.empty(model.cfg, b, p + new)
-    positions, visible = positions_of(prompt_mask), causal(prompt_mask)
-    hidden, cache = model.apply({"params": params}, prompt, positions, visible, empty)
+    positions, variables = positions_of(prompt_mask), {"params": params}
+    hidden, cache = model.apply(variables, prompt, positions, prompt_mask, empty)
     return logits_of(model, params, hidden[:, -1]), cast(KVCache, cache)
 
 
@@ -205,7 +205,7 @@ def _decode(model: Decoder, params: dict, state: State) -> tuple[Array, Rows, KV
         {"params": params},
         rows.token[:, None],
         (rows.length + last)[:, None],
-        rows.slots[:, None, :],
+        rows.slots,
         state.cache,
         slot,
     )

@@ -28,8 +28,8 @@ def apply_head(features: int, params: dict, hidden: Array) -> Array:
 def init_decoder(model: Decoder, *, key: Array) -> dict:
     """Returns fresh decoder parameters."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    visible = jnp.ones((1, 2, 2), bool)
-    variables = model.init(key, tokens, tokens, visible, method="init_all")
+    seen = jnp.ones((1, 2), bool)
+    variables = model.init(key, tokens, tokens, seen, method="init_all")
     return variables["params"]
 
 
@@ -49,12 +49,6 @@ def positions_of(mask: Array) -> Array:
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
 
 
-def causal(mask: Array) -> Array:
-    """``[B, T, T]`` bool: true where a key is real and not later than the query."""
-    t = mask.shape[-1]
-    return jnp.tril(jnp.ones((t, t), bool))[None] & mask[:, None, :]
-
-
 def hidden_states(
     model: Decoder,
     params: dict,
@@ -70,9 +64,7 @@ def hidden_states(
     """
     rngs = {} if key is None else {"dropout": key}
     variables = {"params": params} | (slots or {})
-    hidden, _ = model.apply(
-        variables, tokens, positions_of(mask), causal(mask), rngs=rngs
-    )
+    hidden, _ = model.apply(variables, tokens, positions_of(mask), mask, rngs=rngs)
     return hidden
 
 
@@ -87,7 +79,7 @@ def layer_states(
         {"params": {**params, "layers": first}},
         tokens,
         positions_of(mask),
-        causal(mask),
+        mask,
         method="stream",
     )
     return states

@@ -216,7 +216,7 @@ class Inputs:
     def check_shape(self, imported: Imported) -> None:
         """Raises `UserError` when an imported model is not of this run's shape."""
         dtypes = ("param_dtype", "compute_dtype")
-        own = ("remat", *dtypes, "lora_alpha", "lora_dropout", "family")
+        own = ("remat", "attention", *dtypes, "lora_alpha", "lora_dropout", "family")
         given, cfg = (dataclasses.asdict(c) for c in (imported.cfg, self.model.cfg))
         if any(given[name] != cfg[name] for name in cfg if name not in own):
             raise UserError(

@@ -23,6 +23,8 @@ from dareu_jax.models import (
     join,
     split,
 )
+from dareu_jax.models.decoder import rule_of
+from dareu_jax.models.fused_attention import queries_at_once
 from dareu_jax.models.scoring import positions_at_once
 from dareu_jax.parallel import BATCH_AXES, shardings_for
 from dareu_jax.training.optimiser import make_optimiser
@@ -140,10 +142,15 @@ class OnDevice:
         width |= {"gate": cfg.ffn if cfg.gated else 0, "up": cfg.ffn}
         return {
             "stream": tokens * cfg.embed * size,
-            "scores": tokens * length * cfg.heads * FLOAT32,
+            "scores": self.scores(batch, length),
             "ffn": tokens * cfg.ffn * size,
             "adapted": tokens * size * sum(width.get(t, 0) for t in self.targets),
         }
+
+    def scores(self, batch: int, length: int) -> int:
+        """Bytes of one layer's attention scores that exist at the same time."""
+        queries = self.rows(batch) * queries_at_once(rule_of(self.local), length)
+        return queries * length * self.local.heads * FLOAT32
 
     def logits(self, batch: int, length: int, trunks: int = 1) -> int:
         """Bytes of one trunk's logits, float32, at the positions that have them."""

@@ -22,12 +22,7 @@ from dareu_jax.models import (
     response_logps,
     token_logps,
 )
-from dareu_jax.models.scoring import (
-    LOGITS_AT_ONCE,
-    causal,
-    over_positions,
-    positions_of,
-)
+from dareu_jax.models.scoring import LOGITS_AT_ONCE, over_positions, positions_of
 
 VOCAB, P, T = 64, 5, 4
 
@@ -159,12 +154,6 @@ def test_positions_count_the_true_entries_from_zero():
     np.testing.assert_array_equal(
         positions_of(mask), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
     )
-
-
-def test_a_token_sees_real_tokens_that_are_not_later():
-    out = causal(jnp.array([[False, True, True]]))
-    expected = [[[False] * 3, [False, True, False], [False, True, True]]]
-    np.testing.assert_array_equal(out, expected)
 
 
 def test_a_fresh_head_is_zero_and_float32():

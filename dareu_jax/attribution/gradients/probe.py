@@ -19,7 +19,7 @@ import optax
 
 from dareu_jax.attribution.gradients.measures import log_likelihood, log_likelihoods
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import Decoder, join, split
+from dareu_jax.models import Decoder, join, split, with_all_derivatives
 from dareu_jax.models.layers import HELD, SLOTS, DenseOp, dense
 from dareu_jax.models.lora import A, B, leaves_where
 
@@ -245,7 +245,8 @@ def folded(
       weight: w ``[B]`` float32; weights: r ``[O]`` float32.
       owners: G in the place of every matrix of `attributed`, ``[L, O, D, F]``.
     """
-    forward, numbers = dataclasses.replace(model, op=folded_op), layers(params)
+    forward = dataclasses.replace(with_all_derivatives(model), op=folded_op)
+    numbers = layers(params)
     held = jax.tree.map(lambda g: (g, weights), owners)
 
     def measured(step: Array) -> Array:

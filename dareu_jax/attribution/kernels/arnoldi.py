@@ -29,7 +29,7 @@ from dareu_jax.attribution.kernel import (
 )
 from dareu_jax.config import Section
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import join
+from dareu_jax.models import join, with_all_derivatives
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -89,6 +89,7 @@ def length(a: dict[str, Array]) -> Array:
 
 def hessian_product(model, params, batch: TokenBatch, weight: Array, direction: Any):
     """Return H v of the loss -sum_b w_b log p, forward over reverse; a tree like v."""
+    model = with_all_derivatives(model)
 
     def loss(matrices: Any) -> Array:
         return -measures.log_likelihood(model, join(params, matrices), batch, weight)

@@ -110,9 +110,8 @@ def packed(trees: Sequence[Tree], width: int) -> Packed:
 @functools.partial(jax.jit, static_argnames="model")
 def say(model: Decoder, params: dict, batch: Packed) -> Said:
     """Return `Said` ``[B, S]`` of every token; a text's first has no meaning."""
-    place = jnp.arange(batch.end.shape[1], dtype=jnp.int32)
-    visible = jnp.tril(place[None, :, None] < batch.end[:, None, :])
-    hidden, _ = model.apply({"params": params}, batch.tokens, batch.position, visible)
+    variables = {"params": params}
+    hidden, _ = model.apply(variables, batch.tokens, batch.position, batch.end)
     hidden = jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
     return over_logits(said, [Trunk(model, params, hidden)], batch.tokens)
 

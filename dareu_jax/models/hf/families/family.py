@@ -182,7 +182,8 @@ def _holds(family: Family, cfg: DecoderConfig) -> bool:
 
 
 NOT_WRITTEN = (
-    "dropout", "lora_alpha", "lora_dropout", "remat", "param_dtype", "compute_dtype",
+    "dropout", "lora_alpha", "lora_dropout", "remat", "attention",
+    "param_dtype", "compute_dtype",
 )  # fmt: skip
 """Fields of a decoder that say how it is trained."""
 
