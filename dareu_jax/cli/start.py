@@ -73,7 +73,7 @@ def computes_on_cpu(there: Mapping[str, str]) -> bool:
 
 
 def is_own_process() -> bool:
-    """Return whether this process has run nothing but this command, which can be redone.
+    """Return whether this process has run this command alone, and can do it again.
 
     A notebook that runs the command inside itself has threads and arguments of its own.
     """

@@ -18,6 +18,7 @@ from dareu_jax.models import Decoder, response_logps
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.parallel import Layouts, Preemption, shared_out
 from dareu_jax.registry import METRICS
+from dareu_jax.training.progress import counting
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
@@ -45,6 +46,7 @@ class RunSuite:
       reference: parameters of the original, for kernels that need them.
       place: puts a numpy batch on the devices; layouts: where answers are decoded.
       preemption: whether the machine is being taken away; asked before every batch.
+      counted: is told how many more rows were read or answered.
     """
 
     model: Decoder
@@ -60,6 +62,7 @@ class RunSuite:
     place: Callable[[Any], Any]
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    counted: Callable[[int], None] = lambda rows: None
 
 
 def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
@@ -73,7 +76,8 @@ def in_batches(suite: RunSuite, tokens: TokenBatch, score: Callable) -> Any:
         suite.preemption.check("what was finished is saved")
         return score(batch)
 
-    return over_records(tokens, suite.batch_size, suite.place, checked)
+    score_and_tell = counting(checked, suite.counted)
+    return over_records(tokens, suite.batch_size, suite.place, score_and_tell)
 
 
 def answer(suite: RunSuite, params: Any, tokens: TokenBatch) -> Answers:

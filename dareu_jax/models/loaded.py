@@ -36,6 +36,7 @@ class LoadedModel(NamedTuple):
     fingerprint: str  # of its weights
     context: int | None = None  # tokens it was made for; None: it does not say
     wording: Wording = PLAIN
+    counted: Callable[[int], None] = lambda rows: None  # is told of rows that are done
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 64, batch_size: int = 8
@@ -80,8 +81,14 @@ class LoadedModel(NamedTuple):
         self, tokens: data.TokenBatch, batch_size: int, score: Callable[[Any], Any]
     ) -> Any:
         """Return ``score`` of batches of fixed shape, over all of ``tokens``."""
+
+        def told(batch: data.TokenBatch) -> Any:
+            values = score(batch)
+            self.counted(len(batch.index))
+            return values
+
         with jax.set_mesh(self.mesh):
-            return over_records(tokens, self.rows(batch_size), self.place, score)
+            return over_records(tokens, self.rows(batch_size), self.place, told)
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:
