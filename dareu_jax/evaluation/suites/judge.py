@@ -104,13 +104,13 @@ class Judge:
         scores = {attack: np.asarray(x) for attack, x in kept.items()}
         if "gradnorm" in self.attacks:
             norms = functools.partial(gradient_norms, size=size, given=given)
-            shown = self._shown(f"gradients of {name}", rows, self.model, norms)
-            scores["gradnorm"] = self.kept.numbers(f"{name}_gradnorm", own, shown)
+            counted = self._shown(f"gradients of {name}", rows, self.model, norms)
+            scores["gradnorm"] = self.kept.numbers(f"{name}_gradnorm", own, counted)
         if (other := self.reference) is not None:
             known = functools.partial(mean_losses, size=size, given=given)
-            shown = self._shown(f"reference's losses of {name}", rows, other, known)
+            counted = self._shown(f"reference's losses of {name}", rows, other, known)
             whose = [own, other.fingerprint]
-            losses = self.kept.numbers(f"{name}_reference", whose, shown)
+            losses = self.kept.numbers(f"{name}_reference", whose, counted)
             scores["reference"] = beyond_reference(scores["loss"], losses)
         return {attack: scores[attack] for attack in (*self.attacks, *MEMORISED)}
 
