@@ -1,5 +1,5 @@
 """`python -m dareu_jax` is `dareu`."""
 
-from dareu_jax.cli.main import main
+from dareu_jax.cli.start import start
 
-main()
+start()

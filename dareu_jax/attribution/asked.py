@@ -19,7 +19,7 @@ from dareu_jax.data.ownership import owners_of
 from dareu_jax.data.sources.jsonl import Query, read_owned, read_queries
 from dareu_jax.errors import UserError, did_you_mean
 from dareu_jax.models.loaded import load_model
-from dareu_jax.training.progress import Progress
+from dareu_jax.training.progress import Progress, counter
 
 SECTIONS = ("attribution", "classifier")
 
@@ -89,7 +89,7 @@ def attributed(asked: Asked, progress: Progress) -> Attributed:
         made.check_single()
     if saved is not None:
         made = load(saved, model, records, batch_size=asked.batch_size)
-        return answered(made, queries, asked)
+        return shown(made, queries, asked, progress)
     if asked.index is not None:
         above = next(x for x in asked.index.absolute().parents if x.exists())
         if not above.is_dir():
@@ -99,7 +99,7 @@ def attributed(asked: Asked, progress: Progress) -> Attributed:
     made = build(made, progress)
     if asked.index is not None:
         save(made, asked.index)
-    return answered(made, queries, asked)
+    return shown(made, queries, asked, progress)
 
 
 def options_of(asked: Asked, spec: Spec | None) -> Options:
@@ -153,6 +153,16 @@ def check_owner(owner: str, owners: Sequence[str], where: Path) -> None:
         known = ", ".join(owners[:8]) + ", ..." * (len(owners) > 8)
         near = did_you_mean(owner, tuple(owners))
         raise UserError(f"--owner {owner!r} owns nothing in {where}{near}; {known} do")
+
+
+def shown(
+    made: Attributor, queries: Sequence[Query], asked: Asked, progress: Progress
+) -> Attributed:
+    """Return `answered`, and show how many answers are given and scored."""
+    missing = sum(query.response is None for query in queries)
+    with progress.stage("scores of the answers", missing + len(queries)) as advance:
+        model = made.model._replace(counted=counter(advance))
+        return answered(dataclasses.replace(made, model=model), queries, asked)
 
 
 def answered(made: Attributor, queries: Sequence[Query], asked: Asked) -> Attributed:

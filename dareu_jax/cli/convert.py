@@ -29,8 +29,18 @@ def import_model(
     check_disk(out)
     prepare_jax()
     from dareu_jax.models.hf.imported import import_folder
+    from dareu_jax.training.progress import Progress
 
-    made = import_folder(source, out, base=base, tokenizer=tokenizer, say=_say)
+    progress = Progress(Console(stderr=True))
+    with progress.stage(f"import of {source.name}", 100) as advance:
+        made = import_folder(
+            source,
+            out,
+            base=base,
+            tokenizer=tokenizer,
+            say=_say,
+            shown=lambda share: advance(round(100 * share), "% of its parameters"),
+        )
     Console(soft_wrap=True).print(f"model.path={made.folder}", markup=False)
 
 
@@ -53,8 +63,10 @@ def export(
     prepare_jax()
     from dareu_jax.reporting.card import model_card
     from dareu_jax.runs.export import export_run
+    from dareu_jax.training.progress import Progress
 
-    made = export_run(
-        run_folder, model, out, model_card, seed=seed, adapter=adapter, step=step
-    )
+    with Progress(Console(stderr=True)).stage(f"export of {model}", 1):
+        made = export_run(
+            run_folder, model, out, model_card, seed=seed, adapter=adapter, step=step
+        )
     Console(soft_wrap=True).print(f"model: {made}", markup=False)

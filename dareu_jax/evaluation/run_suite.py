@@ -18,6 +18,7 @@ from dareu_jax.models import Decoder, response_logps
 from dareu_jax.models.decode import greedy, texts_of
 from dareu_jax.parallel import Layouts, Preemption, shared_out
 from dareu_jax.registry import METRICS
+from dareu_jax.training.progress import counting
 
 Array = jax.Array
 Logs = dict[str, dict[str, Any]]
@@ -46,6 +47,7 @@ class RunSuite:
       place: puts a numpy batch on the devices; layouts: where answers are decoded.
       widths: of batches, see `fit_widths`; none: that of the tokens alone.
       preemption: whether the machine is being taken away; asked before every batch.
+      counted: is told how many more rows were read or answered.
     """
 
     model: Decoder
@@ -62,6 +64,7 @@ class RunSuite:
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
     widths: Widths = ()
+    counted: Callable[[int], None] = lambda rows: None
 
 
 def in_batches(
@@ -82,10 +85,10 @@ def in_batches(
         suite.preemption.check("what was finished is saved")
         return score(batch)
 
-    widths = suite.widths
+    widths, told = suite.widths, counting(checked, suite.counted)
     if per_token:
         widths = tuple((p, tokens.response.shape[1]) for p, _ in widths)
-    return over_records(tokens, suite.batch_size, suite.place, checked, widths)
+    return over_records(tokens, suite.batch_size, suite.place, told, widths)
 
 
 def answer(suite: RunSuite, params: Any, tokens: TokenBatch) -> Answers:

@@ -38,6 +38,7 @@ class LoadedModel(NamedTuple):
     fingerprint: str  # of its weights
     context: int | None = None  # tokens it was made for; None: it does not say
     wording: Wording = PLAIN
+    counted: Callable[[int], None] = lambda rows: None  # is told of rows that are done
 
     def generate(
         self,
@@ -110,8 +111,14 @@ class LoadedModel(NamedTuple):
     ) -> Any:
         """Return ``score`` of all of ``tokens`` in batches, see `over_records`."""
         size = self.rows(batch_size)
+
+        def told(batch: data.TokenBatch) -> Any:
+            values = score(batch)
+            self.counted(len(batch.index))
+            return values
+
         with jax.set_mesh(self.mesh):
-            return over_records(tokens, size, self.place, score, widths)
+            return over_records(tokens, size, self.place, told, widths)
 
 
 def load_model(folder: Path | str, mesh: Mesh | None = None) -> LoadedModel:

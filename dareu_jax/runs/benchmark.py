@@ -127,7 +127,9 @@ def evaluated(asked: Asked, progress: Progress) -> Path:
     settings = dataclasses.asdict(reading.wording)
     kept = Kept(asked.out / "parts", {"model": model.fingerprint, **settings})
     reference = None if compared is None else alike(asked, model, compared.load())
-    judge = Judge(model, reading, kept, attacks=attacks, reference=reference)
+    judge = Judge(
+        model, reading, kept, attacks=attacks, reference=reference, progress=progress
+    )
     log = suite.log(judge, data, progress)
     short = {metric: table["agg_value"] for metric, table in log.items()}
     write_json(asked.out / f"{asked.suite.upper()}_SUMMARY.json", short)

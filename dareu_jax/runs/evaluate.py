@@ -1,5 +1,6 @@
 """Judge every model of a run on the same records."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from dareu_jax.runs.folder import log_path
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.stages import Results, Session
 from dareu_jax.storage.files import write_json
+from dareu_jax.training.progress import counter
 
 
 def evaluate(
@@ -22,12 +24,27 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a row of the table and write its log; return the log."""
     inputs, begun = session.inputs, time.monotonic()
-    with session.progress.stage(f"seed {inputs.seed} evaluate_{row}", 1):
-        is_original = row == "original"
+    is_original = row == "original"
+    title, rows = f"seed {inputs.seed} evaluate_{row}", rows_of(suite, is_original)
+    with session.progress.stage(title, rows) as advance:
+        suite = dataclasses.replace(suite, counted=counter(advance))
         log = evaluate_params(inputs, suite, params, classifiers=is_original)
     log["wall_s"] = time.monotonic() - begun
     write_json(log_path(inputs.folder, inputs.seed, row), log)
     return log
+
+
+def rows_of(suite: run_suite.RunSuite, classifiers: bool) -> int:
+    """Return how many rows are read and answered to judge a model, about.
+
+    Metrics of a plug-in may need more. Every batch is as large as the others.
+    """
+    size = suite.batch_size
+    rows = {split: -(-len(x.index) // size) * size for split, x in suite.tokens.items()}
+    judges, oracles = len(suite.judges), int(suite.retrained is not None)
+    asked = 2 * sum(rows.values()) + (judges + oracles) * rows["forget"]
+    known = sum(rows.get(split, 0) for split in SPLITS[:2])
+    return asked + 2 * judges * known * classifiers
 
 
 def evaluate_params(

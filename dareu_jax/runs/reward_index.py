@@ -22,6 +22,7 @@ from dareu_jax.runs.inputs import Inputs, parts_of
 from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.training.finetune import training_steps
 from dareu_jax.training.loop import Stage
+from dareu_jax.training.progress import counter, counting
 
 Snapshots = Callable[[], Sequence[tuple[Any, float]]]
 Where = Callable[[str, str], Stage]
@@ -103,11 +104,7 @@ class Indexer:
         labels, kernel = self.labels, self._sliced
         if kernel.is_probability and kernel.is_fitted:
             return kernel, index  # its training has checked every number
-        score = functools.partial(self._score, params, index)
-        stream, place = self.stream, self.inputs.place
-        scores = over_records(
-            stream.tokens, stream.batch_size, place, score, stream.widths
-        )
+        scores = self._scores(functools.partial(self._score, params, index))
         self._check(scores)
         if kernel.is_probability:
             return kernel, index
@@ -119,6 +116,16 @@ class Indexer:
         kernel = calibrated(kernel)
         whole = spread(kernel, self.margin) if self.margin else kernel
         return whole, (index, calibration)
+
+    def _scores(self, score: Callable[..., jax.Array]) -> np.ndarray:
+        """Return the scores ``[N, O]`` of all records that are indexed."""
+        tokens, size = self.stream.tokens, self.stream.batch_size
+        title = f"seed {self.inputs.seed} {self.stage}: scores of its records"
+        progress = self.where(self.stage, "").progress
+        with progress.stage(title, len(tokens.index)) as advance:
+            scored = counting(score, counter(advance))
+            widths = self.stream.widths
+            return over_records(tokens, size, self.inputs.place, scored, widths)
 
     def _check(self, scores: np.ndarray) -> None:
         owners = self.inputs.corpus.owners

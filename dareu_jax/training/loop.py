@@ -84,7 +84,7 @@ def run_stage(
             return state, meta
         stage.tracker.truncate(stage.name, stage.seed, start)
         guards = make_guards(meta["broken"]) if make_guards else None
-        begun, before = time.monotonic(), meta["wall_s"]
+        begun, before, shown = time.monotonic(), meta["wall_s"], ""
         title = f"seed {stage.seed} {stage.name}"
         with stage.progress.stage(title, steps, start) as advance:
             for step in range(start + 1, steps + 1):
@@ -98,9 +98,10 @@ def run_stage(
                     stage.tracker.throughput(stage.name, step, speeds(laps), stage.seed)
                     values = _checked(stage, step, metrics)
                     stage.tracker.log(stage.name, step, values, stage.seed)
-                    advance(step, f"{stage.headline} {values[stage.headline]:.4f}")
+                    shown = f"{stage.headline} {values[stage.headline]:.4f}"
                     reason = guards.check(values) if guards else None
                     meta["stopped"] = reason and f"{reason} at step {step}"
+                advance(step, shown)
                 if save or meta["stopped"]:
                     _check_state(stage, step, state)
                     meta["done"] = step == steps or bool(meta["stopped"])

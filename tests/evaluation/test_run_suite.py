@@ -27,6 +27,7 @@ from dareu_jax.evaluation.run_suite import (
 )
 from dareu_jax.models import logits_of, response_hidden
 from dareu_jax.registry import METRICS
+from dareu_jax.runs.evaluate import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,20 @@ def params(tiny_inputs):
 
 
 @pytest.fixture(scope="module")
-def judged(suite, params):
+def counts():
+    """Rows of every batch that was read or answered while the model was judged."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def judged(suite, params, counts):
+    suite = dataclasses.replace(suite, counted=counts.append)
     return evaluate_model(suite, params)
+
+
+def test_the_rows_that_are_read_are_known_beforehand(suite, judged, counts):
+    assert set(counts) == {suite.batch_size}
+    assert sum(counts) == rows_of(suite, classifiers=False)
 
 
 def test_mean_logp_against_numpy(suite, params):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,20 @@ def test_a_stage_ends_with_its_state_saved_and_its_steps_logged(stage):
     with Checkpoints(made.folder) as saved:
         assert saved.steps() == [8, 9]
     assert "seed 7 walk: done" in said.getvalue() and "loss 0.1111" in said.getvalue()
+
+
+def test_steps_that_are_not_logged_are_counted_with_what_was_last_known(stage):
+    made, said = stage
+
+    def step(state, number):
+        if number in (3, 6):
+            made.progress.tick()
+        return step_fn()(state, number)
+
+    run_stage(dataclasses.replace(made, log_every=4), start(), 9, step)
+    lines = re.findall(r"seed 7 walk: (\d/9), .*", said.getvalue())
+    assert lines == ["3/9", "6/9"]
+    assert re.search(r"6/9, \d+ s left, loss 0.2500\n", said.getvalue())
 
 
 def test_a_finished_stage_takes_no_step_and_writes_nothing(stage):

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from dareu_jax.storage.files import write_json
 from dareu_jax.training.finetune import TrainState, snapshot_folder
 from dareu_jax.training.loop import run_stage
 from dareu_jax.training.optimiser import make_schedule
+from dareu_jax.training.progress import Advance
 
 IN_RUN = "in_run_shapley"
 """The kernel that has no index: it is added up while the original is trained."""
@@ -135,9 +137,7 @@ class Trial:
 
     def retrained(self, kept: np.ndarray) -> np.ndarray:
         """`likelihoods` under a model of the owners in ``kept [O]`` and of nobody's."""
-        inputs, names = self.inputs, self.inputs.corpus.owners
-        code = int("".join("1" if k else "0" for k in kept), 2)
-        stage = f"retrained_{code:x}"
+        inputs, names, stage = self.inputs, self.inputs.corpus.owners, name_of(kept)
 
         def make() -> np.ndarray:
             gone = {name for name, k in zip(names, kept, strict=True) if not k}
@@ -150,14 +150,25 @@ class Trial:
             shutil.rmtree(folder, ignore_errors=True)
         return found
 
+    def every_retrained(self, masks: list[np.ndarray]) -> list[np.ndarray]:
+        """Return `retrained` of every mask, and show how many there are."""
+        found: list[np.ndarray] = []
+        with self._shown("retrainings", len(masks)) as advance:
+            for number, mask in enumerate(masks, start=1):
+                was_there = (self.folder / f"{name_of(mask)}.json").exists()
+                found.append(self.retrained(mask))
+                if not was_there:
+                    advance(number, "")
+        return found
+
     def outcomes(self) -> Outcomes:
         """Every retraining, one after another."""
         inputs, cfg = self.inputs, self.inputs.cfg.fidelity
         names = inputs.corpus.owners
         masks = metrics.subsets(len(names), cfg.subsets, cfg.share)
-        subsets = np.stack([self.retrained(mask) for mask in masks], axis=-1)
         alone = ~np.eye(len(names), dtype=bool)
-        without = np.stack([self.retrained(mask)[0] for mask in alone], axis=-1)
+        found = np.stack(self.every_retrained([*masks, *alone]), axis=-1)
+        subsets, without = found[..., : len(masks)], found[0, :, len(masks) :]
         whole = self._kept("original", lambda: self.likelihoods(self.original))[0]
         return Outcomes(
             owner=data.owner_labels(self.records, names),
@@ -170,13 +181,19 @@ class Trial:
 
     def gains(self) -> np.ndarray:
         """What one gradient step on each owner's records adds, ``[Q, O]`` nats."""
-        inputs, columns = self.inputs, []
+        inputs, columns, names = self.inputs, [], self.inputs.corpus.owners
         before = self.likelihoods(self.original)[0]
-        for name in inputs.corpus.owners:
-            own = tuple(r for r in inputs.corpus.train if r.owner == name)
-            moved = self.likelihoods(one_step(inputs, self.original, own))
-            columns.append(moved[0] - before)
+        with self._shown("a step on each owner", len(names)) as advance:
+            for name in names:
+                own = tuple(r for r in inputs.corpus.train if r.owner == name)
+                moved = self.likelihoods(one_step(inputs, self.original, own))
+                columns.append(moved[0] - before)
+                advance(len(columns), name)
         return np.stack(columns, axis=1)
+
+    def _shown(self, title: str, steps: int) -> AbstractContextManager[Advance]:
+        """Return the stage of a part that saves nothing on its way."""
+        return self.session.progress.stage(f"seed {self.inputs.seed} {title}", steps)
 
     def scores(self, label: str, name: str, options: AttributionConfig) -> Scores:
         """What a kernel says of the queries; ``label`` names it on disk."""
@@ -197,10 +214,13 @@ class Trial:
             )
             index = indexer.build.index(params)
             pairs = (indexer.kernel, index), indexer.as_reward(params, index)
-            found = [
-                self._over(self.queries, functools.partial(jax.jit(k.score), params, i))
-                for k, i in pairs
-            ]
+            with self._shown(f"scores by {label}", 1):
+                found = [
+                    self._over(
+                        self.queries, functools.partial(jax.jit(k.score), params, i)
+                    )
+                    for k, i in pairs
+                ]
             indexer.build.forget()
             return found
 
@@ -241,6 +261,12 @@ class Trial:
         shutil.rmtree(where.folder, ignore_errors=True)
         kept = [np.asarray(x)[:n] for x, (_, n) in zip(totals, parts, strict=True)]
         return np.concatenate(kept)
+
+
+def name_of(kept: np.ndarray) -> str:
+    """Return the name of a retraining on the owners in ``kept [O]``."""
+    code = int("".join("1" if k else "0" for k in kept), 2)
+    return f"retrained_{code:x}"
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -1,7 +1,6 @@
 """`dareu stress`: every test on the models of a finished run, each kept when done."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,12 @@ def stress(
             run = Session(inputs, tracker, progress, preemption or Preemption())
             check_corpus(inputs.corpus, folder)
             with jax.set_mesh(inputs.mesh):
-                context = context_of(run, name, results["seeds"][str(seed)]["models"])
-                if shown is None:
-                    shown = answers_of(context)
-                    write_json(place / SHOWN, shown)
+                judged = results["seeds"][str(seed)]["models"]
+                with progress.stage(f"seed {seed} models and answers", 1):
+                    context = context_of(run, name, judged)
+                    if shown is None:
+                        shown = answers_of(context)
+                        write_json(place / SHOWN, shown)
                 for test in todo:
                     kept[test.name] = attempted(test, context, name, shown["caveat"])
                     write_json(place / f"{test.name}.json", kept[test.name])
@@ -157,10 +158,9 @@ def attempted(
     test: StressTest, context: Context, name: str, caveat: str
 ) -> dict[str, Any]:
     """The outcome of a test with what it depends on; its verdict ends in ``caveat``."""
-    run, seed, begun = context.run, context.run.inputs.seed, time.monotonic()
-    found = test.attempt(context)
-    wall = time.monotonic() - begun
-    run.progress.say(f"seed {seed} {test.name}: done in {wall:.1f} s")
+    run, seed = context.run, context.run.inputs.seed
+    with run.progress.stage(f"seed {seed} {test.name}", 1):
+        found = test.attempt(context)
     return {
         "test": test.name,
         "model": name,

@@ -177,7 +177,7 @@ def training_path(
     size = run.inputs.cfg.finetune.batch_size
     passes = cfg.steps * size / len(records)
     stream = run.inputs.stream(f"stress/relearn/{label}", records, size, passes=passes)
-    at = measured_steps(cfg.steps)
+    at, shown = measured_steps(cfg.steps), ""
     with run.progress.stage(f"relearn {label}: {role}", cfg.steps) as advance:
         for step in range(1, cfg.steps + 1):
             batch = run.inputs.place(stream[step - 1])
@@ -185,7 +185,9 @@ def training_path(
                 run.inputs.model, optimiser, state, frozen, batch, key=key_of(key, step)
             )
             if step in at:
-                advance(step, f"loss {float(values['loss']):.4f}")
+                shown = f"loss {float(values['loss']):.4f}"
+            advance(step, shown)
+            if step in at:
                 yield join(frozen, state.params)
 
 

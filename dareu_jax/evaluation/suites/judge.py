@@ -1,8 +1,9 @@
 """A model under a suite: its losses, choices and answers, kept on disk."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from dareu_jax.evaluation.suites.attacks import (
 )
 from dareu_jax.evaluation.suites.kept import Kept
 from dareu_jax.models.loaded import LoadedModel
+from dareu_jax.training.progress import Progress, counter
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -32,6 +36,7 @@ class Judge:
     Attributes:
       model, reading: who answers, and how text becomes tokens; kept: parts on disk.
       attacks: of `ATTACKS`; reference: the other model of the attack of that name.
+      progress: shows how many rows of a part are done.
       lead: of given answers, how many first tokens the model says by itself.
     """
 
@@ -40,16 +45,29 @@ class Judge:
     kept: Kept
     attacks: Sequence[str] = FORWARD
     reference: LoadedModel | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
     lead: dict[measure.Pair, int] = dataclasses.field(default_factory=dict)
+
+    def _shown(
+        self, title: str, rows: int, model: LoadedModel, make: Callable[..., T]
+    ) -> Callable[[], T]:
+        """Return ``make(model)``, which shows how many of its rows are done."""
+
+        def shown() -> T:
+            with self.progress.stage(title, rows) as advance:
+                return make(model._replace(counted=counter(advance)))
+
+        return shown
 
     def losses(self, name: str, pairs: list[measure.Pair]) -> np.ndarray:
         """Return mean nats per token ``[N]`` of given answers, end of text included."""
 
-        def make() -> dict[str, list[float]]:
-            found = measure.answer_losses(self.model, self.reading, pairs)
+        def make(model: LoadedModel) -> dict[str, list[float]]:
+            found = measure.answer_losses(model, self.reading, pairs)
             return {"loss": found.loss.tolist(), "lead": found.lead.tolist()}
 
-        kept = self.kept.part(f"{name}_losses", pairs, make)
+        shown = self._shown(f"losses of {name}", len(pairs), self.model, make)
+        kept = self.kept.part(f"{name}_losses", pairs, shown)
         self.lead |= zip(pairs, kept["lead"], strict=True)
         return np.asarray(kept["loss"])
 
@@ -60,9 +78,12 @@ class Judge:
 
     def choices(self, name: str, pairs: list[measure.Pair]) -> np.ndarray:
         """Return log p ``[N]`` of given answers, without the end of text."""
-        return self.kept.numbers(
-            name, pairs, lambda: measure.answer_logps(self.model, self.reading, pairs)
-        )
+
+        def make(model: LoadedModel) -> np.ndarray:
+            return measure.answer_logps(model, self.reading, pairs)
+
+        shown = self._shown(f"choices of {name}", len(pairs), self.model, make)
+        return self.kept.numbers(name, pairs, shown)
 
     def memory(self, name: str, pairs: list[measure.Pair]) -> dict[str, np.ndarray]:
         """Return `attacked` of given answers."""
@@ -72,24 +93,24 @@ class Judge:
 
     def attacked(self, name: str, own: Any, given: Given) -> dict[str, np.ndarray]:
         """Return the judge's attacks and `MEMORISED` ``[N]`` each, by name."""
-        size = self.reading.batch_size
+        size, rows = self.reading.batch_size, len(given.texts)
 
-        def make() -> dict[str, list[float]]:
-            found = memory_scores(self.model, size, given)
+        def make(model: LoadedModel) -> dict[str, list[float]]:
+            found = memory_scores(model, size, given)
             return {attack: scores.tolist() for attack, scores in found.items()}
 
-        kept = self.kept.part(f"{name}_memory", own, make)
+        shown = self._shown(f"attacks on {name}", rows, self.model, make)
+        kept = self.kept.part(f"{name}_memory", own, shown)
         scores = {attack: np.asarray(x) for attack, x in kept.items()}
         if "gradnorm" in self.attacks:
-            scores["gradnorm"] = self.kept.numbers(
-                f"{name}_gradnorm", own, lambda: gradient_norms(self.model, size, given)
-            )
+            norms = functools.partial(gradient_norms, size=size, given=given)
+            counted = self._shown(f"gradients of {name}", rows, self.model, norms)
+            scores["gradnorm"] = self.kept.numbers(f"{name}_gradnorm", own, counted)
         if (other := self.reference) is not None:
-            losses = self.kept.numbers(
-                f"{name}_reference",
-                [own, other.fingerprint],
-                lambda: mean_losses(other, size, given),
-            )
+            known = functools.partial(mean_losses, size=size, given=given)
+            counted = self._shown(f"reference's losses of {name}", rows, other, known)
+            whose = [own, other.fingerprint]
+            losses = self.kept.numbers(f"{name}_reference", whose, counted)
             scores["reference"] = beyond_reference(scores["loss"], losses)
         return {attack: scores[attack] for attack in (*self.attacks, *MEMORISED)}
 
@@ -109,16 +130,19 @@ class Judge:
         limit = limit or self.reading.max_new_tokens
         reading = dataclasses.replace(self.reading, max_new_tokens=limit)
 
-        def make() -> dict[str, Any]:
+        def make(model: LoadedModel) -> dict[str, Any]:
             guessed = None
             if gold is not None:
                 pairs = list(zip(asked, gold, strict=True))
                 lead = [self.lead.get(pair, 0) for pair in pairs]
-                guessed = measure.guesses(self.model, self.reading, pairs, lead)
-            said, ended = measure.own_answers(self.model, reading, asked, guessed)
+                guessed = measure.guesses(model, self.reading, pairs, lead)
+            said, ended = measure.own_answers(model, reading, asked, guessed)
             return {"said": said, "ended": ended}
 
-        found = self.kept.part(name, [asked, limit], make)
+        rows = len(asked) * measure.rounds_of(limit)
+        title = f"answers to {name.removesuffix('_answers')}"
+        shown = self._shown(title, rows, self.model, make)
+        found = self.kept.part(name, [asked, limit], shown)
         return found["said"], found["ended"]
 
     def answers(

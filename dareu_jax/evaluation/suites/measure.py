@@ -154,12 +154,15 @@ def own_answers(
       model, reading: who answers, and how; questions: N of them.
       guessed: an answer to each. What is known of it is not decoded again, and
         answers of which as much is to come are decoded together.
+
+    ``model.counted`` is told of rows in `rounds_of` rounds each.
     """
     limit, stop_ids = reading.max_new_tokens, model.tokenizer.stop_ids
     prompts, _ = encoded(model, reading, [(text, "") for text in questions])
     warn_beyond(model.context, map(len, prompts), "prompts")
     guessed = guessed or [Guess([], 0) for _ in prompts]
     said = [guess.tokens[: guess.lead][:limit] for guess in guessed]
+    model.counted(sum(len(own) // ROUND for own in said))
     decode = greedy(
         model.decoder, model.params, stop_ids, min(limit, ROUND), layouts=model.layouts
     )
@@ -176,6 +179,8 @@ def own_answers(
         more = by_length(model, asked, reading.batch_size, decode, prompts_of(asked))
         for n, tokens, mask in zip(rest, more.tokens, more.mask, strict=True):
             said[n] = (said[n] + tokens[mask].tolist())[:limit]
+            if has_ended(said[n], stop_ids):
+                model.counted((limit - len(said[n])) // ROUND)
     texts = [model.tokenizer.decode(own).strip() for own in said]
     return texts, [has_ended(own, stop_ids) for own in said]
 
@@ -184,6 +189,11 @@ def prompts_of(asked: data.TokenBatch) -> data.Widths:
     """Return the multiples of `MULTIPLE` that prompts may have, as answers grow."""
     (_, longest), width = asked.prompt.shape, asked.response.shape[1]
     return tuple((p, width) for p in range(MULTIPLE, longest + 1, MULTIPLE))
+
+
+def rounds_of(limit: int) -> int:
+    """Return in how many rounds of `ROUND` tokens an answer gets to its limit."""
+    return -(-limit // ROUND)
 
 
 def has_ended(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> bool:

@@ -149,6 +149,7 @@ def said_tokens(
             width = -(-max(x.columns.shape[1] for x in own) // MULTIPLE) * MULTIPLE
             batch = model.place(packed(own, width))
             found = on_host(say(model.decoder, model.params, batch))
+            model.counted(sum(len(tree.texts) for tree in own))
             for row, tree in enumerate(own):
                 for n, path in zip(tree.texts, tree.paths, strict=True):
                     places = path[len(prompts[n]) :]

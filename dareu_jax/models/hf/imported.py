@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from dareu_jax.data import Tokenizer, read_tokenizer
@@ -79,6 +80,8 @@ def open_imported(folder: Path, key: str = "model.path") -> Imported:
 
 Say = Callable[[str], object]
 """Takes one sentence for the user."""
+Shown = Callable[[float], object]
+"""Takes the share of the work that is done."""
 
 
 def import_folder(
@@ -88,6 +91,7 @@ def import_folder(
     base: Path | None = None,
     tokenizer: Path | None = None,
     say: Say = warnings.warn,
+    shown: Shown = lambda share: None,
 ) -> Imported:
     """Read a Hugging Face folder or a GGUF file; write what a run can load.
 
@@ -97,6 +101,7 @@ def import_folder(
       base: of an adapter: the folder of the model that it adapts.
       tokenizer: of a GGUF file: a folder that is taken in place of its own.
       say: is told what is taken in otherwise than it is stored.
+      shown: is told which share of the parameters is read.
 
     Raises:
       UserError: the model would compute something else here; nothing is written.
@@ -106,14 +111,16 @@ def import_folder(
         file = GgufFile(source)
         with tempfile.TemporaryDirectory() as files:
             write_small_files(file, Path(files), tokenizer, say)
-            return _take_in(file, Path(files), out, say)
+            return _take_in(file, Path(files), out, say, shown)
     if tokenizer is not None:
         raise UserError(f"--tokenizer is for a GGUF file; {source} is none")
     folder = HfFolder(source) if base is None else AdaptedFolder(source, base)
-    return _take_in(folder, folder.folder, out, say)
+    return _take_in(folder, folder.folder, out, say, shown)
 
 
-def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
+def _take_in(
+    model: HfFolder, files: Path, out: Path, say: Say, shown: Shown
+) -> Imported:
     """Write a model's parameters, and the tokenizer and configuration in ``files``."""
     source, dtype = model.folder, stored_dtype(model)
     if "F16" in model.dtypes.values():
@@ -137,7 +144,8 @@ def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
             "tokenizer.json are used"
         )
     with new_folder(out) as draft:
-        params = load_params(model, cfg, make_mesh(data=1, fsdp=-1))
+        mesh = make_mesh(data=1, fsdp=-1)
+        params = load_params(model, cfg, mesh, _share(cfg, shown))
         with Checkpoints(draft / PARAMETERS) as saved:
             saved.save(0, params, {})
         if is_first():
@@ -146,6 +154,19 @@ def _take_in(model: HfFolder, files: Path, out: Path, say: Say) -> Imported:
             text = json.dumps(fields, indent=1) + "\n"
             (draft / DECODER).write_text(text, encoding="utf-8")
     return open_imported(out)
+
+
+def _share(cfg: DecoderConfig, shown: Shown) -> Callable[[int], None]:
+    """Return a function that is told of more numbers read, and shows their share."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg)))
+    read = 0
+
+    def counted(numbers: int) -> None:
+        nonlocal read
+        read += numbers
+        shown(read / total)
+
+    return counted
 
 
 def check_vocabulary(

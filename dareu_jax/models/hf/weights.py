@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -130,14 +130,24 @@ def _by_tensor(cfg: DecoderConfig) -> list[list[Weight]]:
     return list(groups.values())
 
 
-def load_params(source: HfFolder, cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """Return a decoder's parameters; every process reads what its own devices hold."""
+def load_params(
+    source: HfFolder,
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    counted: Callable[[int], None] = lambda numbers: None,
+) -> Any:
+    """Return a decoder's parameters; every process reads what its own devices hold.
+
+    ``counted`` is told how many more numbers of the model are loaded.
+    """
     check_tensors(source, cfg)
     abstract = abstract_params(cfg)
     table = {weight.path: weight for weight in weights_of(cfg)}
 
     def load(path: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
-        return _load_leaf(source, cfg, table[path_name(path)], leaf, sharding)
+        loaded = _load_leaf(source, cfg, table[path_name(path)], leaf, sharding)
+        counted(leaf.size)
+        return loaded
 
     to = shardings_for(abstract, mesh)
     return jax.tree_util.tree_map_with_path(load, abstract, to)

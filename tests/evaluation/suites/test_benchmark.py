@@ -1,5 +1,6 @@
 """`dareu evaluate`: what is in its log, however the rows were batched."""
 
+import contextlib
 import dataclasses
 import json
 from zlib import compress
@@ -21,30 +22,58 @@ from dareu_jax.evaluation.suites.tofu import set_log, tofu_log
 from dareu_jax.models.loaded import load_model
 from dareu_jax.runs import benchmark
 from dareu_jax.runs.benchmark import Asked, evaluated
+from dareu_jax.training.progress import Progress
 
 pytestmark = pytest.mark.slow
 
 READING = Reading(Wording(), 4, 12)
+SILENT = Progress()
 
 
-def log_of(model, data, folder, **how):
+def log_of(model, data, folder, progress=None, **how):
     reading = Reading(READING.wording, **{"max_new_tokens": 12, **how})
-    questions = tofu_questions(data, "forget01", folder)
-    return tofu_log(Judge(model, reading, Kept(folder, "x")), questions, Quiet())
+    questions, progress = (
+        tofu_questions(data, "forget01", folder),
+        progress or Progress(),
+    )
+    judge = Judge(model, reading, Kept(folder, "x"), progress=progress)
+    return tofu_log(judge, questions, progress)
 
 
-class Quiet:
-    """A progress that says nothing."""
+class Ends(Progress):
+    """A progress that keeps how many rows of each part were done at last."""
 
-    def stage(self, *_):
-        import contextlib
+    def __init__(self):
+        super().__init__()
+        self.ends = {}
 
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def stage(self, title, total, done=0):
+        with super().stage(title, total, done) as advance:
+
+            def kept(at, text):
+                self.ends[title] = min(at, total) / total
+                advance(at, text)
+
+            yield kept
 
 
 @pytest.fixture(scope="module")
-def log(model, data, tmp_path_factory):
-    return log_of(model, data, tmp_path_factory.mktemp("parts"), batch_size=3)
+def ends():
+    return Ends()
+
+
+@pytest.fixture(scope="module")
+def log(model, data, tmp_path_factory, ends):
+    return log_of(model, data, tmp_path_factory.mktemp("parts"), ends, batch_size=3)
+
+
+def test_every_part_counts_its_rows_to_the_last(log, ends):
+    names = ("forget", "retain", "real_authors", "world_facts")
+    parts = {f"{what} {name}" for what in ("losses of", "answers to") for name in names}
+    parts |= {"answers to forget_paraphrased"}
+    parts |= {"attacks on forget", "attacks on holdout"}
+    assert ends.ends == dict.fromkeys(parts, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +169,7 @@ def asked(folder, data, out, **how):
 def test_what_was_measured_is_not_measured_again(
     folder, data, tmp_path, monkeypatch, log
 ):
-    first = evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes()
+    first = evaluated(asked(folder, data, tmp_path), Progress()).read_bytes()
 
     def never(*_):
         raise AssertionError("measured again")
@@ -148,10 +177,10 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr("dareu_jax.evaluation.suites.measure.answer_losses", never)
     monkeypatch.setattr("dareu_jax.evaluation.suites.measure.own_answers", never)
     monkeypatch.setattr("dareu_jax.evaluation.suites.judge.memory_scores", never)
-    assert evaluated(asked(folder, data, tmp_path), Quiet()).read_bytes() == first
+    assert evaluated(asked(folder, data, tmp_path), Progress()).read_bytes() == first
     with pytest.raises(AssertionError):  # other settings, other numbers
         evaluated(
-            asked(folder, data, tmp_path, wording={"template": "{prompt}"}), Quiet()
+            asked(folder, data, tmp_path, wording={"template": "{prompt}"}), Progress()
         )
 
 
