@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -33,8 +34,8 @@ LIMIT_MIB = 14 * 1024
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false"}
-COMPILED = "Finished XLA compilation of"
-"""How JAX begins to say, where it is asked to, that a program is compiled."""
+COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.]+) sec")
+"""What JAX says, where it is asked to, when a program is compiled."""
 
 
 class Side:
@@ -163,13 +164,14 @@ def run_once(command, given, name):
     wall, end = time.perf_counter() - begun, os.times()
     cpu = end.children_user + end.children_system
     cpu -= start.children_user + start.children_system
-    text = log.read_text(encoding="utf-8")
+    compiled = COMPILED.findall(log.read_text(encoding="utf-8"))
     found = {
         "command": words,
         "wall_s": round(wall, 2),
         "cpu_s": round(cpu, 2),
         "peak_MiB": peak,
-        "programs": text.count(COMPILED),
+        "programs": len(compiled),
+        "compiling_s": round(sum(map(float, compiled)), 2),
         "targets": command.targets,
     }
     made = out / "out" / "scaling.json"
