@@ -9,151 +9,52 @@ r"""The product beside torch, transformers and TRL: time, memory, programs; one 
 
 Each side is a process of its own on one core; both get ready, then they are measured in
 turn, ours first, and wait meanwhile. What is in the results already is left out: the
-same command goes on where it was stopped. ``--only ROW ...`` takes rows by name (`ROWS`
-and `COMMANDS` below have them), ``--again`` measures them anew.
+same command goes on where it was stopped. ``--only ROW ...`` takes rows by name, those
+of `rows.py`; ``--again`` measures them anew.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from rows import COMMANDS, ROWS, Row
 
 HERE = Path(__file__).parent
 SCRIPTS = {"ours": "ours.py", "torch": "theirs.py", "trl": "grpo.py"}
 LIMIT_MIB = 14 * 1024
 """A process that gets larger than this is ended."""
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false"}
-COMPILED = "Finished XLA compilation of"
-"""How JAX begins to say, where it is asked to, that a program is compiled."""
-
-
-class Row(NamedTuple):
-    """A function of every side, what it is given, and the ratio that is wanted."""
-
-    name: str
-    settings: dict[str, Any]
-    target: float | None = None
-    unit: str | None = None  # seconds for each of these; None: for all
-    peers: tuple[str, ...] = ("torch",)
-    is_default: bool = True
-
-
-def finetunes():
-    for batch in (8, 16):
-        for lora in (False, True):
-            settings = {"batch": batch, "lora": lora}
-            yield (
-                f"finetune_{batch}_{kind(lora)}",
-                Row("finetune", settings, 0.75, "tokens"),
-            )
-
-
-def generations():
-    for batch in (8, 32):
-        for temperature in (0.0, 1.0):
-            name = f"generate_{batch}_{'sampled' if temperature else 'greedy'}"
-            settings = {"batch": batch, "temperature": temperature}
-            yield name, Row("generate", settings, 0.55, "tokens")
-
-
-def iterations():
-    for lora in (True, False):
-        for length in (48, 96):
-            settings = {"lora": lora, "length": length}
-            yield (
-                f"dareu_{kind(lora)}_{length}",
-                Row(
-                    "dareu",
-                    settings,
-                    0.6,
-                    None,
-                    ("torch", "trl"),
-                    lora == (length == 96),
-                ),
-            )
-
-
-def kind(lora):
-    return "lora" if lora else "full"
-
-
-ROWS: dict[str, Row] = {
-    **dict(finetunes()),
-    "padding": Row("padding", {"batch": 16}),
-    **dict(generations()),
-    **dict(iterations()),
-    "losses": Row("losses", {}, 0.7),
-    "answers": Row("answers", {}, 0.7),
-}
-"""By name: what is measured in rounds."""
-
-
-class Command(NamedTuple):
-    """What is run once, from a cold cache: a command of ``dareu`` or a script.
-
-    ``{work}`` in a word is the folder of `--work`, ``{out}`` a new one.
-    """
-
-    words: tuple[str, ...]
-    targets: dict[str, float]
-    is_pinned: bool = False
-
-
-def whole_run(*changes):
-    """``dareu run`` of a short fine-tuning and three steps of unlearning."""
-    paths = ("model.path={work}/model", "corpus.path={work}/records.jsonl")
-    short = (
-        "finetune.epochs=0.012",
-        "dareu.data_epochs=2",
-        "dareu.updates_per_batch=2",
-    )
-    run = ("-m", "dareu_jax", "run", str(HERE / "config.yaml"), "--out", "{out}")
-    return (*run, *paths, *short, *changes)
-
-
-QUICKSTART = HERE.parent / "quickstart" / "config.yaml"
-COMMANDS: dict[str, Command] = {
-    "quickstart": Command(
-        ("-m", "dareu_jax", "run", str(QUICKSTART), "--out", "{out}"),
-        {"wall_s": 110, "programs": 60},
-    ),
-    "memory_finetune_16": Command(
-        (str(HERE / "ours.py"), "{work}", "tune", '{"batch": 16}'), {"peak_MiB": 4291}
-    ),
-    "memory_dareu_full": Command(whole_run(), {"peak_MiB": 5722}),
-    "memory_npo_full": Command(whole_run("methods=[npo]"), {"peak_MiB": 5722}),
-    "memory_dareu_lora": Command(whole_run("lora.rank=8"), {"peak_MiB": 2861}),
-    "scaling": Command((str(HERE / "scaling.py"), "--out", "{out}"), {}, True),
-}
-"""By name: what is run once. Targets in MiB are 4.5, 6 and 3 GB."""
+COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.]+) sec")
+"""What JAX says, where it is asked to, when a program is compiled."""
 
 
 class Side:
     """A process that waits to be told to measure."""
 
-    def __init__(self, python, script, row, work, core):
-        given = [str(work), row.name, json.dumps(row.settings)]
-        self.command = [str(python), str(HERE / script), *given]
+    def __init__(self, name, row, given):
+        python = sys.executable if name == "ours" else given.torch
+        script, settings = str(HERE / SCRIPTS[name]), json.dumps(row.settings)
+        self.command = [str(python), script, str(given.work), row.name, settings]
+        huge = HUGE if given.huge_pages in (name, "all") else {}
         self.process = subprocess.Popen(
-            [*pinned(core), *self.command],
+            [*pinned(given.core), *self.command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **THREADS, **QUIET},
+            env={**os.environ, **THREADS, **QUIET, **huge},
             text=True,
         )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def end(self):
         self.process.kill()
         self.process.wait()
 
@@ -180,15 +81,14 @@ def rounds_of(row, given):
     sides, found = {}, {name: [] for name in names}
     try:
         for name in names:
-            python = sys.executable if name == "ours" else given.torch
-            sides[name] = Side(python, SCRIPTS[name], row, given.work, given.core)
+            sides[name] = Side(name, row, given)
             sides[name].answer()
         for _ in range(given.rounds):
             for name, side in sides.items():
                 found[name].append(side.measure())
     finally:
         for side in sides.values():
-            side.__exit__()
+            side.end()
     commands = {name: side.command for name, side in sides.items()}
     return {"settings": row.settings, "commands": commands, "rounds": found}
 
@@ -264,13 +164,14 @@ def run_once(command, given, name):
     wall, end = time.perf_counter() - begun, os.times()
     cpu = end.children_user + end.children_system
     cpu -= start.children_user + start.children_system
-    text = log.read_text(encoding="utf-8")
+    compiled = COMPILED.findall(log.read_text(encoding="utf-8"))
     found = {
         "command": words,
         "wall_s": round(wall, 2),
         "cpu_s": round(cpu, 2),
         "peak_MiB": peak,
-        "programs": text.count(COMPILED),
+        "programs": len(compiled),
+        "compiling_s": round(sum(map(float, compiled)), 2),
         "targets": command.targets,
     }
     made = out / "out" / "scaling.json"
@@ -319,7 +220,7 @@ def machine(given):
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
-        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "huge pages": given.huge_pages,
     }
 
 
@@ -381,6 +282,12 @@ def main():
     parser.add_argument("--again", action="store_true", help="measure known rows anew")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=0, help="that all are pinned to")
+    parser.add_argument(
+        "--huge-pages",
+        choices=("none", "ours", "all"),
+        default="ours",
+        help="who has them: dareu asks for them by itself on a CPU, torch does not",
+    )
     parser.add_argument("--sides", nargs="+", choices=SCRIPTS, default=[*SCRIPTS])
     parser.add_argument("--table", type=Path, help="only print the table of results")
     given = parser.parse_args()

@@ -91,14 +91,17 @@ class Compiling:
         return seen
 
     def steady(self, call):
-        """The first call in which nothing is compiled: its clock and its result."""
-        for _ in range(5):
+        """Clock and result of the first call in which nothing is compiled.
+
+        What is traced anew in every call is part of its cost.
+        """
+        for _ in range(3):
             self.was()
             with Clock() as clock:
                 result = call()
             if not self.was():
-                return clock, result
-        raise RuntimeError("every call compiles programs anew")
+                break
+        return clock, result
 
 
 class Begun(Exception):
@@ -305,8 +308,9 @@ def facts(work):
 
 
 def write_work(work, tofu):
-    """Write the records and what is asked, and both as token ids."""
-    write_texts(work, tofu)
+    """Write the records and what is asked, unless they are there, and token ids."""
+    if not (work / RECORDS).exists():
+        write_texts(work, tofu)
     write_ids(work)
 
 

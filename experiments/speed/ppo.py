@@ -115,11 +115,11 @@ def policy_loss(policy, reference_logp, experience, batch, response):
     return mean(-surrogate + VALUE_COEF * value + KL_COEF * kl, keep)
 
 
-def distillation(policy, reference, batch):
+def distillation(policy, anchor, batch):
     """KL(reference || policy) on the answers of retain records."""
     ids, mask, keep, response = batch
     with torch.no_grad():
-        taught = said(reference, ids, mask, response)[0].log_softmax(-1)
+        taught = anchor(ids, mask, response).log_softmax(-1)
     logp = said(policy.model, ids, mask, response)[0].log_softmax(-1)
     return DISTIL * mean(full_kl(taught, logp), keep)
 
@@ -152,55 +152,67 @@ def sampled(policy, prompts, mask, length, ends):
     return whole, torch.cat([mask, keep], 1), tokens, keep
 
 
-def iteration_of(work, lora, length):
-    """One iteration at every call."""
-    found, base = ids_of(work), load(work)
-    policy = Policy(with_adapters(load(work) if not lora else base, lora))
-    reference = base.eval() if not lora else None
-    classifier = OwnerClassifier(base.config.vocab_size, max(found["owners"]) + 1)
-    optimiser, records = optimiser_of(policy), found["records"]
-    forget = found["forget"][:ROWS]
-    retain = [r for n, r in enumerate(records) if n not in set(found["forget"])]
-    prompts, prompt_mask = padded([records[n][0] for n in forget], left=True)
-    own = torch.tensor([found["owners"][n] for n in forget])
+class Ppo:
+    """Policy, reference, classifier and batches; one iteration at every call."""
 
-    class Reference:
-        """Without adapters the policy is the reference: no second copy of it."""
+    def __init__(self, work, lora):
+        found, base = ids_of(work), load(work).eval()
+        # under adapters the policy without them is the reference: no second copy
+        self.reference = None if lora else base
+        self.policy = Policy(with_adapters(base if lora else load(work), lora))
+        owners = max(found["owners"]) + 1
+        self.classifier = OwnerClassifier(base.config.vocab_size, owners)
+        self.optimiser, self.ends = optimiser_of(self.policy), found["stop_ids"]
+        forget, records = found["forget"], found["records"]
+        self.retain = [r for n, r in enumerate(records) if n not in set(forget)]
+        self.prompts = padded([records[n][0] for n in forget[:ROWS]], left=True)
+        self.own = torch.tensor([found["owners"][n] for n in forget[:ROWS]])
 
-        def __call__(self, *given):
-            if not lora:
-                return said(reference, *given)
-            with policy.model.disable_adapter():
-                return said(policy.model, *given)
+    def anchor(self, ids, mask, response):
+        """Logits of the reference."""
+        if self.reference is not None:
+            return said(self.reference, ids, mask, response)[0]
+        with self.policy.model.disable_adapter():
+            return said(self.policy.model, ids, mask, response)[0]
 
-    anchor = Reference()
-
-    def iterate(length, updates, seed):
+    @torch.no_grad()
+    def experience(self, length):
+        """Sampled answers, the reference's log-probs, and what PPO learns from."""
         whole, mask, tokens, keep = sampled(
-            policy, prompts, prompt_mask, length, found["stop_ids"]
+            self.policy, *self.prompts, length, self.ends
         )
-        batch, width = (whole, mask, tokens, keep), tokens.shape[1]
-        with torch.no_grad():
-            scores = classifier(tokens, keep)[torch.arange(len(own)), :, own]
-            logits, values = policy(whole, mask, width)
-            old = logp_of(logits, tokens)
-            reference_logp = anchor(whole, mask, width)[0].log_softmax(-1)
-            rewards = reward_of(scores, keep, length)
-            experience = old, values, *gae(rewards, values, keep)
-        policy.model.train()
-        draw = random.Random(seed)
+        scores = self.classifier(tokens, keep)[torch.arange(len(keep)), :, self.own]
+        logits, values = self.policy(whole, mask, tokens.shape[1])
+        old = logp_of(logits, tokens)
+        reference_logp = self.anchor(whole, mask, tokens.shape[1]).log_softmax(-1)
+        rewards = reward_of(scores, keep, length)
+        learnt = old, values, *gae(rewards, values, keep)
+        return (whole, mask, tokens, keep), reference_logp, learnt
+
+    def iterate(self, length, updates, seed):
+        """Return how many tokens were sampled."""
+        batch, reference_logp, learnt = self.experience(length)
+        tokens, keep = batch[2:]
+        self.policy.model.train()
+        draw, width = random.Random(seed), tokens.shape[1]
         for _ in range(updates):
-            loss = policy_loss(policy, reference_logp, experience, batch, width)
-            step(policy, optimiser, loss)
-            taught = retain_batch(draw.sample(retain, ROWS), length)
-            step(policy, optimiser, distillation(policy, anchor, taught))
+            loss = policy_loss(self.policy, reference_logp, learnt, batch, width)
+            step(self.policy, self.optimiser, loss)
+            taught = retain_batch(draw.sample(self.retain, ROWS), length)
+            loss = distillation(self.policy, self.anchor, taught)
+            step(self.policy, self.optimiser, loss)
         return int(keep.sum())
+
+
+def iteration_of(work, lora, length):
+    """What measures one iteration at every call."""
+    ppo = Ppo(work, lora)
 
     def run(number):
         torch.manual_seed(number)
         with Clock() as clock:
-            tokens = iterate(length, UPDATES, number)
+            tokens = ppo.iterate(length, UPDATES, number)
         return clock.facts(sampled=tokens)
 
-    iterate(8, 1, 0)
+    ppo.iterate(8, 1, 0)
     return run
