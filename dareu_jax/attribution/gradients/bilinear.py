@@ -164,7 +164,7 @@ def projected(k: int) -> Features:
     """
 
     def held(matrices: dict[str, Any], seed: Array) -> dict[str, Any]:
-        sizes = {}
+        sizes: dict[str, tuple[int, int]] = {}
         for name, leaf in matrices.items():
             layers, d, f = leaf.shape
             sizes |= {f"{name}/in": (layers, d), f"{name}/out": (layers, f)}
