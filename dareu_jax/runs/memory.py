@@ -203,6 +203,7 @@ class OnDevice:
             kept=self.kept(batch, length, dropout),
             layer=self.backward(batch, length, dropout) + layer,
             logits=copies * self.logits(batch, response, trunks) + table,
+            gathered=is_summed * table,  # once, for all parts
         )
 
     def losses(

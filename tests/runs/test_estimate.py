@@ -95,8 +95,8 @@ def test_more_chips_need_less_of_each_and_what_is_too_large_says_so():
 
 def test_rows_read_in_parts_need_less_and_divide_over_the_devices():
     sections = ("finetune", "classifier", "prior", "dareu", "npo")
-    sizes = {"methods": ["dareu", "npo"], "finetune": {"batch_size": 64}}
-    whole = large(**sizes)
+    sizes = {"methods": ["dareu", "npo"], "mesh": {"data": -1, "fsdp": 1}}
+    whole = large(**sizes, finetune={"batch_size": 64})
     changes = {f"{section}.microbatch_size": 16 for section in sections}
     parts = with_overrides(whole, {**changes, "npo.batch_size": 64})
     own = [

@@ -82,8 +82,9 @@ def test_trainings_of_one_shape_share_a_program(model, batch):
 
 def test_rows_read_in_parts_give_the_same_gradient(model, fresh, batch):
     """Their mean is over all tokens, of answers of different lengths."""
-    assert len(set(batch.response_mask.sum(axis=1))) > 1
-    found = []
+    ends = np.asarray([24, 9, 3, 15])[:, None]
+    mask = batch.response_mask & (np.arange(batch.response.shape[1]) < ends)
+    batch, found = batch._replace(response_mask=mask), []
     for size in (None, 1, 2):
         state, metrics = finetune_step(
             model,
