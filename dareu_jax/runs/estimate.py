@@ -279,10 +279,18 @@ class Sizes:
         yield "judge answers", size, one.judge(size, p, t, others)
         part, rows = hp.microbatch_size, hp.minibatch_size or size
         own = one.train(rows, p, t, 2 * trunks, trunks, part)
-        yield "PPO update", part or rows, own
+        yield (
+            "PPO update",
+            part or rows,
+            dataclasses.replace(own, results=one.trainable),
+        )
         answer = at.response if hp.distil_on == "gold" else t
         own = one.train(kept, p, answer, 5, 2, part)
-        yield "distillation", part or kept, own
+        yield (
+            "distillation",
+            part or kept,
+            dataclasses.replace(own, results=one.trainable),
+        )
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

@@ -217,9 +217,7 @@ class OnDevice:
         """A gradient step on losses of several batches, which are read in turn."""
         one = self.train(batch, prompt, response, copies=3, at_once=at_once)
         return dataclasses.replace(
-            one,
-            gradients=min(batches, 2) * one.gradients,
-            gathered=2 * self.gathered()[1],
+            one, gradients=min(batches, 2) * one.gradients, gathered=self.gathered()[1]
         )
 
     def rollout(self, batch: int, prompt: int, response: int) -> Footprint:

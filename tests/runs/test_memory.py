@@ -132,8 +132,10 @@ def test_the_phases_of_dareu(case):
     check(found["judge"], 2 * own, judge)  # the reference is an argument of its own
     table = {"embed": {"embedding": abstract_params(one.cfg)["embed"]["embedding"]}}
     anchor = device_bytes(table, one.mesh) + judge.results
-    check(found["update"], state + anchor, update)
-    check(found["distil"], state + own, distil)
+    # where a program writes over the policy, XLA keeps a copy of it until then
+    written = {"results": one.trainable}
+    check(found["update"], state + anchor, dataclasses.replace(update, **written))
+    check(found["distil"], state + own, dataclasses.replace(distil, **written))
 
 
 def test_eight_devices_hold_an_eighth_of_parameters_and_optimiser_each():
