@@ -24,6 +24,7 @@ from dareu_jax.runs.stages import FITTED, is_imported
 from dareu_jax.unlearning import (
     Prior,
     RewardIndex,
+    judges_logits,
     make_dareu,
     method_config,
     needs_of,
@@ -267,7 +268,7 @@ class Sizes:
         check_divisible(hp.batch_size, at.mesh)
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
-        yield "judge answers", size, one.judge(size, p, t, others)
+        yield "judge answers", size, one.judge(size, p, t, others, judges_logits(cfg))
         own = one.train(size, p, t, 2 * trunks, trunks)
         yield "PPO update", size, dataclasses.replace(own, results=one.trainable)
         own = one.train(kept, p, at.response if hp.distil_on == "gold" else t, 5, 2)
