@@ -24,6 +24,7 @@ from dareu_jax.runs.stages import FITTED, is_imported
 from dareu_jax.unlearning import (
     Prior,
     RewardIndex,
+    judges_logits,
     make_dareu,
     method_config,
     needs_of,
@@ -276,21 +277,14 @@ class Sizes:
         check_divisible(hp.batch_size, at.mesh)
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
-        yield "judge answers", size, one.judge(size, p, t, others)
-        part, rows = hp.microbatch_size, hp.minibatch_size or size
+        yield "judge answers", size, one.judge(size, p, t, others, judges_logits(cfg))
+        part, written = hp.microbatch_size, one.trainable
+        rows = hp.minibatch_size or size
         own = one.train(rows, p, t, 2 * trunks, trunks, part)
-        yield (
-            "PPO update",
-            part or rows,
-            dataclasses.replace(own, results=one.trainable),
-        )
+        yield "PPO update", part or rows, dataclasses.replace(own, results=written)
         answer = at.response if hp.distil_on == "gold" else t
         own = one.train(kept, p, answer, 5, 2, part)
-        yield (
-            "distillation",
-            part or kept,
-            dataclasses.replace(own, results=one.trainable),
-        )
+        yield "distillation", part or kept, dataclasses.replace(own, results=written)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

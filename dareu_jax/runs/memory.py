@@ -233,14 +233,25 @@ class OnDevice:
             gathered=one + 2 * table,
         )
 
-    def judge(self, batch: int, prompt: int, response: int, others: int) -> Footprint:
-        """Log-probs and KL of answers under the policy and ``others``."""
+    def judge(
+        self,
+        batch: int,
+        prompt: int,
+        response: int,
+        others: int,
+        reads_logits: bool = True,
+    ) -> Footprint:
+        """Hidden states, log-probs and KL of answers under the policy and ``others``.
+
+        ``reads_logits``: whether any log-prob is read, and not hidden states alone.
+        """
         size, (one, table) = jnp.dtype(self.cfg.compute_dtype).itemsize, self.gathered()
+        scored = 1 + others if reads_logits else 0
         return Footprint(
             results=self.rows(batch) * response * self.cfg.embed * size,
             layer=self.forward(batch, prompt + response),
-            logits=(1 + others) * self.logits(batch, response, trunks=2),
-            gathered=one + (1 + others) * table,
+            logits=scored * self.logits(batch, response, trunks=2),
+            gathered=one + scored * table,
         )
 
 

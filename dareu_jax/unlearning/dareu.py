@@ -47,6 +47,13 @@ def uses_prior(cfg: RunConfig) -> bool:
     return pays_for_prior(cfg.reward) or cfg.options("dareu").kl_anchor == "prior"
 
 
+def judges_logits(cfg: RunConfig) -> bool:
+    """Return whether the judge reads log-probs, and not hidden states alone."""
+    is_guarded = cfg.guards.kl_budget is not None
+    is_paid = cfg.options("dareu").kl_in == "reward" or pays_for_prior(cfg.reward)
+    return is_guarded or is_paid
+
+
 def reward_stage(cfg: RunConfig) -> str:
     """Return the name of the stage whose index is the reward."""
     return "reward_shuffled" if cfg.reward.shuffle_owners else "reward"
