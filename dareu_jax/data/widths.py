@@ -43,13 +43,23 @@ def fit_widths(
       among: widths to choose from; none: all multiples of `MULTIPLE`.
     """
     cells = _every(lengths, limits) if among is None else _given(lengths, limits, among)
-    held = (lengths[:, None] <= cells).all(axis=2).sum(axis=0)
+    held = _held(lengths, limits, cells)
     rows = held // batch_size * batch_size
     rows[-1] = rounded_up(len(lengths), batch_size)
     slots, chains = fewest_slots(cells, rows, most)
     saved = -np.diff(slots) * passes
-    count = int(np.argmin(np.append(saved >= max(worth, 1), False)))
-    return chains[count]
+    return chains[int(np.argmin(np.append(saved >= max(worth, 1), False)))]
+
+
+def _held(
+    lengths: np.ndarray, limits: tuple[int, int], cells: np.ndarray
+) -> np.ndarray:
+    """Return how many texts each cell ``[C]`` holds, from those of like length."""
+    prompt, response = np.minimum(-(-lengths // MULTIPLE) * MULTIPLE, limits).T
+    side = limits[1] + 1
+    kinds, count = np.unique(prompt * side + response, return_counts=True)
+    pairs = np.stack(np.divmod(kinds, side), axis=1)
+    return count @ (pairs[:, None] <= cells).all(axis=2)
 
 
 def fewest_slots(
