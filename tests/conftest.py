@@ -16,8 +16,10 @@ PATIENT = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=900"
 )
 """Eight devices on two busy cores wait for each other longer than XLA's 40 seconds."""
-COMPILED_SOON = "--xla_cpu_use_fusion_emitters=false"
-"""A third less work for the compiler, which is most of the work of these tests."""
+COMPILED_SOON = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+"""Half the work for the compiler, which is most of the work of these tests."""
 os.environ.update(
     JAX_PLATFORMS="cpu",
     PJRT_NPROC="32",  # devices that wait hold a thread each; some are left for the work

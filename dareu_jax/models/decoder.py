@@ -332,6 +332,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
+            check_constancy_invariants=False,  # which would trace a layer twice
         )
         self.layers = stack(cfg, self.op)
         self.final_norm = norm_of(cfg)

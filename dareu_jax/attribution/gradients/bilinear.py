@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dareu_jax.attribution.gradients import measures, probe
@@ -55,12 +56,13 @@ class Features(NamedTuple):
     """How a layer's per-example gradient is looked at: sum_t x'_t^T e'_t.
 
     Attributes:
-      held: ``(leaf, path, seed) -> arrays`` with the axis L first that `sides` needs.
+      held: ``(matrices by name, seed) -> arrays by name``, with the axis L first,
+        that `sides` needs.
       sides: ``(x, e, held of one layer) -> (x' [B, T, D'], e' [B, T, F'])``.
       shape: ``(D, F) -> (D', F')``.
     """
 
-    held: Callable[[Any, str, Array], Any]
+    held: Callable[[dict[str, Any], Array], dict[str, Any]]
     sides: Callable[[Array, Array, Any], tuple[Array, Array]]
     shape: Callable[[int, int], tuple[int, int]]
 
@@ -93,7 +95,9 @@ class BilinearKernel(Kernel):
 def exact() -> Features:
     """Return the features that are the gradient itself."""
     return Features(
-        lambda leaf, path, seed: (), lambda x, e, held: (x, e), lambda d, f: (d, f)
+        lambda matrices, seed: dict.fromkeys(matrices, ()),
+        lambda x, e, held: (x, e),
+        lambda d, f: (d, f),
     )
 
 
@@ -127,6 +131,28 @@ def random_signs_and_columns(
     return signs, jax.vmap(columns)(jax.random.split(for_columns, layers))
 
 
+def projections(
+    sizes: dict[str, tuple[int, int]], k: int, seed: Array
+) -> dict[str, Array]:
+    """Return P ``[L, D, min(k, D)]`` by name, of ``(L, D)``; the seed and name draw it.
+
+    A side no longer than k is the identity. Names of one size are drawn in one call,
+    for every call takes seconds to compile.
+    """
+    drawn: dict[str, Array] = {}
+    for layers, size in dict.fromkeys(sizes.values()):
+        names = [name for name, own in sizes.items() if own == (layers, size)]
+        if size <= k:
+            whole = jnp.broadcast_to(jnp.eye(size), (layers, size, size))
+            drawn |= dict.fromkeys(names, whole)
+            continue
+        numbers = np.asarray([zlib.crc32(name.encode()) for name in names], np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        draw = functools.partial(trigonometric_projections, layers, size, k)
+        drawn |= zip(names, jax.vmap(lambda key, draw=draw: draw(key=key))(keys))
+    return drawn
+
+
 @functools.cache
 def projected(k: int) -> Features:
     """(x P_in)^T (e P_out) with at most k columns a side: LoGra (Choe et al., 2024).
@@ -135,15 +161,13 @@ def projected(k: int) -> Features:
     that the expected dot product is the exact one; a side no longer than k stays whole.
     """
 
-    def side(size: int, layers: int, name: str, seed: Array) -> Array:
-        if size <= k:
-            return jnp.broadcast_to(jnp.eye(size), (layers, size, size))
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        return trigonometric_projections(layers, size, k, key=key)
-
-    def held(leaf: Any, path: str, seed: Array):
-        layers, d, f = leaf.shape
-        return side(d, layers, f"{path}/in", seed), side(f, layers, f"{path}/out", seed)
+    def held(matrices: dict[str, Any], seed: Array) -> dict[str, Any]:
+        sizes = {}
+        for name, leaf in matrices.items():
+            layers, d, f = leaf.shape
+            sizes |= {f"{name}/in": (layers, d), f"{name}/out": (layers, f)}
+        drawn = projections(sizes, k, seed)
+        return {name: (drawn[f"{name}/in"], drawn[f"{name}/out"]) for name in matrices}
 
     def sides(x: Array, e: Array, pair) -> tuple[Array, Array]:
         left, right = pair
@@ -274,9 +298,11 @@ def add_records(
     if how.emphasis is not None:
         share = weights * how.emphasis(how.model, params, batch.text)[:, None]
 
+    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), index.seed)
+
     def slot(leaf: Any, path: str) -> Slot:
         shape = (len(leaf), share.shape[1], *how.features.shape(*leaf.shape[1:]))
-        held = how.features.held(leaf, path, index.seed), over_layers(share, leaf)
+        held = arrays[path], over_layers(share, leaf)
         return Slot(held, jnp.zeros(shape, jnp.float32))
 
     contract = summing(how.features)
@@ -318,9 +344,10 @@ def contracted(
 ) -> Any:
     """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
 
+    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), index.seed)
+
     def slot(leaf: Any, path: str) -> Slot:
-        arrays = how.features.held(leaf, path, index.seed)
-        held = arrays, probe.Whole(index.owner_sums[path])
+        held = arrays[path], probe.Whole(index.owner_sums[path])
         out = jax.tree.map(lambda x: jnp.zeros((len(leaf), *x.shape)), zeros)
         return Slot(held, out)
 

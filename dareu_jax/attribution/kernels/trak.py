@@ -47,9 +47,10 @@ def add_gram(
     """Add phi phi^T of a batch of records."""
     owned = is_owned(batch, owners)
 
+    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), state.seed)
+
     def slot(leaf: Any, path: str) -> Slot:
-        arrays = how.features.held(leaf, path, state.seed)
-        held = arrays, bilinear.over_layers(owned, leaf)
+        held = arrays[path], bilinear.over_layers(owned, leaf)
         return Slot(held, jnp.zeros(state.gram[path].shape, jnp.float32))
 
     contract = outer(how.features)
