@@ -1,7 +1,6 @@
 """Jitted prefill and decoding with a key-value cache."""
 
 import functools
-import itertools
 import math
 from typing import NamedTuple, cast
 
@@ -14,9 +13,8 @@ from dareu_jax.models.scoring import logits_of, positions_of
 from dareu_jax.parallel import BATCH_AXES
 
 Array = jax.Array
-FEWEST, SIZES = 4, 3
-"""Rows of the smallest batch that others are cut down to, and how many sizes there are:
-each is a loop of its own in the program."""
+SMALL = 8
+"""Rows of a batch from which on the half that goes on is decoded by itself."""
 
 
 class Rollout(NamedTuple):
@@ -117,26 +115,24 @@ def generate(
         said=_nothing(b, t, stop_ids[0]),
     )
     state = State(jnp.int32(1), _say(how, logits, rows, jnp.int32(0)), cache)
-    sizes = [*batch_sizes(b), 0]
-    state = _decode_while(model, params, how, state, fewest=sizes[1])
-    whole = state.rows.said
-    for size, smaller in itertools.pairwise(sizes[1:]):
-        state = _first_to_go_on(state, size)
-        state = _decode_while(model, params, how, state, fewest=smaller)
-        whole = _put(state.rows, whole)
-    return whole
+    half = half_of(b)
+    state = _decode_while(model, params, how, state, fewest=half)
+    if half == 0:
+        return state.rows.said
+    rest = _first_to_go_on(state, half)
+    rest = _decode_while(model, params, how, rest, fewest=0)
+    return _put(rest.rows, state.rows.said)
 
 
-def batch_sizes(rows: int) -> list[int]:
-    """Return how many rows go on at the same time: all, and half of them, and so on.
+def half_of(rows: int) -> int:
+    """Return how many rows go on by themselves when the others have ended; 0: none.
 
-    Only all where devices have rows of their own, which would have to move.
+    None of a small batch, and none where devices have rows of their own, which would
+    have to move.
     """
     mesh = dict(jax.sharding.get_abstract_mesh().shape)
-    if math.prod(mesh.get(axis, 1) for axis in BATCH_AXES) > 1:
-        return [rows]
-    halves = [-(-rows // 2**n) for n in range(SIZES)]
-    return [size for size in halves if size == rows or size >= FEWEST]
+    parts = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES)
+    return rows // 2 if parts == 1 and rows >= SMALL else 0
 
 
 def _prefill(
