@@ -4,8 +4,8 @@ r"""The product beside torch, transformers and TRL: time, memory, programs; one 
     peers/bin/pip install torch==2.13.0 transformers==5.24.0 trl==1.16.0 peft==0.21.2 \
         accelerate==1.15.0 gguf==0.19.0
     python experiments/speed/compare.py SmolLM2-135M-Instruct.Q4_1.gguf TOFU_FOLDER \
-        --torch peers/bin/python --work WORK --out experiments/speed/results.json
-    python experiments/speed/compare.py --table experiments/speed/results.json
+        --torch peers/bin/python --work WORK --out results.json
+    python experiments/speed/compare.py --table results.json
 
 Each side is a process of its own on one core; both get ready, then they are measured in
 turn, ours first, and wait meanwhile. What is in the results already is left out: the
