@@ -4,8 +4,8 @@ r"""The product beside torch, transformers and TRL: time, memory, programs; one 
     peers/bin/pip install torch==2.13.0 transformers==5.24.0 trl==1.16.0 peft==0.21.2 \
         accelerate==1.15.0 gguf==0.19.0
     python experiments/speed/compare.py SmolLM2-135M-Instruct.Q4_1.gguf TOFU_FOLDER \
-        --torch peers/bin/python --work WORK --out experiments/speed/results.json
-    python experiments/speed/compare.py --table experiments/speed/results.json
+        --torch peers/bin/python --work WORK --out results.json
+    python experiments/speed/compare.py --table results.json
 
 Each side is a process of its own on one core; both get ready, then they are measured in
 turn, ours first, and wait meanwhile. What is in the results already is left out: the
@@ -38,6 +38,10 @@ COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.]+) sec")
 """What JAX says, where it is asked to, when a program is compiled."""
 
 
+class Ended(Exception):
+    """A process that ended before it had measured, with its exit status."""
+
+
 class Side:
     """A process that waits to be told to measure."""
 
@@ -62,7 +66,7 @@ class Side:
         """The next line that it writes, as numbers."""
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(self.command)} ended: {self.process.wait()}")
+            raise Ended(f"{' '.join(self.command)}: {self.process.wait()}")
         return json.loads(line)
 
     def measure(self):
@@ -187,7 +191,7 @@ def watched(process):
             process.kill()
         time.sleep(0.05)
     if process.returncode and peak <= LIMIT_MIB:
-        raise SystemExit(f"{' '.join(process.args)} ended: {process.returncode}")
+        raise Ended(f"{' '.join(process.args)}: {process.returncode}")
     return peak
 
 
@@ -224,6 +228,15 @@ def machine(given):
     }
 
 
+def measured(name, given):
+    """One row: its rounds with the ratios of their medians, or a command's numbers."""
+    if name in COMMANDS:
+        return run_once(COMMANDS[name], given, name)
+    row = ROWS[name]
+    found = rounds_of(row, given)
+    return {**found, "ratios": ratios(row, found["rounds"]), "target": row.target}
+
+
 def compare(given):
     """Measure what is asked for; write what is known after every row."""
     prepare(given)
@@ -234,13 +247,11 @@ def compare(given):
     for name in given.only or [*defaults, *COMMANDS]:
         if name in results and not given.again:
             continue
-        if name in COMMANDS:
-            results[name] = run_once(COMMANDS[name], given, name)
-        else:
-            row = ROWS[name]
-            results[name] = rounds_of(row, given)
-            results[name]["ratios"] = ratios(row, results[name]["rounds"])
-            results[name]["target"] = row.target
+        try:
+            results[name] = measured(name, given)
+        except (Ended, BrokenPipeError) as error:
+            print(f"{name}: ended, {error}", file=sys.stderr, flush=True)
+            continue
         given.out.write_text(json.dumps(known, indent=1) + "\n")
         print("\n".join(lines_of(name, results[name])), flush=True)
 

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -293,7 +294,8 @@ def tune(work, batch):
     changes = f"finetune.batch_size={batch}", f"finetune.epochs={3 * batch / 4000}"
 
     def run(number):
-        session = session_of(work, f"tune_{batch}_{number}", *changes)
+        shutil.rmtree(work / "sessions" / f"tune_{batch}", ignore_errors=True)
+        session = session_of(work, f"tune_{batch}", *changes)
         with Clock() as clock, jax.set_mesh(session.inputs.mesh):
             jax.block_until_ready(result_of(session, "original"))
         return clock.facts()
