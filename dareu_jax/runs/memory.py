@@ -216,9 +216,7 @@ class OnDevice:
     ) -> Footprint:
         """A gradient step on losses of several batches, which are read in turn."""
         one = self.train(batch, prompt, response, copies=3, at_once=at_once)
-        return dataclasses.replace(
-            one, gradients=min(batches, 2) * one.gradients, gathered=self.gathered()[1]
-        )
+        return dataclasses.replace(one, gradients=min(batches, 2) * one.gradients)
 
     def rollout(self, batch: int, prompt: int, response: int) -> Footprint:
         """Sampling a response: the cache, and one layer's beside."""
