@@ -190,7 +190,8 @@ def fit(
     return ClassifierState(own, opt_state, state.step + 1, state.key), metrics
 
 
-class OwnerProbabilities(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OwnerProbabilities:
     """p(i | y[:t]) as `Kernel.prefix_score`; equal ones share a program.
 
     Attributes:

@@ -91,6 +91,9 @@ def test_what_numbers_depend_on_is_recorded(built, model, tmp_path):
         "reduction": "mean",
         "projection_seed": 0,
         "damping": 0.1,
+        "whole_gradients": None,
+        "projection_size": 64,
+        "index_dtype": "float32",
         "projected": {"size": 64},
     }
 

@@ -230,9 +230,9 @@ def test_datainf_from_the_gradients_of_every_record(damping):
 def trak_features(grads, seed=0, k=3):
     """P_in^T g P_out ``[B, k k]`` of every matrix and layer."""
     leaves = by_name(params(), attributed(params()))
+    held = projected(k).held(leaves, jnp.uint32(seed))
     for path, layer, g in by_layer(grads):
-        sides = projected(k).held(leaves[path], path, jnp.uint32(seed))
-        left, right = (np.asarray(side[layer], np.float64) for side in sides)
+        left, right = (np.asarray(side[layer], np.float64) for side in held[path])
         yield (left.T @ g @ right).reshape(len(g), -1)
 
 
