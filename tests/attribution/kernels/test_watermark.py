@@ -250,9 +250,10 @@ def test_records_without_a_code_give_no_loss_and_no_gradient():
 def test_it_names_the_owners_of_unseen_prefixes_and_leaves_nobodys_to_nobody():
     one = trained(owners=8, steps=100, nobody=True)
     owner = np.where(np.arange(B) % 2, np.arange(B) // 2 % 8, -1).astype(np.int32)
-    unseen = written(owner, 8, seed=1000)
-    scores = np.asarray(one.prefix_score(None, one.index, unseen))
-    assert scores.shape == (B, T, 8)
+    texts = [written(owner, 8, seed=1000 + n) for n in range(5)]
+    each = [np.asarray(one.prefix_score(None, one.index, text)) for text in texts]
+    assert {scores.shape for scores in each} == {(B, T, 8)}
+    scores, owner = np.concatenate(each), np.tile(owner, len(each))
     mine = owner >= 0
     right = (scores.argmax(-1) == owner[:, None])[mine].mean(0)
     assert right[0] > 0.6 and right[3] > 0.9 and right[-1] > 0.95, right
