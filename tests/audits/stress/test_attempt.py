@@ -38,9 +38,9 @@ def folder(tmp_path_factory, request):
     """A finished run with one method."""
     folder = tmp_path_factory.mktemp("stress") / "run"
     tiny = request.config.rootpath / "tests" / "tiny.yaml"
-    brief = ("finetune", "classifier", "evaluation.judge")
     overrides = ["methods=[npo]", "npo.learning_rate=0.01", "corpus.general_facts=2"]
-    cfg = load_config(tiny, overrides + [f"{part}.epochs=1" for part in brief])
+    epochs = {"finetune": 8, "classifier": 1, "evaluation.judge": 1}
+    cfg = load_config(tiny, overrides + [f"{p}.epochs={n}" for p, n in epochs.items()])
     pipeline.run(cfg, folder, quiet())
     return folder
 

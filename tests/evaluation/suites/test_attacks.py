@@ -56,7 +56,7 @@ def test_reference_and_gradnorm_are_those_of_every_text_alone(judge):
 def test_parts_depend_on_the_weights_of_the_reference(judge, monkeypatch):
     first = judge.memory("forget", PAIRS)
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("measured again")
 
     for name in ("memory_scores", "gradient_norms", "mean_losses"):
