@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dareu_jax.config import FinetuneConfig, RunConfig
+from dareu_jax.config import FinetuneConfig, RunConfig, Section
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import check_divisible, named_leaves, state_axes
@@ -32,6 +32,7 @@ from dareu_jax.unlearning import (
 )
 from dareu_jax.unlearning.dareu import reward_stage
 from dareu_jax.unlearning.method import Need
+from dareu_jax.unlearning.supervised import LossMethodConfig
 
 Parts = Counter[str]
 """Bytes per device by what they are for."""
@@ -241,7 +242,11 @@ class Sizes:
         if is_dareu:
             held += self.beside_dareu(cfg)
         self.unlearning |= held
-        steps = self.dareu(cfg) if is_dareu else self.losses(needs_of(name, cfg))
+        options = dict(METHODS.options()).get(name, Section)
+        in_turn = issubclass(options, LossMethodConfig)  # others may do otherwise
+        steps = (
+            self.dareu(cfg) if is_dareu else self.losses(needs_of(name, cfg), in_turn)
+        )
         for step, size, own in steps:
             yield self.row(step, size, held.total(), own)
         self.results[name] = Parts({self.policy: self.one.trainable})
@@ -290,13 +295,15 @@ class Sizes:
         if cfg.reward.refresh_every:
             yield "index built again", *self.builds[reward]
 
-    def losses(self, needs: Mapping[str, Need]) -> Iterator[Step]:
+    def losses(self, needs: Mapping[str, Need], in_turn: bool) -> Iterator[Step]:
         """Yield a step on losses of all batches that a method needs."""
         largest = max(needs.values(), key=lambda need: need.at_once or need.batch_size)
         size, part = largest.batch_size, largest.at_once
         count = sum(need.batches for need in needs.values())
         prompt, response = self.shapes.prompt, self.shapes.response
-        own = self.one.losses(size, prompt, response, count, part)
+        own = self.one.losses(
+            size, prompt, response, batches=count, at_once=part, in_turn=in_turn
+        )
         yield "loss update", part or size, own
 
     def evaluation(self, stage: Planned) -> Iterator[Row]:

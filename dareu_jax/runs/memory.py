@@ -213,10 +213,19 @@ class OnDevice:
         response: int,
         batches: int = 2,
         at_once: int | None = None,
+        in_turn: bool = True,
     ) -> Footprint:
-        """A gradient step on losses of several batches, which are read in turn."""
+        """A gradient step on losses of several batches, in turn or side by side."""
         one = self.train(batch, prompt, response, copies=3, at_once=at_once)
-        return dataclasses.replace(one, gradients=min(batches, 2) * one.gradients)
+        gradients = min(batches, 2) * one.gradients
+        if in_turn:
+            return dataclasses.replace(one, gradients=gradients)
+        return dataclasses.replace(
+            one,
+            gradients=gradients,
+            kept=batches * one.kept,
+            gathered=2 * self.gathered()[1],
+        )
 
     def rollout(self, batch: int, prompt: int, response: int) -> Footprint:
         """Sampling a response: the cache, and one layer's beside."""

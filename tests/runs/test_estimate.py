@@ -258,7 +258,8 @@ def tiny_model():
 
 
 def test_gradients_of_a_large_model_are_split_as_their_axes_say():
-    changes = {"reward": {"kernel": "grad_dot"}, "lora": None, **MERGED}
+    whole = {"attribution": {"whole_gradients": True}}
+    changes = {"reward": {"kernel": "grad_dot"}, "lora": None, **whole, **MERGED}
     held, whole = (
         estimate(large(**changes, mesh={"data": 1, "fsdp": 1, "tensor": n}), on).held
         for n, on in ((16, read_chips("v5e-16")), (1, read_chips("v5e-1")))
@@ -314,7 +315,7 @@ def test_a_method_from_a_file_is_sized_by_its_state(plugged, tmp_path):
 
 
 def test_a_method_without_a_section_or_an_optimiser_is_sized(plugged):
-    """It takes three batches a step, where a loss method takes two."""
+    """It may read three batches side by side; a loss method reads two in turn."""
     needs = {"forget": Need(8, 2, "none"), "retain": Need(8, 1, "none")}
 
     @METHODS.register("plain", "a test's", needs=lambda cfg: needs)
@@ -332,7 +333,7 @@ def test_a_method_without_a_section_or_an_optimiser_is_sized(plugged):
         assert npo.held.pop(part) > 0 and not plain.held.pop(part, 0)
     assert plain.held == npo.held
     own, two = plain.rows[-3].own, npo.rows[-3].own
-    assert (own.kept, own.gradients) == (1.5 * two.kept, two.gradients)
+    assert (own.kept, own.gradients) == (3 * two.kept, two.gradients)
 
 
 def test_kernels_from_a_file_are_sized(plugged, tmp_path):

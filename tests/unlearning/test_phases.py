@@ -139,6 +139,11 @@ def phases(world):
     return build
 
 
+def copied(tree):
+    """Arrays of its own for a step that writes over what it is given."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def judged(**changes):
     zero = jnp.zeros((B, T), jnp.float32)
     parts = {"prior_logps": jnp.asarray(PRIOR), "kl": jnp.asarray(KL), **changes}
@@ -472,7 +477,7 @@ def test_ppo_differentiates_policy_and_value_head_and_touches_nothing_else(
     assert float(metrics["clip_fraction"]) == 0.0  # the policy is its own behaviour
     new, _, _ = phases_of(on).update(
         frozen={},
-        trainable=trainable,
+        trainable=copied(trainable),
         opt_state=on.optimiser.init(trainable),
         anchor=anchor,
         experience=experience,
@@ -512,7 +517,7 @@ def test_distillation_holds_the_policy_to_the_reference(world, trainable):
         retain=answers_of([0, 1]),
     )
     opt_state = on.optimiser.init(trainable)
-    tree, losses = trainable, []
+    tree, losses = copied(trainable), []
     for _ in range(3):
         tree, opt_state, metrics = distil(trainable=tree, opt_state=opt_state)
         losses.append(float(metrics["distillation_loss"]))
@@ -520,7 +525,7 @@ def test_distillation_holds_the_policy_to_the_reference(world, trainable):
     np.testing.assert_array_equal(
         tree["value_head"]["kernel"], trainable["value_head"]["kernel"]
     )
-    still = {**trainable, "decoder": world.reference}
+    still = copied({**trainable, "decoder": world.reference})
     _, _, metrics = distil(trainable=still, opt_state=on.optimiser.init(still))
     assert float(metrics["distillation_loss"]) == pytest.approx(0.0, abs=1e-6)
 
@@ -533,15 +538,17 @@ def test_steps_that_read_a_row_at_a_time_are_those_of_the_batch(
     for size in (None, 1):
         own = {"kl_in": "loss", "kl_coef": 0.5, "microbatch_size": size}
         on, _, answers, _, experience = iteration(own, trainable["decoder"])
-        phase, given = phases_of(on), {"frozen": {}, "trainable": trainable}
+        phase = phases_of(on)
         _, ppo, first = phase.update(
-            **given,
+            frozen={},
+            trainable=copied(trainable),
             opt_state=on.optimiser.init(trainable),
             anchor=on.anchor(trainable["decoder"]),
             experience=experience,
         )
         _, distilled, second = phase.distil(
-            **given,
+            frozen={},
+            trainable=copied(trainable),
             opt_state=on.optimiser.init(trainable),
             reference=world.reference,
             retain=answers._replace(response_mask=jnp.asarray(MASK)),
@@ -668,11 +675,17 @@ def traced(on, trainable, reference, answers):
     said = phase.judge(**judging)
     experience = Experience(answers, *[said.logps] * 4, said.anchor)
     learning = both | {
+        "trainable": copied(trainable),
         "opt_state": first,
         "anchor": reference,
         "experience": experience,
     }
-    keeping = both | {"opt_state": second, "reference": reference, "retain": answers}
+    keeping = both | {
+        "trainable": copied(trainable),
+        "opt_state": second,
+        "reference": reference,
+        "retain": answers,
+    }
     return [(phase.judge, judging), (phase.update, learning), (phase.distil, keeping)]
 
 
@@ -708,8 +721,7 @@ def test_logits_in_parts_change_no_phase(monkeypatch, iteration, trainable, worl
     outcomes = []
     for at_once in (LOGITS_AT_ONCE, 1):
         monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
-        given = jax.tree.map(jnp.copy, trainable)
-        programs = traced(on, given, world.reference, answers)
+        programs = traced(on, trainable, world.reference, answers)
         outcomes.append([program(**named) for program, named in programs])
     for whole, part in zip(*map(jax.tree.leaves, outcomes), strict=True):
         np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-5)
