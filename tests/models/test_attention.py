@@ -318,7 +318,7 @@ def test_forward_mode_takes_an_attention_that_has_it(on_tpu, monkeypatch):
         return program.lower(lowering_platforms=("tpu",))
 
     lowered(with_all_derivatives(model))
-    with pytest.raises((TypeError, NotImplementedError), match="forward-mode|lin"):
+    with pytest.raises((TypeError, NotImplementedError), match=r"forward-mode|lin"):
         lowered(model)
 
 
