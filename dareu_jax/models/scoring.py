@@ -12,8 +12,12 @@ import jax.numpy as jnp
 from dareu_jax.models.decoder import Decoder, DecoderConfig
 
 Array = jax.Array
-LOGITS_AT_ONCE = 2**27
-"""Numbers of a batch's logits that exist at the same time: 512 MiB of float32."""
+LOGITS_AT_ONCE = 2**25
+"""Numbers of a batch's logits that exist at the same time: 128 MiB of float32.
+
+A gradient step has several arrays of them. With four times as many, SmolLM2-135M takes
+1 GB more for 20 answers of 66 tokens, and about 7 % less time: none is computed again.
+"""
 
 
 Head = functools.partial(nn.Dense, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
