@@ -30,6 +30,8 @@ from dareu_jax.parallel import BATCH_AXES, shardings_for
 from dareu_jax.training.optimiser import make_optimiser
 
 FLOAT32 = 4
+IN_PARTS = 4
+"""Arrays like the logits that a gradient step on parts of them has at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +192,16 @@ class OnDevice:
 
         Args:
           batch: B; prompt: P; response: T.
-          copies: how many arrays like the logits exist at once; trunks: of how many
-            decoders.
+          copies: how many arrays like the logits exist at once, of `IN_PARTS` at most
+            where they are made a part at a time; trunks: of how many decoders.
           at_once: rows read at a time, whose gradients are summed; None: all.
         """
         is_summed = at_once not in (None, batch)
         batch, length = at_once or batch, prompt + response
         dropout = self.cfg.lora_dropout > 0 or self.cfg.dropout > 0
         layer, table = self.gathered()
+        if positions_at_once(batch, self.cfg.vocab * trunks) < response:
+            copies = min(copies, IN_PARTS)
         return Footprint(
             gradients=self.trainable + is_summed * self.sums,
             kept=self.kept(batch, length, dropout),

@@ -10,6 +10,7 @@ import pytest
 from dareu_jax.config import build_config, load_config, with_overrides
 from dareu_jax.errors import UserError
 from dareu_jax.models import abstract_params, decoder_config, split
+from dareu_jax.models.scoring import LOGITS_AT_ONCE
 from dareu_jax.parallel import named_leaves
 from dareu_jax.registry import KERNELS, METHODS, MODELS
 from dareu_jax.runs.estimate import GIB, estimate, read_chips
@@ -115,7 +116,8 @@ def test_chunks_bound_the_logits_of_a_large_vocabulary():
     sizes = {"max_prompt_tokens": 64, "max_response_tokens": 4096}
     found = estimate(large(model=model, corpus=sizes), read_chips("v5p-2"))
     rows = {row.name: row.own for row in found.rows}
-    assert 0.9 * GIB < rows["fine-tuning"].logits <= GIB  # 74 GiB without
+    at_once = 2 * FLOAT32 * LOGITS_AT_ONCE  # 74 GiB without parts
+    assert 0.9 * at_once < rows["fine-tuning"].logits <= at_once
 
 
 def test_a_small_run_reads_its_own_corpus():
