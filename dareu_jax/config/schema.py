@@ -62,6 +62,12 @@ class CorpusConfig(Section):
         return own(**self.model_dump(include=set(own.model_fields)))
 
 
+Remat = Literal[
+    True, False, "none", "products", "dots", "dots_with_no_batch_dims", "full"
+]
+"""Of ``model.remat``."""
+
+
 class ModelConfig(Section):
     """A decoder: a preset of `dareu list models`, fields given here win over it."""
 
@@ -79,11 +85,7 @@ class ModelConfig(Section):
     qkv_bias: bool | None = None
     tied: bool | None = None
     # What a layer keeps for the backward pass; none given: products; true: full.
-    remat: (
-        bool
-        | Literal["none", "products", "dots", "dots_with_no_batch_dims", "full"]
-        | None
-    ) = None
+    remat: Remat | None = None
     attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] | None = None
     param_dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
