@@ -108,8 +108,8 @@ def _every(lengths: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
 
 def _given(lengths: np.ndarray, limits: tuple[int, int], among: Widths) -> np.ndarray:
     """Return nested widths to choose from, up to the first that holds all."""
-    nested = np.asarray(within(among, limits))
-    return nested[: levels(lengths, within(among, limits)).max() + 1]
+    nested = within(among, limits)
+    return np.asarray(nested[: levels(lengths, nested).max() + 1])
 
 
 def within(widths: Widths, limits: tuple[int, int]) -> Widths:

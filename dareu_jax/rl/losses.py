@@ -8,10 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.rl.advantage import masked_mean
+from dareu_jax.rl.advantage import Number, masked_mean
 
 Array = jax.Array
-Number = float | jax.Array
 
 
 def policy_loss(

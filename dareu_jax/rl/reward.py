@@ -9,8 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.rl.advantage import Number
+
 Array = jax.Array
-Number = float | jax.Array
 
 
 def chi(b: Array, c_seg: Number = 1.05, eps: Number = 1e-6) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dareu_jax import data
 from dareu_jax.attribution import Kernel, attribution_accuracy
+from dareu_jax.data.widths import rounded_up
 from dareu_jax.evaluation import run_suite
 from dareu_jax.evaluation.metrics.tow import SPLITS, tow
 from dareu_jax.runs.folder import log_path
@@ -40,7 +41,7 @@ def rows_of(suite: run_suite.RunSuite, classifiers: bool) -> int:
     Metrics of a plug-in may need more. Every batch is as large as the others.
     """
     size = suite.batch_size
-    rows = {split: -(-len(x.index) // size) * size for split, x in suite.tokens.items()}
+    rows = {k: rounded_up(len(x.index), size) for k, x in suite.tokens.items()}
     judges, oracles = len(suite.judges), int(suite.retrained is not None)
     asked = 2 * sum(rows.values()) + (judges + oracles) * rows["forget"]
     known = sum(rows.get(split, 0) for split in SPLITS[:2])

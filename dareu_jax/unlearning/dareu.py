@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from dareu_jax.config import RunConfig
-from dareu_jax.data.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch, steps_per_epoch
 from dareu_jax.models import Rollout, init_head, join, split
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
@@ -87,7 +87,7 @@ def batches_of(cfg: RunConfig) -> dict[str, Need]:
 def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     """Return DareU as ``cfg.dareu`` and ``cfg.reward`` describe it."""
     hp: DareuConfig = cfg.options("dareu")
-    per_epoch = -(-inputs.forget_owner.shape[0] // hp.batch_size)
+    per_epoch = steps_per_epoch(len(inputs.forget_owner), hp.batch_size)
     steps = hp.data_epochs * per_epoch
     per_pass = hp.minibatches + hp.retain_updates
     updates = per_pass * hp.updates_per_batch * steps

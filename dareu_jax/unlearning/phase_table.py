@@ -22,6 +22,7 @@ from dareu_jax.unlearning.phases import (
     rollout,
     update,
 )
+from dareu_jax.unlearning.rows import answered
 from dareu_jax.unlearning.setting import Experience, Judged, Setting
 
 Array = jax.Array
@@ -139,8 +140,7 @@ def measure_options(on: Setting) -> dict[str, Any]:
 
 def of_rollout(on: Setting, said: Rollout, *, prompts: TokenBatch, **_: Any) -> Work:
     """Return one pass over prompt and answer, a token at a time."""
-    sampled = prompts._replace(response=said.tokens, response_mask=said.mask)
-    text = texts_of(sampled)
+    text = texts_of(answered(prompts, said))
     return Work(text.response, read(on.inputs.model.cfg, text))
 
 

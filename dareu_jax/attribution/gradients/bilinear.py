@@ -202,6 +202,11 @@ def by_name(params: Any, tree: Any) -> dict[str, Any]:
     return dict(zip(by_matrix(params, lambda leaf: leaf), values, strict=True))
 
 
+def held_for(features: Features, params: Any, seed: Array) -> dict[str, Any]:
+    """Return what features need of every attributed matrix, by its name."""
+    return features.held(by_matrix(params, lambda leaf: leaf), seed)
+
+
 def over_layers(x: Array, leaf: Any) -> Array:
     """Return the same ``x`` for every layer of ``leaf``: ``[L, ...]``."""
     return jnp.broadcast_to(x, (len(leaf), *x.shape))
@@ -300,7 +305,7 @@ def add_records(
     if how.emphasis is not None:
         share = weights * how.emphasis(how.model, params, batch.text)[:, None]
 
-    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), index.seed)
+    arrays = held_for(how.features, params, index.seed)
 
     def slot(leaf: Any, path: str) -> Slot:
         shape = (len(leaf), share.shape[1], *how.features.shape(*leaf.shape[1:]))
@@ -335,10 +340,8 @@ def owner_cosines(
     rows, owners = len(queries.response), len(index.counts)
     zeros = jnp.zeros((rows, owners)), jnp.zeros(rows)
     dots, squares = contracted(how, comparing, params, index, queries, zeros=zeros)
-    theirs = sum(
-        jnp.sum(x.astype(jnp.float32) ** 2, axis=(0, 2, 3))
-        for x in index.owner_sums.values()
-    )
+    sums = wide(index.owner_sums).values()
+    theirs = sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in sums)
     size = jnp.sqrt(squares)[:, None] * jnp.sqrt(theirs)[None]
     return dots / jnp.maximum(size, FLOOR)
 
@@ -353,7 +356,7 @@ def contracted(
     zeros: Any,
 ) -> Any:
     """Return what ``contract`` writes, like ``zeros``, summed over all matrices."""
-    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), index.seed)
+    arrays = held_for(how.features, params, index.seed)
 
     def slot(leaf: Any, path: str) -> Slot:
         held = arrays[path], probe.Whole(index.owner_sums[path])

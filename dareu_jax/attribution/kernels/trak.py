@@ -46,8 +46,7 @@ def add_gram(
 ) -> Gram:
     """Add phi phi^T of a batch of records."""
     owned = is_owned(batch, owners)
-
-    arrays = how.features.held(by_matrix(params, lambda leaf: leaf), state.seed)
+    arrays = bilinear.held_for(how.features, params, state.seed)
 
     def slot(leaf: Any, path: str) -> Slot:
         held = arrays[path], bilinear.over_layers(owned, leaf)
