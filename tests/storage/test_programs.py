@@ -1,7 +1,6 @@
 """Compiled programs that a folder carries."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,7 +28,7 @@ def found():
 
 
 def test_a_folder_carries_programs_to_the_next_process(tmp_path, found):
-    before, x = jax.config.values[FOLDER], jnp.ones(3)
+    before, x = jax.config.values[FOLDER], np.ones(3, np.float32)
     for number in (0, 1):
         with programs_in(tmp_path / "programs"):
             np.testing.assert_array_equal(jax.jit(doubled)(x), [2.0] * 3)
