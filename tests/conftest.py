@@ -172,6 +172,7 @@ def tiny_inputs(tiny_run):
         stages={
             "reward": reward,
             "reward_shuffled": reward,
+            "reward_echo": reward,
             "prior": Prior(prior, start(jax.random.key(2))),
         },
     )

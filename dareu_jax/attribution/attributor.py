@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dareu_jax import data
+from dareu_jax.attribution.echo import Echo, echo_of, make_kernel
 from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf
 from dareu_jax.attribution.kernel import Kernel, Setup
@@ -138,7 +139,7 @@ class Attributor:
             backbone=Decoder(backbone),
             snapshots=lambda: self.snapshots,
         )
-        kernel = KERNELS.get(options.kernel)(setup)
+        kernel = make_kernel(options.kernel, setup, self._echo)
         if kernel.reads_snapshots and not self.snapshots:
             raise UserError(
                 f"kernel {options.kernel} needs checkpoints of the model's training: "
@@ -147,11 +148,16 @@ class Attributor:
             )
         return kernel
 
+    @functools.cached_property
+    def _echo(self) -> Echo | None:
+        vocab = self.model.decoder.cfg.vocab
+        return echo_of(self.options.attribution, self.model.tokenizer, vocab)
+
     def tokens(self, records: Sequence[data.Record]) -> data.TokenBatch:
-        """Return records as tokens, see `as_tokens`."""
+        """Return records as tokens, marked for the kernel, see `as_tokens`."""
         tokens = as_tokens(self.model, records, self.options.wording)
         warn_beyond(self.model.context, lengths_of(tokens))
-        return tokens
+        return self.kernel.mark(tokens)
 
     def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Return the model's own greedy answers."""

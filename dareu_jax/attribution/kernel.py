@@ -37,6 +37,11 @@ class OwnerBatch(NamedTuple):
     owner: Rows
 
 
+def unmarked(text: TokenBatch) -> TokenBatch:
+    """Return the text as it is: a kernel looks at all of it."""
+    return text
+
+
 def as_is(params: Any, acc: Accumulator, number: int = 0) -> Index:
     """Return the accumulator: it is the index, or the next pass begins with it."""
     return acc
@@ -73,6 +78,8 @@ class Kernel:
       reads_snapshots: whether it needs checkpoints of the model's training.
       goes_on: ``() -> bool``, whether `init` begins with trained parameters that the
         kernel holds; it may read them.
+      mark: ``TokenBatch -> TokenBatch`` with ``own``, before it looks at text; it may
+        be called ahead, on the host: what is marked is not marked again.
       is_fitted: whether it is trained over many epochs; else each pass sees every
         record exactly once.
       is_probability: whether scores are in [0, 1] as they are.
@@ -97,6 +104,7 @@ class Kernel:
     differentiates: str | None = None
     reads_snapshots: bool = False
     goes_on: Callable[[], bool] = lambda: False
+    mark: Callable[[TokenBatch], TokenBatch] = unmarked
     is_fitted: bool = False
     is_probability: bool = False
     follows_model: bool = False

@@ -146,6 +146,7 @@ class ClassifierConfig(OptimiserConfig):
 class AttributionConfig(Section):
     """Options that several kernels share (ours), and the sections of single kernels."""
 
+    echo: Literal["hide", "keep"] = "hide"  # words of the prompt, from the kernel
     reduction: Literal["mean", "sum"] = "mean"  # of a response's token log-likelihoods
     whole_gradients: bool | None = None  # of grad_dot, grad_cos, tracin; none: by size
     projection_size: int = Field(64, ge=1)  # columns a side, where they are not whole
@@ -179,6 +180,7 @@ class RewardConfig(Section):
     prior_weight: float = Field(1.0, ge=0)
     prior_floor: float = Field(4.0, gt=0)  # nats per token at which the prior pays 0
     combine: Literal["sum", "product"] = "sum"  # ours
+    keep_echo: bool = False  # the paper's kernel: it reads words of the prompt too
     shuffle_owners: bool = False  # control: labels of the kernel's data permuted
 
 

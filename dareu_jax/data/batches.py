@@ -25,6 +25,16 @@ class TokenBatch(NamedTuple):
     response: Rows  # [B, T] int32, ends in eos unless truncated
     response_mask: Rows  # [B, T] bool, true = counts, eos included
     index: Rows  # [B] int32, row in the records
+    own: Rows | None = None  # [B, T] bool, what a kernel looks at, see `own_tokens`
+
+
+def own_tokens(batch: TokenBatch) -> Rows:
+    """Return ``[B, T]`` bool: response tokens that an attribution kernel looks at.
+
+    They are ``own``, as far as the response goes; where that is not given, all.
+    """
+    mask = batch.response_mask
+    return mask if batch.own is None else mask & batch.own
 
 
 def tokenise(
@@ -150,7 +160,7 @@ def pad(
 
 def take(tokens: TokenBatch, rows: np.ndarray) -> TokenBatch:
     """Return the given rows of every array of `tokens`."""
-    return TokenBatch(*(array[rows] for array in tokens))
+    return TokenBatch(*(None if array is None else array[rows] for array in tokens))
 
 
 def lengths_of(tokens: TokenBatch) -> np.ndarray:
@@ -236,13 +246,14 @@ class BatchStream:
     def of(self, rows: np.ndarray) -> TokenBatch:
         """Return the given rows of `tokens`, as wide as they need."""
         prompt, response = self.widths[self._level[rows].max()]
-        left = self.tokens.prompt.shape[1] - prompt
+        left, own = self.tokens.prompt.shape[1] - prompt, self.tokens.own
         return TokenBatch(
             prompt=self.tokens.prompt[rows, left:],
             prompt_mask=self.tokens.prompt_mask[rows, left:],
             response=self.tokens.response[rows, :response],
             response_mask=self.tokens.response_mask[rows, :response],
             index=self.tokens.index[rows],
+            own=None if own is None else own[rows, :response],
         )
 
     def once(self, step: int) -> tuple[np.ndarray, int]:

@@ -213,7 +213,12 @@ class Sizes:
         """Yield the build of an attribution index."""
         at, fitted, reward = self.shapes, FITTED[stage.name], self.cfg.reward.kernel
         kernel = "classifier" if stage.name == "judge" else reward
-        names = {"reward": reward, "reward_shuffled": f"shuffled {reward}"}
+        names = {
+            "reward": reward,
+            "reward_shuffled": f"shuffled {reward}",
+            "reward_echo": f"{reward} with echo",
+            "reward_shuffled_echo": f"shuffled {reward} with echo",
+        }
         name = names.get(stage.name, stage.name)
         built = traced_kernel(at, kernel, fitted)
         hp = classifier_of(at.inputs, fitted)

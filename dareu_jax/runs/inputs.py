@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax import data, models, parallel
+from dareu_jax.attribution.echo import Echo, echo_of
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.data.batches import encode
 from dareu_jax.data.widths import MOST, MULTIPLE, rounded_up
@@ -199,6 +200,11 @@ class Inputs:
     def model(self) -> models.Decoder:
         """The decoder that is fine-tuned and unlearned."""
         return self.decoder("model")
+
+    @functools.cached_property
+    def echo(self) -> Echo | None:
+        """What kernels are not shown of a response: words of its prompt."""
+        return echo_of(self.cfg.attribution, self.tokenizer, self.model.cfg.vocab)
 
     def decoder(self, name: str) -> models.Decoder:
         """The decoder of a part of the run, ``model`` or one of `parts_of`."""

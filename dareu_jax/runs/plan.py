@@ -37,7 +37,10 @@ class Planned(NamedTuple):
 
 SHARED = {
     "prior": Planned("prior", "model"),
-    "reward_shuffled": Planned("reward_shuffled", "index", ("original",)),
+    **{
+        name: Planned(name, "index", ("original",))
+        for name in ("reward_shuffled", "reward_echo", "reward_shuffled_echo")
+    },
 }
 """Stages that run just before the first method that reads them."""
 

@@ -12,11 +12,11 @@ import numpy as np
 from dareu_jax import data
 from dareu_jax.attribution import Kernel, Setup, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import margin, spread
+from dareu_jax.attribution.echo import make_kernel
 from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf, Build
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.data.batches import over_records
-from dareu_jax.registry import KERNELS
 from dareu_jax.rl import segment_length
 from dareu_jax.runs.inputs import Inputs, parts_of
 from dareu_jax.storage.checkpoints import finished_step
@@ -36,6 +36,7 @@ class Fitted:
     part: str  # of the configuration, whose decoder it has: classifier or judge
     draws: str  # the name that is folded into the seed
     shuffles: bool = False  # the owners' labels are permuted, as a control
+    keeps_echo: bool = False  # it reads what a response repeats of its prompt
 
 
 class Indexer:
@@ -73,6 +74,7 @@ class Indexer:
         )
         passes = cfg.epochs if kernel.is_fitted else kernel.passes
         self.stream, self.labels = owner_stream(inputs, fitted, cfg, passes)
+        self.stream.tokens = kernel.mark(self.stream.tokens)
         batches = BatchesOf(self.stream, self.labels, kernel.is_fitted, steps)
         self.build = Build(
             kernel=kernel,
@@ -189,7 +191,8 @@ def kernel_of(
         start=functools.partial(inputs.start_of, fitted.part),
         snapshots=snapshots,
     )
-    return KERNELS.get(name)(setup)
+    echo = None if fitted.keeps_echo else inputs.echo
+    return make_kernel(name, setup, echo)
 
 
 def owned_records(inputs: Inputs, cfg: ClassifierConfig) -> tuple[data.Record, ...]:

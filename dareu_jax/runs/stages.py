@@ -43,6 +43,10 @@ TOGETHER = 2
 FITTED = {
     "reward": Fitted("classifier", "classifier"),
     "reward_shuffled": Fitted("classifier", "classifier_shuffled", shuffles=True),
+    "reward_echo": Fitted("classifier", "classifier", keeps_echo=True),
+    "reward_shuffled_echo": Fitted(
+        "classifier", "classifier_shuffled", shuffles=True, keeps_echo=True
+    ),
     "judge": Fitted("judge", "judge"),
 }
 """What each index of a run trains, where its kernel is trained."""

@@ -56,7 +56,9 @@ def judges_logits(cfg: RunConfig) -> bool:
 
 def reward_stage(cfg: RunConfig) -> str:
     """Return the name of the stage whose index is the reward."""
-    return "reward_shuffled" if cfg.reward.shuffle_owners else "reward"
+    shuffled = "_shuffled" if cfg.reward.shuffle_owners else ""
+    hides = cfg.attribution.echo == "hide"
+    return f"reward{shuffled}{'_echo' if hides and cfg.reward.keep_echo else ''}"
 
 
 def stages_of(cfg: RunConfig) -> set[str]:

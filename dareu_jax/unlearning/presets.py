@@ -13,6 +13,7 @@ PAPER: dict[str, Any] = {
     "reward.combine": "sum",
     "reward.attribution_weight": 1.0,
     "reward.owner_score": "own",
+    "reward.keep_echo": True,
     "dareu.kl_anchor": "behaviour",
     "dareu.kl_in": "reward",
     "dareu.kl_estimator": "sampled",
@@ -25,6 +26,11 @@ PAPER: dict[str, Any] = {
 }
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dareu_paper", "DareU with the paper's reward and KL, methods 1.4", PAPER),
+    (
+        "dareu_echo",
+        "control: dareu, attribution that reads words of the prompt too",
+        {"reward.keep_echo": True},
+    ),
     (
         "prior_only",
         "dareu without attribution: the counterfactual prior",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.data.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch, own_tokens
 from dareu_jax.models import Decoder, over_logits, response_logps, token_logps, trunk_of
 
 Array = jax.Array
@@ -20,11 +20,16 @@ CERTAIN = -1e-6
 
 
 def token_weight(batch: TokenBatch, reduction: str) -> Array:
-    """Return ``[B]`` float32: 1 / tokens of the response (mean) or 1 (sum)."""
-    length = jnp.sum(batch.response_mask.astype(jnp.float32), axis=1)
+    """Return ``[B]`` float32: 1 / `own_tokens` of the response (mean) or 1 (sum)."""
+    length = jnp.sum(own_tokens(batch).astype(jnp.float32), axis=1)
     if reduction == "sum":
         return jnp.ones_like(length)
     return 1.0 / jnp.maximum(length, 1.0)
+
+
+def over_own(x: Array, batch: TokenBatch) -> Array:
+    """Return the sum of ``x [B, T]`` over the response's own tokens, ``[B]``."""
+    return jnp.sum(jnp.where(own_tokens(batch), x, 0.0), axis=1)
 
 
 def in_words(measure: Callable[..., Array]) -> str:
@@ -39,9 +44,9 @@ def in_words(measure: Callable[..., Array]) -> str:
 def log_likelihoods(
     model: Decoder, params: Any, batch: TokenBatch, weight: Array, slots: Any = None
 ) -> Array:
-    """Return w_b log p(response_b | prompt_b), ``[B]``."""
+    """Return w_b sum_t log p(y_t | q, y_<t) over the response's own tokens, ``[B]``."""
     logps = response_logps(model, params, batch, slots=slots)
-    return weight * jnp.sum(logps, axis=1)
+    return weight * over_own(logps, batch)
 
 
 def log_likelihood(
@@ -62,15 +67,14 @@ def log_odds(
 
     trunk = trunk_of(model, params, batch, slots=slots)
     each = over_logits(odds, [trunk], batch.response)
-    return weight * jnp.sum(jnp.where(batch.response_mask, each, 0.0), axis=1)
+    return weight * over_own(each, batch)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def mean_probability(model: Decoder, params: Any, batch: TokenBatch) -> Array:
     """Return the mean of p(y_t | q, y_<t) over the response's tokens, ``[B]``."""
-    mask = batch.response_mask
-    p = jnp.where(mask, jnp.exp(response_logps(model, params, batch)), 0.0)
-    return jnp.sum(p, axis=1) * token_weight(batch, "mean")
+    p = jnp.exp(response_logps(model, params, batch))
+    return over_own(p, batch) * token_weight(batch, "mean")
 
 
 def sampled_log_likelihoods(key: Array, model, params, batch, weight, slots=None):
@@ -87,4 +91,4 @@ def sampled_log_likelihoods(key: Array, model, params, batch, weight, slots=None
     trunk = trunk_of(model, params, batch, slots=slots)
     u = jax.random.uniform(key, batch.response.shape, jnp.float32)
     each = over_logits(drawn, [trunk], u)
-    return weight * jnp.sum(jnp.where(batch.response_mask, each, 0.0), axis=1)
+    return weight * over_own(each, batch)

@@ -17,7 +17,7 @@ from dareu_jax.attribution.kernel import (
     owner_weights,
     running_mean,
 )
-from dareu_jax.data.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch, own_tokens
 from dareu_jax.registry import KERNELS
 
 Array = jax.Array
@@ -53,14 +53,14 @@ def counting(
 
     @jax.jit
     def update(params, batch: OwnerBatch, acc: TermIndex):
-        at, real = terms_of(batch.text.response, batch.text.response_mask)
+        at, real = terms_of(batch.text.response, own_tokens(batch.text))
         counted = real.astype(jnp.float32)[..., None]
         each = owner_weights(batch, owners)[:, None] * counted  # [B, T, O]
         counts = acc.terms.at[:, at].add(jnp.moveaxis(each, -1, 0))
         return TermIndex(counts), {"loss": jnp.float32(0.0)}
 
     def prefix_score(params, index: TermIndex, queries: TokenBatch) -> Array:
-        at, real = terms_of(queries.response, queries.response_mask)
+        at, real = terms_of(queries.response, own_tokens(queries))
         return running_mean(weights_of(index.terms)[at], real)
 
     return from_prefixes(

@@ -17,7 +17,7 @@ from dareu_jax.attribution.kernel import (
     owner_weights,
     running_mean,
 )
-from dareu_jax.data.batches import TokenBatch
+from dareu_jax.data.batches import TokenBatch, own_tokens
 from dareu_jax.models import Decoder, hidden_states, whole_text
 from dareu_jax.registry import KERNELS
 
@@ -33,10 +33,10 @@ class StateIndex(NamedTuple):
 
 
 def prefix_states(model: Decoder, params: Any, batch: TokenBatch) -> Array:
-    """Return the mean state of the response up to every t, ``[B, T, D]`` float32."""
+    """Return the mean state of the own tokens up to every t, ``[B, T, D]`` float32."""
     hidden = hidden_states(model, params, *whole_text(batch))
     own = hidden[:, batch.prompt.shape[1] :].astype(jnp.float32)
-    return running_mean(own, batch.response_mask)
+    return running_mean(own, own_tokens(batch))
 
 
 def cosine(a: Array, b: Array) -> Array:

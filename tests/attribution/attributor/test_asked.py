@@ -227,3 +227,15 @@ def test_the_page_shows_commands_that_run(dareu, folder, texts, tmp_path, monkey
         (tmp_path / "indices" / "without_alice" / "spec.json").read_text()
     )
     assert spec["owners"] == ["bob", "carol"]
+
+
+@pytest.mark.parametrize(("echo", "named"), [("hide", False), ("keep", True)])
+def test_a_name_from_the_question_names_nobody(ask, tmp_path, echo, named):
+    asked = [{"prompt": "What did bob have?", "response": "bob"}]
+    out = tmp_path / "scores.csv"
+    how = "--set", f"attribution.echo={echo}", "--out", out
+    status, _, _ = ask(*how, asked=lines(tmp_path / "asked.jsonl", asked))
+    assert status == 0
+    (row,) = csv.DictReader(out.open())
+    alice, bob = float(row["score_alice"]), float(row["score_bob"])
+    assert (alice != bob) is named

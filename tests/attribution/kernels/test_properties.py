@@ -16,10 +16,12 @@ from promises import is_gram
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
 from dareu_jax.attribution.calibration import linear_reward
+from dareu_jax.attribution.echo import Echo, beyond_prompt
 from dareu_jax.attribution.index import init_on, shapes_of
 from dareu_jax.attribution.kernel import axes_of
 from dareu_jax.attribution.owners import extend, merge, owner_axes, select
 from dareu_jax.audits.fidelity.measures import correlations, lds, subsets
+from dareu_jax.data import TokenBatch
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import make_mesh
@@ -28,6 +30,24 @@ from dareu_jax.registry import KERNELS
 pytestmark = pytest.mark.slow
 
 KEY, OWNERS, ROWS = jax.random.key(3), 8, 16
+
+
+VOCAB = 32
+ECHO = Echo(np.arange(VOCAB, dtype=np.int32).tobytes(), hidden=0)
+
+
+def with_name(queries: TokenBatch, name: np.ndarray) -> TokenBatch:
+    """The queries, whose prompt ends with a name that the response says twice."""
+    prompt, response = queries.prompt.copy(), queries.response.copy()
+    prompt[:, -1] = response[:, 0] = response[:, 3] = name
+    return queries._replace(prompt=prompt, response=response)
+
+
+def unsaid(queries: TokenBatch) -> np.ndarray:
+    """Two tokens for every row that it has nowhere, ``[2, B]`` int32."""
+    rows = np.concatenate([queries.prompt, queries.response], axis=1)
+    free = [sorted({*range(VOCAB)} - {*row})[:2] for row in rows.tolist()]
+    return np.array(free, np.int32).T
 
 
 class Made(NamedTuple):
@@ -156,6 +176,22 @@ def test_a_linear_reward_is_the_weighted_sum_of_scores(made, world):
     out = linear_reward(made.kernel, *arguments)
     assert out.shape == (ROWS,) and out.dtype == jnp.float32
     assert_near(out, made.scores.astype(np.float64) @ weights)
+
+
+def test_a_kernel_sees_what_a_response_adds_to_its_prompt_alone(made, world):
+    """What repeats the prompt may be any word; alone, it has no gradient."""
+    kernel, queries = beyond_prompt(made.kernel, ECHO), world.queries
+    score = jax.jit(kernel.score)
+    named, renamed = (with_name(queries, name) for name in unsaid(queries))
+    if kernel.differentiates is None and not kernel.follows_model:
+        np.testing.assert_array_equal(
+            score(made.params, made.index, named),
+            score(made.params, made.index, renamed),
+        )
+    if kernel.differentiates:
+        echo = queries.prompt[:, -1:].repeat(queries.response.shape[1], axis=1)
+        alone = queries._replace(response=echo)
+        assert not np.any(score(made.params, made.index, alone))
 
 
 def test_a_row_of_padding_changes_no_other_score(made, world):
