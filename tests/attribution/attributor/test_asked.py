@@ -229,13 +229,14 @@ def test_the_page_shows_commands_that_run(dareu, folder, texts, tmp_path, monkey
     assert spec["owners"] == ["bob", "carol"]
 
 
-@pytest.mark.parametrize(("echo", "named"), [("hide", False), ("keep", True)])
-def test_a_name_from_the_question_names_nobody(ask, tmp_path, echo, named):
-    asked = [{"prompt": "What did bob have?", "response": "bob"}]
-    out = tmp_path / "scores.csv"
-    how = "--set", f"attribution.echo={echo}", "--out", out
-    status, _, _ = ask(*how, asked=lines(tmp_path / "asked.jsonl", asked))
-    assert status == 0
-    (row,) = csv.DictReader(out.open())
-    alice, bob = float(row["score_alice"]), float(row["score_bob"])
-    assert (alice != bob) is named
+@pytest.mark.parametrize(("echo", "is_named"), [("hide", False), ("keep", True)])
+def test_a_name_from_the_question_names_nobody(ask, tmp_path, echo, is_named):
+    names = "bob", "alice"
+    asked = [{"prompt": f"What did {x} have?", "response": x} for x in names]
+    out, how = tmp_path / "scores.csv", ("--set", f"attribution.echo={echo}")
+    given = lines(tmp_path / "asked.jsonl", asked)
+    assert ask(*how, "--out", out, asked=given)[0] == 0
+    bob, alice = (
+        [row[f"score_{x}"] for x in names] for row in csv.DictReader(out.open())
+    )
+    assert (bob != alice) is is_named
