@@ -180,8 +180,14 @@ class RewardConfig(Section):
     prior_weight: float = Field(1.0, ge=0)
     prior_floor: float = Field(4.0, gt=0)  # nats per token at which the prior pays 0
     combine: Literal["sum", "product"] = "sum"  # ours
+    validity: Literal["warn", "refuse", "off"] = "warn"  # of one that names everybody
     keep_echo: bool = False  # the paper's kernel: it reads words of the prompt too
     shuffle_owners: bool = False  # control: labels of the kernel's data permuted
+
+    @field_validator("validity", mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        return "off" if given is False else given  # YAML takes off for false
 
 
 class GuardConfig(Section):

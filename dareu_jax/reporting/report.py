@@ -25,6 +25,7 @@ def render(
         seeds=list(results.get("seeds", {})),
         headline=headline(results),
         tables=_tables(results, names),
+        validity=_validity(results),
         gaps=summary.gaps(results),
         figures=_figures(results, curves),
         stopped=_stopped(results),
@@ -46,6 +47,13 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     ]
     has_method = any(name not in summary.ORACLES for name in names)
     return {"names": names, "rows": rows} if has_method and rows else {}
+
+
+def _validity(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return per seed how well the reward tells the original's answers from others'."""
+    seeds = results.get("seeds", {}).items()
+    found = ((seed, entry.get("validity")) for seed, entry in seeds)
+    return [{"seed": seed, **valid} for seed, valid in found if valid]
 
 
 def _tables(results: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dareu_jax.evaluation.metrics.metric import Group, Metric
 from dareu_jax.evaluation.seeds import keys_of, seed_values, spread
 from dareu_jax.registry import METRICS
 
-ORACLES = ("original", "retrained")
+ORACLES = ("original", "retrained", "base")
 """Models that no unlearning method made."""
 TABLES: dict[str, tuple[Group, ...]] = {
     "Forgetting and utility": ("rouge", "probability"),

@@ -207,6 +207,8 @@ class Sizes:
             left = {"reference": one.trainable, "weights": own_base}
         elif stage.name == "retrained" and cfg.retrained.path:
             left = {"retrained": one.frozen or one.trainable}
+        elif stage.name == "base":
+            left = {"base": 0 if cfg.lora else one.trainable}
         self.results[stage.name] = Parts(left)
 
     def index(self, stage: Planned) -> Iterator[Row]:

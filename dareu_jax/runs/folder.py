@@ -40,8 +40,14 @@ def rows_of(cfg: RunConfig) -> tuple[str, ...]:
 
 
 def oracles_of(cfg: RunConfig) -> tuple[str, ...]:
-    """Return the rows of the table that no unlearning method makes."""
-    return ("original",) if cfg.retrained.skip else ("original", "retrained")
+    """Return the rows of the table that no unlearning method makes.
+
+    Where there is no retrained model, one that was imported to be tuned stands for it.
+    """
+    if not cfg.retrained.skip:
+        return "original", "retrained"
+    is_tuned = cfg.model.path is not None and cfg.finetune.epochs > 0
+    return ("original", "base") if is_tuned else ("original",)
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:

@@ -27,6 +27,7 @@ from dareu_jax.runs.evaluate import evaluate, suite_of, tow_of
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, outstanding, plan
 from dareu_jax.runs.stages import Session, carry_out, is_done, load
+from dareu_jax.runs.validity import check_validity, validity_of
 from dareu_jax.storage.checkpoints import newest_meta
 from dareu_jax.storage.files import write_json, write_text
 from dareu_jax.storage.programs import programs_in
@@ -92,8 +93,12 @@ def run_seed(session: Session) -> bool:
     todo = outstanding(stages, functools.partial(is_done, inputs))
     results: dict[str, Any] = {}
     suite: RunSuite | None = None
+    is_checked = False
     with jax.set_mesh(inputs.mesh):
         for stage in (stage for stage in stages if stage.name in todo):
+            if stage.kind == "method" and not is_checked:
+                check_validity(inputs, session.progress)
+                is_checked = True
             if stage.kind == "evaluation":
                 suite = suite or suite_of(session, results)
                 evaluate(session, suite, stage.row, results[stage.row])
@@ -150,7 +155,11 @@ def about_stage(inputs: Inputs, stage: Planned) -> dict[str, Any]:
 
 
 def judged(inputs: Inputs) -> dict[str, Any]:
-    """Return ``{"models": {row: {metric: value}}, "tow": ..., "classifiers": ...}``."""
+    """Return what ``results.json`` says of a seed, from its logs.
+
+    ``{"models": {row: {metric: value}}, "tow": ..., "classifiers": ...,
+    "validity": ...}``.
+    """
     logs = logs_of(inputs)
     models = {
         row: {metric: values["agg_value"] for metric, values in log["metrics"].items()}
@@ -159,7 +168,13 @@ def judged(inputs: Inputs) -> dict[str, Any]:
     oracle = models.get("retrained")
     tows = {row: tow_of(own, oracle) for row, own in models.items()} if oracle else {}
     classifiers = logs["original"]["classifiers"]
-    return {"models": models, "tow": tows, "classifiers": classifiers}
+    valid = validity_of(inputs)
+    return {
+        "models": models,
+        "tow": tows,
+        "classifiers": classifiers,
+        "validity": valid and valid._asdict(),
+    }
 
 
 def logs_of(inputs: Inputs) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def plan(cfg: RunConfig) -> tuple[Planned, ...]:
 
 def evaluation(row: str, oracles: Sequence[str]) -> Planned:
     """Return the stage that judges a row beside the oracles, by both indices."""
-    reads = dict.fromkeys((row, *oracles, "reward", "judge"))
+    beside = (name for name in oracles if name != "base")
+    reads = dict.fromkeys((row, *beside, "reward", "judge"))
     return Planned(f"{EVALUATE}{row}", "evaluation", tuple(reads))
 
 

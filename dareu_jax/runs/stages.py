@@ -99,6 +99,8 @@ def is_imported(cfg: RunConfig, stage: Planned) -> bool:
     """Return whether a model is taken as it was imported, without training."""
     if stage.name == "original":
         return cfg.finetune.epochs == 0
+    if stage.name == "base":
+        return True
     return stage.name == "retrained" and cfg.retrained.path is not None
 
 
@@ -137,7 +139,7 @@ def load(
     """
     cfg = inputs.cfg
     if is_imported(cfg, stage):
-        if stage.name == "original":
+        if stage.name != "retrained":
             return inputs.base("model")
         assert cfg.retrained.path is not None
         imported = open_imported(Path(cfg.retrained.path), "retrained.path")

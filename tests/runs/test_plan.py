@@ -49,8 +49,18 @@ def test_a_stage_reads_only_what_stands_before_it(tiny):
 
 
 def test_every_index_of_the_plan_says_what_it_trains(tiny):
-    stages = planned(tiny, f"methods=[{','.join(METHODS.names())}]")
+    methods = f"methods=[{','.join(METHODS.names())}]"
+    both = "overrides={dareu_shuffled: {reward.keep_echo: true}}"
+    stages = planned(tiny, methods) + planned(tiny, methods, both)
     assert {s.name for s in stages if s.kind == "index"} == FITTED.keys()
+
+
+def test_the_papers_reward_reads_what_others_are_not_shown(tiny):
+    stages = {x.name: x for x in planned(tiny, "methods=[dareu, dareu_paper]")}
+    assert "reward_echo" in stages["dareu_paper"].reads
+    assert "reward" in stages["dareu"].reads
+    kept = planned(tiny, "methods=[dareu_paper]", "attribution.echo=keep")
+    assert "reward_echo" not in names(kept)
 
 
 def test_the_pipeline_runs_down_the_plan(tiny, tmp_path, monkeypatch):
@@ -58,10 +68,13 @@ def test_the_pipeline_runs_down_the_plan(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "carry_out", lambda *a: ran.append(a[1].name))
     monkeypatch.setattr(pipeline, "suite_of", lambda *a: "suite")
     monkeypatch.setattr(pipeline, "evaluate", lambda *a: ran.append(f"evaluate_{a[2]}"))
+    monkeypatch.setattr(pipeline, "check_validity", lambda *a: ran.append("checked"))
     cfg = load_config(tiny, ["methods=[dareu, npo]"])
     session = Session(Inputs(cfg, 0, tmp_path), Tracker(tmp_path))
     assert pipeline.run_seed(session)
-    assert ran == names(plan(cfg))
+    first = ran.index("checked")
+    assert [*ran[:first], *ran[first + 1 :]] == names(plan(cfg))
+    assert ran[first + 1] == "dareu"
 
 
 def test_of_a_finished_run_nothing_is_asked_for(tiny):
