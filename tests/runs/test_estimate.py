@@ -241,7 +241,10 @@ def test_every_method_is_sized_by_what_it_does(name):
     assert steps_of(found, name) == [*steps, *JUDGED]
     assert found.held["weights"] == found.held["reference"] > 0
     assert found.held["optimiser"] >= 2 * found.held["weights"]
-    assert (found.held["behaviour policy"] > 0) == ("reward" in str(reads))
+    hp = method_config(cfg, name).options("dareu")
+    is_kept = hp.kl_anchor == "behaviour" or hp.old_policy == "per_data_epoch"
+    is_kept &= "reward" in str(reads)  # by a method like DareU, through its updates
+    assert (found.held["behaviour policy"] > 0) == is_kept
     assert all(row.held > 0 and row.own.total > 0 for row in found.rows[1:])
 
 
