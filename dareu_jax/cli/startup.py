@@ -38,7 +38,10 @@ def prepare_jax(distributed: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
+    from dareu_jax.parallel import give_back_after_compiling
     from dareu_jax.storage.files import user_cache
+
+    give_back_after_compiling()
 
     if (devices := jax.config.values["jax_num_cpu_devices"]) > 1:
         # devices that wait for each other hold a thread each, and programs in flight

@@ -113,7 +113,7 @@ class OptimiserConfig(Section):
 
     learning_rate: float = Field(1.5e-4, gt=0)  # methods 1.5 (base LLM)
     batch_size: int = Field(16, ge=1)  # methods 1.5
-    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
+    microbatch_size: int | None = Field(None, ge=1)  # rows at a time; none: by size
     epochs: float = Field(5, gt=0)  # methods 1.5 (TOFU)
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps; not stated
     weight_decay: float = Field(0.01, ge=0)  # not stated

@@ -15,6 +15,7 @@ from dareu_jax.models.scoring import (
     layer_states,
     logits_of,
     over_logits,
+    parameters,
     response_hidden,
     response_logps,
     token_logps,

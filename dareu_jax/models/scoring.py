@@ -43,6 +43,12 @@ def abstract_params(cfg: DecoderConfig) -> Any:
     return jax.eval_shape(lambda key: init(Decoder(cfg), key=key), jax.random.key(0))
 
 
+@functools.cache
+def parameters(cfg: DecoderConfig) -> int:
+    """Return how many parameters a decoder has, adapters aside."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg)))
+
+
 def init_head(features: int, embed: int, *, key: Array) -> dict:
     """Returns a zero head: it starts by saying nothing."""
     return Head(features).init(key, jnp.zeros((1, embed), jnp.float32))["params"]

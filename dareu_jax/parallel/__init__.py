@@ -1,6 +1,6 @@
 """Mesh, sharding rules and multi-host helpers."""
 
-from dareu_jax.parallel.freed import give_back
+from dareu_jax.parallel.freed import give_back, give_back_after_compiling
 from dareu_jax.parallel.layouts import Layouts, rollout_mesh
 from dareu_jax.parallel.mesh import (
     BATCH_AXES,

@@ -15,12 +15,13 @@ from dareu_jax.models import Decoder
 from dareu_jax.parallel import check_divisible, named_leaves, state_axes
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.memory import Footprint, leaf_bytes
+from dareu_jax.runs.memory import Footprint, OnDevice, leaf_bytes
 from dareu_jax.runs.pipeline import needed_after
 from dareu_jax.runs.plan import Planned, plan
 from dareu_jax.runs.reward_index import classifier_of
 from dareu_jax.runs.shapes import Shapes, traced_kernel, traced_state
 from dareu_jax.runs.stages import FITTED, is_imported
+from dareu_jax.training.accumulation import rows_by_size
 from dareu_jax.unlearning import (
     Prior,
     RewardIndex,
@@ -129,7 +130,7 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
     todo = {stage.name: True for stage in stages}
     with tempfile.TemporaryDirectory() as trial:
         shapes = Shapes(cfg, chips.devices, Inputs(cfg, cfg.seeds[0], Path(trial)))
-        sizes = Sizes(cfg, shapes)
+        sizes = Sizes(cfg, shapes, is_cpu=chips.name == "cpu")
         for stage in stages:
             for row in sizes.steps[stage.kind](stage):
                 rows.setdefault(row, []).append(stage.row)
@@ -148,10 +149,12 @@ class Sizes:
       builds: rows of a batch and needs of the build of an index.
       unlearning: the most that any method holds, by name.
       steps: ``stage -> rows`` for every kind of stage.
+      is_cpu: whether one CPU has all, which reads large batches in parts.
     """
 
-    def __init__(self, cfg: RunConfig, shapes: Shapes):
+    def __init__(self, cfg: RunConfig, shapes: Shapes, is_cpu: bool):
         self.cfg, self.shapes, self.one = cfg, shapes, shapes.sides["model"]
+        self.is_cpu = is_cpu and shapes.mesh.size == 1
         self.bases: dict[tuple[Path, str], Parts] = {}
         self.results: dict[str, Parts] = {}
         self.given: dict[str, Any] = {}
@@ -182,6 +185,14 @@ class Sizes:
         check_divisible(batch, self.shapes.mesh)
         return Row(name, held, own)
 
+    def at_once(
+        self, given: int | None, side: OnDevice, rows: int, response: int
+    ) -> int | None:
+        """Return how many rows a gradient step reads at a time, see `rows_at_once`."""
+        if given is not None or not self.is_cpu:
+            return given
+        return rows_by_size(side.cfg, rows, self.shapes.prompt + response)
+
     def model(self, stage: Planned) -> Iterator[Row]:
         """Yield the training of ``original``, ``retrained`` or ``prior``."""
         cfg, one, at = self.cfg, self.one, self.shapes
@@ -193,14 +204,10 @@ class Sizes:
         self.use_base(part, "prior" if part == "prior" else "weights")
         if not is_imported(cfg, stage):
             held = self.held().total() + side.trainable + side.optimiser
-            own = side.train(
-                hp.batch_size,
-                at.prompt,
-                at.response,
-                copies=2,
-                at_once=hp.microbatch_size,
-            )
-            yield self.row(name, hp.microbatch_size or hp.batch_size, held, own)
+            rows, t = hp.batch_size, at.response
+            size = self.at_once(hp.microbatch_size, side, rows, t)
+            own = side.train(rows, at.prompt, t, copies=2, at_once=size)
+            yield self.row(name, size or rows, held, own)
         left = {stage.name: side.trainable}
         if stage.name == "original":
             own_base = 0 if cfg.model.path else one.frozen
@@ -290,11 +297,12 @@ class Sizes:
         yield "rollout", size, at.rollout(size, p, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
         yield "judge answers", size, one.judge(size, p, t, others, judges_logits(cfg))
-        part, written = hp.microbatch_size, one.trainable
-        rows = hp.minibatch_size or size
+        rows, written = hp.minibatch_size or size, one.trainable
+        part = self.at_once(hp.microbatch_size, one, rows, t)
         own = one.train(rows, p, t, 2 * trunks, trunks, part)
         yield "PPO update", part or rows, dataclasses.replace(own, results=written)
         answer = at.response if hp.distil_on == "gold" else t
+        part = self.at_once(hp.microbatch_size, one, kept, answer)
         own = one.train(kept, p, answer, 5, 2, part)
         yield "distillation", part or kept, dataclasses.replace(own, results=written)
         if hp.distil_on == "reference":
@@ -305,9 +313,11 @@ class Sizes:
     def losses(self, needs: Mapping[str, Need], in_turn: bool) -> Iterator[Step]:
         """Yield a step on losses of all batches that a method needs."""
         largest = max(needs.values(), key=lambda need: need.at_once or need.batch_size)
-        size, part = largest.batch_size, largest.at_once
-        count = sum(need.batches for need in needs.values())
+        size, count = largest.batch_size, sum(x.batches for x in needs.values())
         prompt, response = self.shapes.prompt, self.shapes.response
+        part = largest.at_once
+        if in_turn:
+            part = self.at_once(part, self.one, size, response)
         own = self.one.losses(
             size, prompt, response, batches=count, at_once=part, in_turn=in_turn
         )

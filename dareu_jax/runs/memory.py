@@ -285,20 +285,28 @@ def _kept(
     dropout: bool,
 ) -> int:
     """Bytes that the scan over layers hands from its forward to its backward pass."""
+    if cfg.remat in (True, "full"):  # the stream before every layer, and the last
+        stream = rows * length * cfg.embed * jnp.dtype(cfg.compute_dtype).itemsize
+        return (cfg.layers + 1) * stream
     model = Decoder(cfg)
     trainable, frozen = split(_params(cfg, *adapters))
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, length), bool)
 
-    def total(trainable, frozen, tokens, mask, key):
+    def backward(trainable, frozen, tokens, mask, key):
         given = key if dropout else None
-        hidden = hidden_states(model, join(frozen, trainable), tokens, mask, key=given)
-        return jnp.sum(hidden.astype(jnp.float32))
+
+        def total(trainable):
+            params = join(frozen, trainable)
+            hidden = hidden_states(model, params, tokens, mask, key=given)
+            return jnp.sum(hidden.astype(jnp.float32))
+
+        return jax.vjp(total, trainable)[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    program = jax.make_jaxpr(jax.grad(total))(trainable, frozen, tokens, mask, key)
-    equations = program.jaxpr.eqns
-    at = next(i for i, e in enumerate(equations) if e.primitive.name == "scan")
-    used = {id(v) for e in equations[at + 1 :] for v in e.invars}
-    outputs = [v.aval for v in equations[at].outvars if id(v) in used]
+    program = jax.make_jaxpr(backward)(trainable, frozen, tokens, mask, key).jaxpr
+    at = next(i for i, e in enumerate(program.eqns) if e.primitive.name == "scan")
+    read = [v for e in program.eqns[at + 1 :] for v in e.invars]
+    used = {id(v) for v in [*read, *program.outvars]}
+    outputs = [v.aval for v in program.eqns[at].outvars if id(v) in used]
     return sum(x.size * x.dtype.itemsize for x in outputs)

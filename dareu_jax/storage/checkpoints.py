@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dareu_jax import parallel
@@ -30,6 +31,9 @@ from dareu_jax.storage import integrity
 LARGE = 2**28
 """Bytes above which arrays in the memory of the host are written at once: donated
 while they are being read, they would be there twice."""
+SMALL = 2**16
+"""Bytes of a part below which one device writes all of an array: to cut an array takes
+a copy on each device, and pays only where processes share much to write."""
 Found = tuple[int, Any, dict[str, Any]]
 """A step, its tree and its meta."""
 
@@ -181,15 +185,15 @@ class Checkpoints:
 
         leaves = integrity.describe(tree)
         manifest: dict[str, Any] = {"leaves": leaves, "metric": metric}
-        # Orbax copies arrays before it returns, and reads JSON after.
+        # Orbax copies arrays of other devices before it returns, and reads JSON after.
         items = {"meta": ocp.args.JsonSave(copy.deepcopy(meta))}
         if model is not None:
             shared = _shared(tree, model)
             manifest |= {"model": integrity.describe(model), "shared": shared}
-            items["model"] = ocp.args.StandardSave(model)
+            items["model"] = ocp.args.PyTreeSave(_kept(model))
             tree = _without(tree, shared)
         if jax.tree.leaves(tree):
-            items["state"] = ocp.args.StandardSave(tree)
+            items["state"] = ocp.args.PyTreeSave(_kept(tree))
         manager = self._manager()
         manager.save(step, args=ocp.args.Composite(**items), force=True)
         worker = ThreadPoolExecutor(1, "manifest")
@@ -215,12 +219,12 @@ class Checkpoints:
         rest = _without(target, shared)
         items: dict[str, Any] = {"meta": ocp.args.JsonRestore()}
         if jax.tree.leaves(rest):
-            items["state"] = ocp.args.StandardRestore(rest)
+            items["state"] = _reading(rest)
         if shared:
             leaves = named_leaves(target)
             known = {shared[path]: x for path, x in leaves if path in shared}
             model = _model_target(manifest["model"], known)
-            items["model"] = ocp.args.StandardRestore(model)
+            items["model"] = _reading(model)
         try:
             out = self._manager().restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -261,7 +265,9 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             self._opened.enter_context(_quiet())
-            self._open = ocp.CheckpointManager(self.folder, options=options)
+            self._open = ocp.CheckpointManager(
+                self.folder, options=options, handler_registry=_handlers(names)
+            )
             # JAX counts the steps at which it is asked for a preemption; the run asks,
             # and a manager that asked too would reset that count.
             self._open.reached_preemption = lambda step: False
@@ -309,10 +315,62 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _handlers(names: Any) -> Any:
+    """Return Orbax's handlers of a step's trees; `names` are those of its barriers."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint._src.metadata.array_metadata_store import Store
+
+    kinds = ocp.type_handlers
+    # Without a store it refuses keys of random numbers.
+    arrays = kinds.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SMALL, array_metadata_store=Store()
+    )
+    types = kinds.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, kinds.NumpyHandler())
+    )
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ("state", "model"):
+        handler = ocp.PyTreeCheckpointHandler(
+            multiprocessing_options=names, type_handler_registry=types
+        )
+        handlers.add(item, ocp.args.PyTreeSave, handler)
+        handlers.add(item, ocp.args.PyTreeRestore, handler)
+    return handlers
+
+
+def _reading(target: Any) -> Any:
+    """Return what Orbax needs to restore a tree of this structure and sharding."""
+    import orbax.checkpoint as ocp
+
+    leaves = ocp.checkpoint_utils.construct_restore_args(target)
+    return ocp.args.PyTreeRestore(target, restore_args=leaves)
+
+
+def _kept(tree: Any) -> Any:
+    """Return ``tree`` with copies of the arrays that Orbax would read where they are.
+
+    What several processes share stays: JAX itself copies what is donated and read.
+    """
+    if _host_bytes(tree) > LARGE:
+        return tree
+
+    def copy_of(leaf: Any) -> Any:
+        if not _is_of_host(leaf) or not leaf.is_fully_addressable:
+            return leaf
+        return jax.device_put(leaf, leaf.sharding, may_alias=False)
+
+    return jax.tree.map(copy_of, tree)
+
+
 def _host_bytes(tree: Any) -> int:
     """Return the bytes of the arrays whose device is the host itself."""
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
-    return sum(x.nbytes for x in arrays if next(iter(x.devices())).platform == "cpu")
+    return sum(x.nbytes for x in jax.tree.leaves(tree) if _is_of_host(x))
+
+
+def _is_of_host(leaf: Any) -> bool:
+    """Return whether a leaf is an array whose device is the host itself."""
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and next(iter(leaf.devices())).platform == "cpu"
 
 
 def _problem(folder: Path) -> str:

@@ -6,11 +6,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.data.batches import TokenBatch
+from dareu_jax.models import DecoderConfig, parameters
 from dareu_jax.parallel import along_batch
 
 Array = jax.Array
+LARGE = 50_000_000
+"""Parameters of a decoder above which a CPU reads a batch in parts, unless told."""
+SLOTS = 512
+"""Tokens of such a part, at least: with fewer, the cores have too little to do."""
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 """``(params, rows) -> (loss, metrics)``, means; also by name a ``key``, if there is."""
+
+
+def rows_at_once(given: int | None, cfg: DecoderConfig, batch: TokenBatch) -> int:
+    """Return how many rows of a batch a gradient step reads at a time.
+
+    That is as ``given``; None: all, but `rows_by_size` where one CPU has all of them.
+    """
+    rows = len(batch.index)
+    if given is not None:
+        return given
+    is_shared = jax.sharding.get_abstract_mesh().size > 1
+    if is_shared or jax.default_backend() != "cpu":
+        return rows
+    return rows_by_size(cfg, rows, batch.prompt.shape[1] + batch.response.shape[1])
+
+
+def rows_by_size(cfg: DecoderConfig, rows: int, length: int) -> int:
+    """Return the fewest rows, a divisor of ``rows``, that have `SLOTS` tokens.
+
+    A CPU gains nothing from more, and keeps what each of them is read with. A decoder
+    of at most `LARGE` parameters reads all ``rows`` of ``length`` tokens.
+    """
+    if parameters(cfg) <= LARGE:
+        return rows
+    divisors = (n for n in range(1, rows + 1) if rows % n == 0)
+    return next((n for n in divisors if n * length >= SLOTS), rows)
 
 
 def parts_of(batch: Any, count: int) -> Any:

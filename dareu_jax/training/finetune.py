@@ -13,7 +13,7 @@ from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, init_decoder, join, response_logps, split
 from dareu_jax.rl import cross_entropy
 from dareu_jax.storage.checkpoints import Checkpoints
-from dareu_jax.training.accumulation import accumulated
+from dareu_jax.training.accumulation import accumulated, rows_at_once
 from dareu_jax.training.loop import StepFn
 from dareu_jax.training.optimiser import updated
 
@@ -81,7 +81,7 @@ def finetune_step(
 
     ``frozen`` are the parameters beside the trainable ones, or ``{}``. The key decides
     which share ``prompt_dropout`` of prompt tokens is hidden from the model, and where
-    adapters drop inputs out. ``microbatch_size`` rows are read at a time; None: all.
+    adapters drop inputs out. ``microbatch_size``: see `rows_at_once`.
     """
     if prompt_dropout:
         batch = hide_prompt_tokens(batch, prompt_dropout, key=key)
@@ -95,7 +95,7 @@ def finetune_step(
         loss_fn,
         state.params,
         batch,
-        size=microbatch_size,
+        size=rows_at_once(microbatch_size, model.cfg, batch),
         weight=response_tokens,
         key=key if frozen else None,
     )

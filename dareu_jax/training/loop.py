@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dareu_jax.errors import Preempted, TrainingError, UserError, first_line
 from dareu_jax.parallel import Preemption, on_host
@@ -164,13 +165,24 @@ def new_meta() -> dict[str, Any]:
 def _check_state(stage: Stage, step: int, state: Any) -> None:
     leaves = jax.tree.leaves(state)
     floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    if not on_host(_all_finite(floats)):
+    if not (_are_finite(floats) if _is_host() else on_host(_all_finite(floats))):
         raise _broken(stage, step, "a parameter is no number")
+
+
+def _is_host() -> bool:
+    """Return whether all arrays are in this process's own memory."""
+    return jax.default_backend() == "cpu" and jax.process_count() == 1
+
+
+def _are_finite(arrays: list[jax.Array]) -> bool:
+    """Return whether every number is finite; no program is compiled for it."""
+    shards = (shard for x in arrays for shard in x.addressable_shards)
+    return all(np.isfinite(x.data).all() for x in shards if x.replica_id == 0)
 
 
 @jax.jit
 def _all_finite(arrays: list[jax.Array]) -> jax.Array:
-    """Return whether every number is finite, bool ``[]``."""
+    """Return whether every number is finite, bool ``[]``, where the arrays are."""
     return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in arrays], bool))
 
 

@@ -3,14 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import DecoderConfig, forward_flops
 from dareu_jax.parallel import on_host
 from dareu_jax.training.throughput import Work
-
-_trues = jax.jit(jnp.count_nonzero)
 
 
 class Texts(NamedTuple):
@@ -35,7 +33,7 @@ def texts_of(batch: TokenBatch) -> Texts:
 
 def trues(mask: jax.Array) -> int:
     """Return the number of true entries of a mask, over all processes."""
-    return int(on_host(_trues(mask)))
+    return int(np.count_nonzero(on_host(mask)))
 
 
 def read(cfg: DecoderConfig, text: Texts) -> float:

@@ -38,7 +38,7 @@ class DareuState(NamedTuple):
 
     trainable: dict  # {"decoder", "value_head"}, the latter for gae alone
     opt_state: optax.OptState
-    behaviour: dict  # trainable decoder parameters of pi_old
+    behaviour: dict  # trainable decoder parameters of pi_old, {} where none outlives it
     attributed: dict
 
 
@@ -103,10 +103,13 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         optimiser=optimiser_of(hp, updates, decay=False),
         is_reference_read=cfg.guards.kl_budget is not None,
     )
+    is_old, is_rebuilt = hp.old_policy == "per_data_epoch", cfg.reward.refresh_every > 0
+    keeps = is_old or is_rebuilt or hp.kl_anchor == "behaviour"
     row = Row(
         on=on,
         phase=phases_of(on),
-        per_behaviour=per_epoch if hp.old_policy == "per_data_epoch" else 1,
+        per_behaviour=per_epoch if is_old else 1,
+        keeps_behaviour=keeps,
         view=viewer(inputs, reward, cfg.reward.refresh_every),
         there=remember_last(inputs.layouts.params),
     )
@@ -115,7 +118,8 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         init=Start(
             optimiser=on.optimiser.init,
             head=inputs.model.cfg.embed if hp.advantage == "gae" else 0,
-            is_rebuilt=cfg.reward.refresh_every > 0,
+            keeps_behaviour=keeps,
+            is_rebuilt=is_rebuilt,
         ),
         step=functools.partial(iterate, row),
         params_of=lambda state: join(inputs.frozen, state.trainable["decoder"]),
@@ -130,11 +134,13 @@ class Start:
     Attributes:
       optimiser: from trainable parameters to the state of their optimiser.
       head: features that the value head reads; 0: there is none.
+      keeps_behaviour: whether the behaviour policy is read after the first update.
       is_rebuilt: whether the index of the reward is built again on the way.
     """
 
     optimiser: Callable[[Any], optax.OptState]
     head: int
+    keeps_behaviour: bool
     is_rebuilt: bool
 
     def __call__(self, params: Any, *, key: Array) -> DareuState:
@@ -146,7 +152,7 @@ class Start:
         return DareuState(
             trainable=trainable,
             opt_state=self.optimiser(trainable),
-            behaviour=copied(decoder),
+            behaviour=copied(decoder) if self.keeps_behaviour else {},
             attributed=copied(decoder) if self.is_rebuilt else {},
         )
 
@@ -184,6 +190,8 @@ class Row:
       per_behaviour: iterations that sample from the same behaviour policy.
       view: what the reward looks at, see `viewer`.
       there: from frozen parameters to the same in the layout of a rollout.
+      keeps_behaviour: whether the behaviour policy is read after the first update, and
+        so is a copy of the policy.
     """
 
     on: Setting
@@ -191,6 +199,7 @@ class Row:
     per_behaviour: int
     view: Callable[[int, dict, dict], View]
     there: Callable[[dict], dict]
+    keeps_behaviour: bool
 
     def sample(self, policy: dict, prompts: TokenBatch, *, key: Array) -> Rollout:
         """Sample one answer per row, in as many slots as the longest needs.
@@ -214,7 +223,9 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     phase, hp, inputs = row.phase, row.on.hp, row.on.inputs
     frozen, reference, prior = inputs.frozen, inputs.reference, row.on.prior
     trainable, opt_state, _, attributed = state
-    behaviour = behaviour_of(state, step % row.per_behaviour == 0)
+    behaviour = trainable["decoder"]
+    if row.keeps_behaviour:
+        behaviour = behaviour_of(state, step % row.per_behaviour == 0)
     prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
 
     rollout = row.sample(behaviour, prompts, key=key)
@@ -256,5 +267,6 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
         scores=scores, rewards=rewards, judged=judged, answers=answers
     )
     moved = drift(phase.attribute, view, scores, answers)
-    state = DareuState(trainable, opt_state, behaviour, view.attributed)
+    kept_policy = behaviour if row.keeps_behaviour else {}
+    state = DareuState(trainable, opt_state, kept_policy, view.attributed)
     return state, {**measured, **ppo, **kept, **moved}

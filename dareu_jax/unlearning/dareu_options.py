@@ -37,7 +37,7 @@ class DareuConfig(Section):
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
     samples_per_prompt: int = Field(1, ge=1)  # G of group
     minibatch_size: int | None = Field(None, ge=1)  # answers of an update; none: all
-    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
+    microbatch_size: int | None = Field(None, ge=1)  # rows at a time; none: by size
     max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest
     warmup: float = Field(0.0, ge=0, lt=1)  # methods 1.6
     weight_decay: float = Field(0.0, ge=0)

@@ -20,7 +20,7 @@ from dareu_jax.models import (
     trunk_of,
 )
 from dareu_jax.parallel import Layouts
-from dareu_jax.training.accumulation import accumulated
+from dareu_jax.training.accumulation import accumulated, rows_at_once
 from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
 from dareu_jax.unlearning.setting import Experience, Judged, Numbers
@@ -333,7 +333,7 @@ def update(
         loss_fn,
         trainable,
         experience,
-        size=microbatch_size,
+        size=rows_at_once(microbatch_size, model.cfg, experience.answers),
         weight=lambda rows: response_tokens(rows.answers),
     )
     return *updated(optimiser, trainable, opt_state, grads), metrics
@@ -372,6 +372,10 @@ def distil(
         return numbers.lambda_dis * loss, metrics
 
     grads, metrics = accumulated(
-        loss_fn, trainable, retain, size=microbatch_size, weight=response_tokens
+        loss_fn,
+        trainable,
+        retain,
+        size=rows_at_once(microbatch_size, model.cfg, retain),
+        weight=response_tokens,
     )
     return *updated(optimiser, trainable, opt_state, grads), metrics

@@ -17,7 +17,7 @@ from dareu_jax.config import Section, divisor
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, join, response_logps
 from dareu_jax.rl import cross_entropy
-from dareu_jax.training.accumulation import accumulated, after
+from dareu_jax.training.accumulation import accumulated, after, rows_at_once
 from dareu_jax.training.finetune import (
     TrainState,
     apply_gradients,
@@ -84,7 +84,7 @@ class LossMethodConfig(Section):
     learning_rate: float = Field(1e-5, gt=0)  # methods 6, 7B full fine-tuning
     steps: int = Field(20, ge=1)
     batch_size: int = Field(32, ge=1)
-    microbatch_size: int | None = Field(None, ge=1)  # rows read at a time; none: all
+    microbatch_size: int | None = Field(None, ge=1)  # rows at a time; none: by size
     retain_weight: float = Field(1.0, ge=0)  # alpha
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -133,11 +133,12 @@ def loss_step(
         per_row = jnp.asarray([loss.per_row for loss in losses])[which]
         return jnp.where(per_row, len(rows.index), response_tokens(rows))
 
-    of_part = functools.partial(accumulated, size=microbatch_size)
-    lost, first = of_part(lost_fn, training.params, forget, weight=weight)
-    kept, second = after(
-        lost, lambda: of_part(kept_fn, training.params, retain, weight=response_tokens)
-    )
+    def slope(loss_fn, rows: TokenBatch, weight):
+        size = rows_at_once(microbatch_size, model.cfg, rows)
+        return accumulated(loss_fn, training.params, rows, size=size, weight=weight)
+
+    lost, first = slope(lost_fn, forget, weight)
+    kept, second = after(lost, lambda: slope(kept_fn, retain, response_tokens))
     total = first["forget_loss"] + numbers["retain_weight"] * second["retain_loss"]
     grads = jax.tree.map(jnp.add, lost, kept)
     training = apply_gradients(optimiser, training, grads)

@@ -111,6 +111,24 @@ def test_rows_read_in_parts_need_less_and_divide_over_the_devices():
         estimate(odd, read_chips("v5e-16"))
 
 
+def test_a_cpu_reads_a_batch_of_a_large_model_in_parts():
+    """16 rows of 128 tokens, four at a time; on an accelerator all, unless told."""
+    model = {**SEVEN, "preset": "qwen3-0.6b"}
+    one = large(model=model, methods=["npo", "dareu"], dareu={"batch_size": 20})
+    chip, cpu, told = (
+        {row.name: row.own.kept for row in estimate(cfg, read_chips(chips)).rows}
+        for cfg, chips in (
+            (one, "v5e-1"),
+            (one, "cpu"),
+            (with_overrides(one, {"finetune.microbatch_size": 16}), "cpu"),
+        )
+    )
+    assert cpu["fine-tuning"] == pytest.approx(chip["fine-tuning"] / 4, rel=0.01)
+    assert cpu["PPO update"] == pytest.approx(chip["PPO update"] / 5, rel=0.01)
+    assert cpu["loss update"] == pytest.approx(chip["loss update"] / 8, rel=0.01)
+    assert told["fine-tuning"] == chip["fine-tuning"]
+
+
 def test_chunks_bound_the_logits_of_a_large_vocabulary():
     model = {**SEVEN, "preset": "qwen3-8b"}
     sizes = {"max_prompt_tokens": 64, "max_response_tokens": 4096}
@@ -223,7 +241,10 @@ def test_every_method_is_sized_by_what_it_does(name):
     assert steps_of(found, name) == [*steps, *JUDGED]
     assert found.held["weights"] == found.held["reference"] > 0
     assert found.held["optimiser"] >= 2 * found.held["weights"]
-    assert (found.held["behaviour policy"] > 0) == ("reward" in str(reads))
+    hp = method_config(cfg, name).options("dareu")
+    is_kept = hp.kl_anchor == "behaviour" or hp.old_policy == "per_data_epoch"
+    is_kept &= "reward" in str(reads)  # by a method like DareU, through its updates
+    assert (found.held["behaviour policy"] > 0) == is_kept
     assert all(row.held > 0 and row.own.total > 0 for row in found.rows[1:])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import pytest
 import yaml
 from rich.console import Console
@@ -41,6 +43,7 @@ class Done(NamedTuple):
     results: dict[str, Any]
     answers: list[dict[str, Any]]
     said: str
+    programs: list[str] | None = None  # by name, where they are listened for
 
 
 def run(folder, *overrides, config=TINY):
@@ -72,9 +75,27 @@ def without_time(results):
     return {name: value for name, value in results.items() if name != "wall_s"}
 
 
+class Programs(logging.Handler):
+    """The names of the programs that JAX says it has compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        said = re.match(r"Finished XLA compilation of jit\((.*)\)", record.getMessage())
+        self.names += [said[1]] if said else []
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("runs") / "unbroken")
+    heard, log = Programs(), logging.getLogger("jax")
+    jax.clear_caches()  # what other tests have compiled
+    log.addHandler(heard)
+    with jax.log_compiles():
+        done = run(tmp_path_factory.mktemp("runs") / "unbroken")
+    log.removeHandler(heard)
+    return done._replace(programs=heard.names)
 
 
 @pytest.fixture
@@ -98,6 +119,13 @@ def test_results_hold_every_model_on_every_metric(unbroken):
             assert METRICS.get(name).low <= value <= METRICS.get(name).high
     assert results["seeds"]["0"]["models"] == results["models"]
     assert results["seeds"]["0"]["tow"] == results["tow"]
+
+
+def test_stages_share_their_programs(unbroken):
+    own = [name for name in unbroken.programs if name != "slice"]  # Orbax's
+    assert len(own) <= 38
+    steps = ("fit", "loss_step", "judge", "update", "distil")
+    assert [own.count(name) for name in steps] == [1] * 5
 
 
 def test_tug_of_war_is_one_for_the_retrained_and_at_most_one_for_others(unbroken):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.models import DecoderConfig
 from dareu_jax.parallel import make_mesh, put_batch
 from dareu_jax.rl import masked_mean
-from dareu_jax.training.accumulation import accumulated, after, parts_of
+from dareu_jax.training.accumulation import accumulated, after, parts_of, rows_by_size
 
 ROWS, T, D = 16, 5, 3
 
@@ -61,6 +62,26 @@ def test_each_part_is_read_with_a_key_of_its_own():
     again, _ = accumulated(noise, jnp.float32(1.0), given, **how)
     assert float(mean) == float(again)
     assert float(metrics["square"]) > float(mean) ** 2 + 1e-3  # the draws differ
+
+
+@pytest.mark.parametrize(
+    ("vocab", "rows", "length", "wanted"),
+    [
+        (50_000, 16, 152, 4),  # 608 tokens of 512
+        (50_000, 20, 80, 10),
+        (50_000, 17, 152, 17),  # a part of one row would be too small
+        (50_000, 16, 2048, 1),
+        (50_000, 4, 16, 4),
+        (40_000, 16, 2048, 16),  # a small model
+    ],
+)
+def test_a_large_model_reads_as_few_rows_as_keep_a_cpu_busy(
+    vocab, rows, length, wanted
+):
+    cfg = DecoderConfig(
+        vocab=vocab, layers=1, embed=1024, heads=2, kv_heads=2, head_dim=8, ffn=8
+    )
+    assert rows_by_size(cfg, rows, length) == wanted
 
 
 def test_sums_of_bfloat16_gradients_are_float32():

@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -214,6 +215,13 @@ def test_a_state_that_is_no_number_is_never_saved(stage, bad):
         run_stage(made, start(), 9, step)
     with Checkpoints(made.folder) as saved:
         assert saved.steps() == ([4, 8] if bad == 9 else [])
+
+
+def test_nothing_is_compiled_to_check_a_state(stage, caplog):
+    state = {"at": jnp.ones((3, 7)), "low": jnp.ones(5, jnp.bfloat16)}
+    with jax.log_compiles():
+        run_stage(stage[0], state, 4, lambda x, number: (x, {"loss": 1.0}))
+    assert not [x for x in caplog.messages if x.startswith("Compiling ")]
 
 
 def short(broken):

@@ -175,7 +175,8 @@ def test_a_method_says_what_it_needs_and_reads(cfg, name):
 
 
 def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_inputs, batches):
-    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+    anchored = with_overrides(cfg, {"dareu.kl_anchor": "behaviour"})
+    method = METHODS.get("dareu").make(anchored, tiny_inputs)
     state = method.init(tiny_inputs.reference, key=jax.random.key(0))
     for step in range(2):
         policy = copies(state.trainable["decoder"])
@@ -184,6 +185,19 @@ def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_inputs, bat
         )
         same(copies(state.behaviour), policy)  # pi_old is the policy it began with
         assert differ(copies(state.trainable["decoder"]), policy)
+
+
+def test_no_copy_of_the_policy_is_kept_that_no_update_reads(cfg, tiny_inputs, batches):
+    """By default pi_old is the policy that an iteration begins with."""
+    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+    state = method.init(tiny_inputs.reference, key=jax.random.key(0))
+    after, _ = method.step(state, batches("dareu", 0), 0, key=jax.random.key(0))
+    assert state.behaviour == after.behaviour == {}
+    for name, value in (("kl_anchor", "behaviour"), ("old_policy", "per_data_epoch")):
+        row = with_overrides(cfg, {f"dareu.{name}": value})
+        other = METHODS.get("dareu").make(row, tiny_inputs)
+        kept = other.init(tiny_inputs.reference, key=jax.random.key(0)).behaviour
+        same(kept, tiny_inputs.reference)
 
 
 def test_an_iteration_of_dareu_writes_over_the_state_before(cfg, tiny_inputs, batches):

@@ -1,12 +1,8 @@
 """What a kernel keeps of gradients, by the size of the model."""
 
-import functools
-
-import jax
-
 from dareu_jax.attribution.gradients.bilinear import Features, exact, projected
 from dareu_jax.attribution.kernel import Setup
-from dareu_jax.models import Decoder, abstract_params
+from dareu_jax.models import parameters
 
 LARGE = 50_000_000
 """Parameters above which gradients of all of them are projected, unless told."""
@@ -20,14 +16,8 @@ def by_size(setup: Setup) -> Features:
     """
     whole = setup.cfg.whole_gradients
     if whole is None:
-        whole = setup.model.cfg.lora_alpha > 0 or parameters(setup.model) <= LARGE
+        whole = setup.model.cfg.lora_alpha > 0 or parameters(setup.model.cfg) <= LARGE
     return exact() if whole else projected(setup.cfg.projection_size)
-
-
-@functools.cache
-def parameters(model: Decoder) -> int:
-    """Return how many parameters a decoder has, adapters aside."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model.cfg)))
 
 
 def note_on(name: str, setup: Setup) -> str:
@@ -37,7 +27,7 @@ def note_on(name: str, setup: Setup) -> str:
     """
     if setup.cfg.whole_gradients is not None or by_size(setup) == exact():
         return ""
-    k, count = setup.cfg.projection_size, parameters(setup.model) / 1e6
+    k, count = setup.cfg.projection_size, parameters(setup.model.cfg) / 1e6
     return (
         f"kernel {name}: gradients of {count:.0f} M parameters are projected to {k} x "
         f"{k} numbers a matrix; attribution.whole_gradients=true keeps them whole"

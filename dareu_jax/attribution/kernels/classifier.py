@@ -122,12 +122,8 @@ def trained(
         return ClassifierState(own, optimiser.init(own), jnp.int32(0), drop)
 
     def update(params, batch: OwnerBatch, acc: ClassifierState):
-        owner, none = batch.owner, owners if cfg.nobody else -1
-        if owner.ndim == 2:
-            owner = one_owner(owner, jax.random.fold_in(acc.key, acc.step))
-        labelled = batch._replace(owner=jnp.where(owner < 0, none, owner))
-        size = cfg.microbatch_size
-        return fit(loss_of, optimiser, start()[1], labelled, acc, size)
+        none, size = owners if cfg.nobody else -1, cfg.microbatch_size
+        return fit(loss_of, optimiser, start()[1], batch, acc, size, none)
 
     def finalize(params, acc: ClassifierState) -> dict:
         decoder = models.join(start()[1], acc.params["decoder"])
@@ -145,6 +141,14 @@ def trained(
     )
 
 
+def labelled(batch: OwnerBatch, none: int, *, key: Array) -> OwnerBatch:
+    """Return a batch whose owner is a class ``[B]``, ``none`` where it has none."""
+    owner = batch.owner
+    if owner.ndim == 2:
+        owner = one_owner(owner, key)
+    return batch._replace(owner=jnp.where(owner < 0, none, owner))
+
+
 def one_owner(weights: Array, key: Array) -> Array:
     """Return an owner of every record ``[B]``, drawn by ``weights [B, O]``; -1: none.
 
@@ -157,7 +161,7 @@ def one_owner(weights: Array, key: Array) -> Array:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("loss_of", "optimiser", "microbatch_size"),
+    static_argnames=("loss_of", "optimiser", "microbatch_size", "none"),
     donate_argnames=("state",),
 )
 def fit(
@@ -167,11 +171,15 @@ def fit(
     batch: OwnerBatch,
     state: ClassifierState,
     microbatch_size: int | None = None,
+    none: int = -1,
 ) -> tuple[ClassifierState, dict[str, Array]]:
     """Return the state after one update down a loss, and the metrics.
 
-    ``microbatch_size`` rows are read at a time; None: all.
+    ``microbatch_size`` rows are read at a time; None: all. ``none`` is the class of
+    text that no owner has, -1 where it has none.
     """
+    noise = jax.random.fold_in(state.key, state.step)
+    batch = labelled(batch, none, key=noise)
 
     def loss_fn(own, rows, *, key):
         whole = {**own, "decoder": models.join(frozen, own["decoder"])}
@@ -184,7 +192,7 @@ def fit(
         batch,
         size=microbatch_size,
         weight=lambda rows: jnp.count_nonzero(rows.owner >= 0),
-        key=jax.random.fold_in(state.key, state.step),
+        key=noise,
     )
     own, opt_state = updated(optimiser, state.params, state.opt_state, grads)
     return ClassifierState(own, opt_state, state.step + 1, state.key), metrics

@@ -337,6 +337,20 @@ def test_weights_of_one_owner_each_train_as_labels_do(name):
 
 
 @pytest.mark.parametrize("name", ["classifier", "watermark"])
+@pytest.mark.parametrize("owner", [np.zeros(B, np.int32), np.ones((B, 4), np.float32)])
+def test_a_step_of_training_copies_nothing_and_is_one_program(name, owner, caplog):
+    kernel = untrained(name)
+    batch = jax.device_put(OwnerBatch(written(np.zeros(B, np.int32), 4, 0), owner))
+    acc = kernel.init(None, key=jax.random.key(0))
+    with jax.transfer_guard("disallow"), jax.log_compiles():
+        acc, _ = kernel.update(None, batch, acc)
+        kernel.update(None, batch, acc)
+    programs = [x for x in caplog.messages if x.startswith("Compiling ")]
+    assert all(x.startswith("Compiling jit(fit)") for x in programs)
+    assert len(programs) <= 1
+
+
+@pytest.mark.parametrize("name", ["classifier", "watermark"])
 def test_a_record_of_two_owners_is_divided_by_their_weights(name):
     kernel = untrained(name)
     weights = np.zeros((B, 4), np.float32)
