@@ -8,6 +8,7 @@ import pytest
 
 from dareu_jax import data
 from dareu_jax.attribution import OwnerBatch, Setup, attribute, build_index, single
+from dareu_jax.attribution.echo import echo_of, make_kernel
 from dareu_jax.attribution.kernel import placed_index
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.data import Record, owner_labels
@@ -15,7 +16,6 @@ from dareu_jax.data.ownership import SharedRecord
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, decoder_config
 from dareu_jax.parallel import make_mesh
-from dareu_jax.registry import KERNELS
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,8 @@ def by_hand(made, name):
     setup = Setup(
         model.decoder, 3, AttributionConfig(), options.classifier, 2, backbone
     )
-    kernel, labels = KERNELS.get(name)(setup), owner_labels(made.records, OWNERS)
+    echo = echo_of(setup.cfg, model.tokenizer, vocab)
+    kernel, labels = make_kernel(name, setup, echo), owner_labels(made.records, OWNERS)
     stream = data.BatchStream(text, 8, 0)
     rows = [stream.once(step)[0] for step in range(2)]
     if name == "classifier":  # two epochs of one batch of all 16

@@ -88,6 +88,7 @@ def test_what_numbers_depend_on_is_recorded(built, model, tmp_path):
     assert len(spec["selection"]) == 7
     assert spec["sign"].startswith("higher: more of the owner's")
     assert spec["attribution"] == {
+        "echo": "hide",
         "reduction": "mean",
         "projection_seed": 0,
         "damping": 0.1,
