@@ -81,7 +81,7 @@ class MethodEntry:
     """An unlearning method as it is registered; ``cfg`` is the one of its row.
 
     ``make(cfg, inputs)`` is a `dareu_jax.unlearning.method.Method`. It ``reads`` beside
-    the original any of the stages ``reward``, ``reward_shuffled`` and ``prior``.
+    the original any of the stages of `unlearning.reads_of`.
     """
 
     make: Callable[..., Any]

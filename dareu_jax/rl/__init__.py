@@ -5,6 +5,7 @@ from dareu_jax.rl.losses import (
     clip_fraction,
     cross_entropy,
     full_kl,
+    mixed,
     policy_loss,
     sampled_kl,
     value_loss,

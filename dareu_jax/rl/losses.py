@@ -69,6 +69,19 @@ def full_kl(logits: Array, anchor_logits: Array) -> Array:
     return jnp.sum(jnp.exp(logp) * (logp - anchor), axis=-1)
 
 
+def mixed(logits: Array, others: Array, share: Number) -> Array:
+    """log((1 - s) p + s q) over the vocabulary, ``[B, T, V]``, s = ``share``.
+
+    p and q are the softmax of ``logits`` and of ``others``, ``[B, T, V]``.
+    """
+    chex.assert_rank(logits, 3)
+    chex.assert_equal_shape([logits, others])
+    chex.assert_type([logits, others], float)
+    first = jnp.log1p(-share) + jax.nn.log_softmax(logits, axis=-1)
+    second = jnp.log(share) + jax.nn.log_softmax(others, axis=-1)
+    return jnp.logaddexp(first, second)
+
+
 def cross_entropy(logps: Array, mask: Array) -> Array:
     """-E_t log p(y_t): mean over response tokens."""
     chex.assert_rank([logps, mask], 2)

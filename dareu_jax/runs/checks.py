@@ -14,7 +14,7 @@ from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import kernel_of
 from dareu_jax.runs.stages import FITTED
 from dareu_jax.training.progress import Progress
-from dareu_jax.unlearning import method_config, needs_of
+from dareu_jax.unlearning import method_config, needs_of, reads_of
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
@@ -28,7 +28,9 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     check_models(one)
     check_reward(one)
     for name in cfg.methods:
-        check_forget_batch(one, name, method_config(cfg, name))
+        row = method_config(cfg, name)
+        check_forget_batch(one, name, row)
+        check_base(name, row)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -111,6 +113,18 @@ def check_part(part: Part, shape: DecoderConfig, vocab: int) -> None:
         abstract_adapters(abstract_params(shape), part.lora.rank, part.lora.targets)
     except UserError as error:
         raise UserError(f"{part.prefix}{error}") from None
+
+
+def check_base(name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` when a row reads the model before a fine-tuning without one."""
+    if "base" not in reads_of(name, cfg):
+        return
+    if cfg.model.path is None or cfg.finetune.epochs == 0:
+        raise UserError(
+            f"{name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
+            "model before its fine-tuning, an imported one in model.path that "
+            "finetune.epochs tunes; take prior or reference"
+        )
 
 
 def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:

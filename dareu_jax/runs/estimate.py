@@ -31,8 +31,9 @@ from dareu_jax.unlearning import (
     needs_of,
     uses_prior,
 )
-from dareu_jax.unlearning.dareu import reward_stage
+from dareu_jax.unlearning.dareu import reward_stage, uses_base
 from dareu_jax.unlearning.method import Need
+from dareu_jax.unlearning.setting import anchors_of
 from dareu_jax.unlearning.supervised import LossMethodConfig
 
 Parts = Counter[str]
@@ -216,6 +217,7 @@ class Sizes:
             left = {"retrained": one.frozen or one.trainable}
         elif stage.name == "base":
             left = {"base": 0 if cfg.lora else one.trainable}
+            self.given["base"] = Prior(Decoder(one.cfg), one.params)
         self.results[stage.name] = Parts(left)
 
     def index(self, stage: Planned) -> Iterator[Row]:
@@ -289,17 +291,20 @@ class Sizes:
         """Yield rollout, attribution, judging, PPO, distillation and a new index."""
         hp, one, at, p = cfg.options("dareu"), self.one, self.shapes, self.shapes.prompt
         t, reward = hp.max_new_tokens or at.response, reward_stage(cfg)
+        asked = p + at.response * (hp.prefix_share > 0)
         size, kept = hp.batch_size * hp.samples_per_prompt, hp.retain_batch_size
-        others = 1 + uses_prior(cfg) + (hp.kl_anchor == "behaviour")
-        trunks = 2 if hp.kl_in == "loss" else 1
+        is_old = hp.kl_anchor == "behaviour"
+        others = 1 + uses_prior(cfg) + uses_base(cfg) + is_old
+        trunks = 1 + len(anchors_of(hp.kl_anchor)) * (hp.kl_in == "loss")
         kernel = self.given[reward].kernel
         check_divisible(hp.batch_size, at.mesh)
-        yield "rollout", size, at.rollout(size, p, t)
+        yield "rollout", size, at.rollout(size, asked, t)
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
-        yield "judge answers", size, one.judge(size, p, t, others, judges_logits(cfg))
+        own = one.judge(size, asked, t, others, judges_logits(cfg))
+        yield "judge answers", size, own
         rows, written = hp.minibatch_size or size, one.trainable
         part = self.at_once(hp.microbatch_size, one, rows, t)
-        own = one.train(rows, p, t, 2 * trunks, trunks, part)
+        own = one.train(rows, asked, t, 2 * trunks, trunks, part)
         yield "PPO update", part or rows, dataclasses.replace(own, results=written)
         answer = at.response if hp.distil_on == "gold" else t
         part = self.at_once(hp.microbatch_size, one, kept, answer)

@@ -37,6 +37,7 @@ class Planned(NamedTuple):
 
 SHARED = {
     "prior": Planned("prior", "model"),
+    "base": Planned("base", "model"),
     **{
         name: Planned(name, "index", ("original",))
         for name in ("reward_shuffled", "reward_echo", "reward_shuffled_echo")

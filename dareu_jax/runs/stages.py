@@ -334,6 +334,8 @@ def method_inputs(
     for name in unlearning.reads_of(row, cfg):
         if name == "prior":
             stages[name] = unlearning.Prior(*results[name])
+        elif name == "base":
+            stages[name] = unlearning.Prior(inputs.model, results[name])
         else:
             rebuild = indexer(session, name, original).again
             kernel, index = results[name]

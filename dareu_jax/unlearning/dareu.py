@@ -23,8 +23,8 @@ from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
-from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
-from dareu_jax.unlearning.setting import Setting, pays_for_prior
+from dareu_jax.unlearning.rows import answered, begun, cut, minibatches, repeat_rows
+from dareu_jax.unlearning.setting import Setting, anchors_of, pays_for_prior
 
 Array = jax.Array
 
@@ -47,6 +47,11 @@ def uses_prior(cfg: RunConfig) -> bool:
     return pays_for_prior(cfg.reward) or cfg.options("dareu").kl_anchor == "prior"
 
 
+def uses_base(cfg: RunConfig) -> bool:
+    """Return whether the KL anchor reads the model before its fine-tuning."""
+    return "base" in anchors_of(cfg.options("dareu").kl_anchor)
+
+
 def judges_logits(cfg: RunConfig) -> bool:
     """Return whether the judge reads log-probs, and not hidden states alone."""
     is_guarded = cfg.guards.kl_budget is not None
@@ -63,7 +68,8 @@ def reward_stage(cfg: RunConfig) -> str:
 
 def stages_of(cfg: RunConfig) -> set[str]:
     """Return the names of the stages that an iteration reads."""
-    return {reward_stage(cfg)} | ({"prior"} if uses_prior(cfg) else set())
+    read = {"prior": uses_prior(cfg), "base": uses_base(cfg)}
+    return {reward_stage(cfg), *(name for name, is_read in read.items() if is_read)}
 
 
 def batches_of(cfg: RunConfig) -> dict[str, Need]:
@@ -100,6 +106,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         reward=cfg.reward,
         kernel=reward.kernel,
         prior=inputs.stages["prior"] if uses_prior(cfg) else None,
+        base=inputs.stages["base"] if uses_base(cfg) else None,
         optimiser=optimiser_of(hp, updates, decay=False),
         is_reference_read=cfg.guards.kl_budget is not None,
     )
@@ -221,12 +228,15 @@ class Row:
 def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Array):
     """Return the state after one iteration, and what was measured in it."""
     phase, hp, inputs = row.phase, row.on.hp, row.on.inputs
-    frozen, reference, prior = inputs.frozen, inputs.reference, row.on.prior
+    frozen, reference = inputs.frozen, inputs.reference
+    prior, base = row.on.prior, row.on.base
     trainable, opt_state, _, attributed = state
     behaviour = trainable["decoder"]
     if row.keeps_behaviour:
         behaviour = behaviour_of(state, step % row.per_behaviour == 0)
     prompts = repeat_rows(batch["forget"][0], hp.samples_per_prompt)
+    if hp.prefix_share:
+        prompts = begun(prompts, hp.prefix_share, key=key_of(key, 0))
 
     rollout = row.sample(behaviour, prompts, key=key)
     answers = answered(prompts, rollout)
@@ -238,6 +248,7 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
         behaviour=behaviour,
         reference=reference,
         prior=prior and prior.params,
+        base=base and base.params,
         answers=answers,
     )
     rewards = phase.reward(scores=scores, judged=judged, mask=answers.response_mask)

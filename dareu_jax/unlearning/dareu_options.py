@@ -23,7 +23,9 @@ class DareuConfig(Section):
     distil_on: Literal["gold", "reference"] = "gold"  # methods 1.6: whose answers
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
     kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
-    kl_anchor: Literal["reference", "behaviour", "prior"] = "prior"  # ours
+    kl_anchor: Literal["reference", "behaviour", "prior", "base", "mixture"] = "prior"
+    kl_share: float = Field(0.5, ge=0, le=1)  # of the base, in mixture
+    kl_direction: Literal["reverse", "forward"] = "reverse"  # KL(anchor || policy)
     kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
     kl_in: Literal["reward", "loss"] = "loss"  # ours, over the full vocabulary
     advantage: Literal["gae", "group"] = "gae"  # ours: group is GRPO's, no value head
@@ -35,6 +37,7 @@ class DareuConfig(Section):
     gae_lambda: float = Field(0.95, ge=0, le=1)  # methods 1.6; 1 = plain returns
     whiten: bool = False  # ours: whitening blows noise up once attribution is gone
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
+    prefix_share: float = Field(0.0, ge=0, le=1)  # ours: rows begun with gold text
     samples_per_prompt: int = Field(1, ge=1)  # G of group
     minibatch_size: int | None = Field(None, ge=1)  # answers of an update; none: all
     microbatch_size: int | None = Field(None, ge=1)  # rows at a time; none: by size
@@ -69,7 +72,12 @@ class DareuConfig(Section):
         return divisor(given, rows, "batch_size x samples_per_prompt")
 
     @model_validator(mode="after")
-    def _has_groups(self) -> "DareuConfig":
+    def _fits(self) -> "DareuConfig":
+        if self.kl_direction == "forward" and self.kl_in == "reward":
+            raise UserError(
+                "dareu.kl_direction = forward is a sum over the vocabulary, and "
+                "dareu.kl_in = reward looks at sampled tokens; set dareu.kl_in=loss"
+            )
         if self.advantage == "group" and self.samples_per_prompt < 2:
             raise UserError(
                 "dareu.advantage = group compares the answers to one prompt, and "

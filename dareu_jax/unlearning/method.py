@@ -31,7 +31,7 @@ class Need(NamedTuple):
 
 
 class RewardIndex(NamedTuple):
-    """What the stages ``reward`` and ``reward_shuffled`` leave.
+    """What the stage ``reward`` leaves, and those named after it.
 
     Attributes:
       kernel, index: the attribution function; columns are owners.
@@ -44,7 +44,10 @@ class RewardIndex(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """What the stage ``prior`` leaves: the counterfactual prior."""
+    """What the stages ``prior`` and ``base`` leave: a model that never saw the owners.
+
+    It is the counterfactual prior, or the imported model before its fine-tuning.
+    """
 
     model: Decoder
     params: Any
@@ -64,7 +67,7 @@ class MethodInputs:
       gold_length: mean tokens of the forget records' own responses, as far as an
         answer may go.
       stages: what the method said that it reads, by name: a `RewardIndex` for
-        ``reward`` and ``reward_shuffled``, a `Prior` for ``prior``.
+        ``reward`` and those named after it, a `Prior` for ``prior`` and ``base``.
       frozen: the part of the reference that is not trained, ``{}`` when all is: the
         model's parameters are ``join(frozen, trainable)``.
       layouts: where parameters are in an update and in a rollout.
@@ -124,6 +127,7 @@ def needs_of(name: str, cfg: RunConfig) -> dict[str, Need]:
 def reads_of(name: str, cfg: RunConfig) -> frozenset[str]:
     """Return the stages that method ``name`` reads beside the original.
 
-    These are some of ``reward``, ``reward_shuffled`` and ``prior``.
+    These are some of ``reward``, ``reward_shuffled``, ``reward_echo``,
+    ``reward_shuffled_echo``, ``prior`` and ``base``.
     """
     return frozenset(METHODS.get(name).reads(cfg))

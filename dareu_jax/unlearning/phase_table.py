@@ -110,8 +110,9 @@ def loss_options(on: Setting) -> dict[str, Any]:
     """Return what of a row the loss of PPO reads."""
     return {
         "model": on.inputs.model,
-        "anchor_model": on.anchor_model,
+        "anchor_models": on.anchor_models,
         "kl_in": on.hp.kl_in,
+        "kl_direction": on.hp.kl_direction,
         "value_gradient": on.hp.value_gradient,
         "numbers": on.numbers,
     }
@@ -153,7 +154,7 @@ def of_judging(on: Setting, _: Judged, *, answers: TokenBatch, **__: Any) -> Wor
     """Return one pass of the policy and of every frozen decoder that is read."""
     text, model = texts_of(answers), on.inputs.model.cfg
     decoders = {"prior": on.prior.model.cfg} if on.prior else {}
-    models = dict.fromkeys((on.hp.kl_anchor, *on.logps_of))
+    models = dict.fromkeys((*on.anchors, *on.logps_of))
     flops = sum(read(decoders.get(name, model), text) for name in models)
     return Work(text.tokens, read(model, text) + flops)
 
@@ -168,7 +169,8 @@ def of_update(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work
     text = texts_of(experience.answers)
     flops = learn(on.inputs.model.cfg, text, bool(on.inputs.frozen))
     if on.hp.kl_in == "loss":
-        flops += forward_flops(on.anchor_model.cfg, 0, 0, text.response)
+        anchors = on.anchor_models
+        flops += sum(forward_flops(x.cfg, 0, 0, text.response) for x in anchors)
     return Work(text.tokens, flops)
 
 

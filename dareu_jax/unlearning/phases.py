@@ -23,7 +23,7 @@ from dareu_jax.parallel import Layouts
 from dareu_jax.training.accumulation import accumulated, rows_at_once
 from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
-from dareu_jax.unlearning.setting import Experience, Judged, Numbers
+from dareu_jax.unlearning.setting import Experience, Judged, Numbers, anchors_of
 
 Array = jax.Array
 
@@ -104,13 +104,26 @@ def policy_and_value(
 
 
 def compare(
-    policy: Array, anchor: Array, tokens: Array, estimator: str = "full"
+    policy: Array,
+    *given: Array,
+    share: Array,
+    estimator: str = "full",
+    direction: str = "reverse",
 ) -> tuple[Array, Array]:
-    """Return log pi(y_t) and KL(pi || anchor) ``[B, t]`` of logits ``[B, t, V]``."""
-    logps = token_logps(policy, tokens)
-    if estimator == "full":
-        return logps, rl.full_kl(policy, anchor)
-    return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
+    """Return log pi(y_t) and the KL to the anchor ``[B, t]``.
+
+    ``given``: logits ``[B, t, V]`` of the anchor, or of the two whose mixture it is,
+    and then the tokens. The KL is KL(pi || anchor), or KL(anchor || pi) ``forward``.
+    """
+    *anchors, tokens = given
+    logps, anchor = token_logps(policy, tokens), anchors[0]
+    if len(anchors) == 2:
+        anchor = rl.mixed(anchors[0], anchors[1], share)
+    if estimator == "sampled":
+        return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
+    if direction == "forward":
+        return logps, rl.full_kl(anchor, policy)
+    return logps, rl.full_kl(policy, anchor)
 
 
 @functools.partial(
@@ -139,6 +152,7 @@ def judge(
     behaviour: dict,
     reference: dict,
     prior: Any,
+    base: Any,
     answers: TokenBatch,
 ) -> Judged:
     """Return what is read of policy, KL anchor, prior and reference on the answers."""
@@ -146,20 +160,23 @@ def judge(
         "prior": (prior_model, prior),
         "reference": (model, reference),
         "behaviour": (model, join(frozen, behaviour)),
+        "base": (model, base),
     }
+    names = anchors_of(kl_anchor)
     trunks = {
         name: trunk_of(*params[name], answers)
-        for name in dict.fromkeys((kl_anchor, *logps_of))
+        for name in dict.fromkeys((*names, *logps_of))
     }
     policy, values = policy_and_value(model, "trunk", frozen, trainable, answers)
-    anchor = trunks[kl_anchor]
+    anchors = [trunks[name] for name in names]
     said = functools.partial(over_logits, tokens=answers.response)
     found = Judged(values)
     if kl_in == "loss":
-        found = found._replace(anchor=anchor.hidden)
+        found = found._replace(anchor=tuple(trunk.hidden for trunk in anchors))
     else:
-        score = functools.partial(compare, estimator=kl_estimator)
-        logps, kl = said(score, [policy, anchor], temperature=numbers.temperature)
+        share = numbers.kl_share
+        score = functools.partial(compare, estimator=kl_estimator, share=share)
+        logps, kl = said(score, [policy, *anchors], temperature=numbers.temperature)
         found = found._replace(logps=logps, kl=kl)
     if "reference" in logps_of:
         trunk = trunks["reference"]
@@ -250,8 +267,9 @@ def advantage(
 def ppo_loss(
     *,
     model: Decoder,
-    anchor_model: Decoder,
+    anchor_models: tuple[Decoder, ...],
     kl_in: str,
+    kl_direction: str,
     value_gradient: str,
     numbers: Numbers,
     frozen: dict,
@@ -259,7 +277,7 @@ def ppo_loss(
     anchor: Any,
     experience: Experience,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return -J + c_V L_V (+ c_KL KL(pi || anchor) where the KL is in the loss)."""
+    """Return -J + c_V L_V (+ c_KL KL to the anchor, where that is in the loss)."""
     given, clip, answers = experience, numbers.clip, experience.answers
     mask = answers.response_mask
     policy, values = policy_and_value(model, value_gradient, frozen, trainable, answers)
@@ -269,8 +287,12 @@ def ppo_loss(
     metrics = {}
     if kl_in == "loss":
         assert given.anchor is not None
-        held = Trunk(anchor_model, anchor, given.anchor)
-        logps, kl = said(compare, [policy, held])
+        each = zip(anchor_models, anchor, given.anchor, strict=True)
+        held = [Trunk(*one) for one in each]
+        score = functools.partial(
+            compare, share=numbers.kl_share, direction=kl_direction
+        )
+        logps, kl = said(score, [policy, *held])
         metrics["kl_anchor"] = rl.masked_mean(kl, mask)
     else:
         logps = said(token_logps, [policy])
@@ -290,8 +312,9 @@ def ppo_loss(
     jax.jit,
     static_argnames=(
         "model",
-        "anchor_model",
+        "anchor_models",
         "kl_in",
+        "kl_direction",
         "value_gradient",
         "optimiser",
         "microbatch_size",
@@ -302,8 +325,9 @@ def ppo_loss(
 def update(
     *,
     model: Decoder,
-    anchor_model: Decoder,
+    anchor_models: tuple[Decoder, ...],
     kl_in: str,
+    kl_direction: str,
     value_gradient: str,
     optimiser: optax.GradientTransformation,
     microbatch_size: int | None,
@@ -319,8 +343,9 @@ def update(
     def loss_fn(trainable: dict, rows: Experience) -> tuple[Array, dict[str, Array]]:
         return ppo_loss(
             model=model,
-            anchor_model=anchor_model,
+            anchor_models=anchor_models,
             kl_in=kl_in,
+            kl_direction=kl_direction,
             value_gradient=value_gradient,
             numbers=numbers,
             frozen=frozen,

@@ -14,12 +14,38 @@ from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.setting import Experience
 
 Array = jax.Array
+LEFT = 4
+"""Tokens of a gold answer, its end included, that no prefix takes."""
 
 
 @functools.partial(jax.jit, static_argnames="times")
 def repeat_rows(batch: TokenBatch, times: int) -> TokenBatch:
     """Return every row several times, for several samples per prompt."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
+
+
+@functools.partial(jax.jit, static_argnames="share")
+def begun(batch: TokenBatch, share: float, *, key: Array) -> TokenBatch:
+    """Return prompts ``[B, P + T]``, a ``share`` of which go on into the gold answer.
+
+    The answer goes on behind a random part of the gold one, which counts as prompt: no
+    action, no loss, and hidden from the kernel like it. `LEFT` tokens or more of the
+    gold answer are left to say. The other prompts stay as they are, in more slots.
+    """
+    which, where = jax.random.split(key)
+    rows, t = batch.response.shape
+    room = jnp.sum(batch.response_mask.astype(jnp.int32), axis=1) - LEFT
+    drawn = jax.random.uniform(where, (rows,), jnp.float32)
+    taken = 1 + jnp.floor(drawn * room.astype(jnp.float32)).astype(jnp.int32)
+    is_begun = jax.random.uniform(which, (rows,), jnp.float32) < share
+    taken = jnp.where(is_begun & (room > 0), jnp.minimum(taken, room), 0)
+    tokens = jnp.concatenate([batch.prompt, batch.response], axis=1)
+    real = jnp.concatenate([batch.prompt_mask, batch.response_mask], axis=1)
+    slot = jnp.arange(tokens.shape[1], dtype=jnp.int32) - (t - taken)[:, None]
+    at = jnp.maximum(slot, 0)
+    prompt = jnp.take_along_axis(tokens, at, axis=1)
+    mask = jnp.take_along_axis(real, at, axis=1) & (slot >= 0)
+    return batch._replace(prompt=prompt, prompt_mask=mask)
 
 
 def answered(prompts: TokenBatch, rollout: Rollout) -> TokenBatch:

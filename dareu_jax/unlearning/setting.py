@@ -30,6 +30,7 @@ class Numbers(NamedTuple):
     temperature: Array
     clip: Array
     kl_coef: Array
+    kl_share: Array
     value_coef: Array
     lambda_dis: Array
     gamma: Array
@@ -50,6 +51,7 @@ class Setting:
       inputs: what the method reads; hp, reward: sections of the row's configuration.
       kernel: the attribution kernel of the reward.
       prior: the counterfactual prior, where it is read.
+      base: the model before its fine-tuning, where it is read.
       optimiser: of the trainable parameters.
       is_reference_read: whether the KL to the reference is measured.
     """
@@ -59,6 +61,7 @@ class Setting:
     reward: RewardConfig
     kernel: Kernel
     prior: Prior | None
+    base: Prior | None
     optimiser: optax.GradientTransformation
     is_reference_read: bool = False
 
@@ -81,18 +84,26 @@ class Setting:
         return put_whole(Numbers._make(values), self.inputs.layouts.update)
 
     @property
-    def anchor_model(self) -> Decoder:
-        """The decoder of the KL anchor."""
-        is_prior = self.hp.kl_anchor == "prior"
-        return self.prior.model if self.prior and is_prior else self.inputs.model
+    def anchors(self) -> tuple[str, ...]:
+        """The models that the KL anchor is made of."""
+        return anchors_of(self.hp.kl_anchor)
 
-    def anchor(self, behaviour: dict) -> dict:
-        """Parameters of the KL anchor, given the trainable ones of pi_old."""
-        if self.hp.kl_anchor == "behaviour":
-            return join(self.inputs.frozen, behaviour)
-        if self.prior and self.hp.kl_anchor == "prior":
-            return self.prior.params
-        return self.inputs.reference
+    @property
+    def anchor_models(self) -> tuple[Decoder, ...]:
+        """The decoders of the KL anchor."""
+        own = {"prior": self.prior, "base": self.base}
+        found = (own.get(name) for name in self.anchors)
+        return tuple(x.model if x else self.inputs.model for x in found)
+
+    def anchor(self, behaviour: dict) -> tuple[dict, ...]:
+        """Parameters of the KL anchor's models, given the trainable ones of pi_old."""
+        params = {
+            "behaviour": join(self.inputs.frozen, behaviour),
+            "reference": self.inputs.reference,
+            "prior": self.prior and self.prior.params,
+            "base": self.base and self.base.params,
+        }
+        return tuple(params[name] for name in self.anchors)
 
     @property
     def logps_of(self) -> tuple[str, ...]:
@@ -100,6 +111,11 @@ class Setting:
         prior = pays_for_prior(self.reward)
         wanted = {"prior": prior, "reference": self.is_reference_read}
         return tuple(name for name, is_read in wanted.items() if is_read)
+
+
+def anchors_of(kl_anchor: str) -> tuple[str, ...]:
+    """Return the models that an anchor is made of: ``mixture`` is of two."""
+    return ("reference", "base") if kl_anchor == "mixture" else (kl_anchor,)
 
 
 def pays_for_prior(reward: RewardConfig) -> bool:
@@ -125,7 +141,8 @@ class Judged(NamedTuple):
         where they are not read.
       kl: ``[B, T]`` float32, KL(policy || anchor) by the configured estimator, where it
         is in the reward.
-      anchor: ``[B, T, D]`` hidden states of the KL anchor, where it is in the loss.
+      anchor: ``[B, T, D]`` hidden states of each of the KL anchor's models, where it is
+        in the loss.
     """
 
     values: Array
@@ -133,7 +150,7 @@ class Judged(NamedTuple):
     ref_logps: Array | None = None
     prior_logps: Array | None = None
     kl: Array | None = None
-    anchor: Array | None = None
+    anchor: tuple[Array, ...] | None = None
 
 
 class Experience(NamedTuple):
@@ -144,4 +161,4 @@ class Experience(NamedTuple):
     old_values: Array
     advantages: Array
     returns: Array
-    anchor: Array | None
+    anchor: tuple[Array, ...] | None

@@ -10,6 +10,7 @@ from dareu_jax.rl import (
     cross_entropy,
     full_kl,
     masked_mean,
+    mixed,
     policy_loss,
     sampled_kl,
     value_loss,
@@ -208,3 +209,21 @@ def test_arrays_of_different_shape_are_refused():
         policy_loss(f32(LOGPS), f32(OLD_LOGPS)[:, :5], f32(ADVANTAGES), M, CLIP)
     with pytest.raises(AssertionError):
         value_loss(f32(VALUES), f32(OLD_VALUES), f32(RETURNS)[:2], M, CLIP)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_mixture_mixes_probabilities(share):
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (LOGITS, REF_LOGITS))
+    logits, others = (jnp.asarray(x, jnp.float32) for x in (LOGITS, REF_LOGITS))
+    found = np.exp(mixed(logits, others, jnp.float32(share)))
+    np.testing.assert_allclose(found, (1.0 - share) * p + share * q, rtol=1e-5)
+
+
+def test_forward_kl_moves_a_policy_that_is_sure_and_reverse_kl_does_not():
+    """It says one of five tokens with .9999; the anchor says each of them alike."""
+    sure = jnp.asarray([[[13.0, 0.0, 0.0, 0.0, 0.0]]], jnp.float32)
+    flat = jnp.zeros_like(sure)
+    forward = jax.grad(lambda x: full_kl(flat, x).sum())(sure)
+    reverse = jax.grad(lambda x: full_kl(x, flat).sum())(sure)
+    assert float(forward[0, 0, 0]) == pytest.approx(0.8, abs=1e-3)  # 1 - 1/5
+    assert abs(float(reverse[0, 0, 0])) < 1e-3

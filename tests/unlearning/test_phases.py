@@ -19,6 +19,8 @@ from dareu_jax.models import (
     decoder_config,
     init_decoder,
     init_head,
+    logits_of,
+    response_hidden,
     scoring,
 )
 from dareu_jax.models.scoring import LOGITS_AT_ONCE
@@ -101,7 +103,11 @@ def world(model, params):
         response_tokens=T,
         stop_ids=(2,),
         gold_length=4.0,
-        stages={"reward": rewarded(None), "prior": Prior(model, params)},
+        stages={
+            "reward": rewarded(None),
+            "prior": Prior(model, params),
+            "base": Prior(model, jax.tree.map(lambda x: 0.5 * x, params)),
+        },
     )
 
 
@@ -113,6 +119,7 @@ def setting_of(cfg, world, rate=1e-3):
         reward=cfg.reward,
         kernel=fake_kernel(),
         prior=world.stages.get("prior"),
+        base=world.stages.get("base"),
         optimiser=make_optimiser(rate, 10),
         is_reference_read=True,
     )
@@ -378,7 +385,7 @@ def test_full_kl_is_the_expectation_of_the_sampled_one(iteration, trainable):
 def test_the_judge_runs_no_model_whose_numbers_nobody_reads(world, trainable):
     """A model that is not there cannot be run."""
     given = {"frozen": {}, "trainable": trainable, "answers": answers_of([0, 1])}
-    absent = {"behaviour": {}, "reference": None, "prior": None}
+    absent = {"behaviour": {}, "reference": None, "prior": None, "base": None}
     prior = world.stages["prior"].params
 
     def judges(read, cfg, **there):
@@ -456,7 +463,7 @@ def test_the_group_is_the_baseline_where_there_is_no_value_head(iteration, train
     # sums -.5 and -1.5, mean -1, sd .70711: (.5, -.5) / (.70711 + .0001)
     wanted = np.where(answers.response_mask, [[0.707007], [-0.707007]], 0.0)
     np.testing.assert_allclose(experience.advantages, wanted, atol=1e-5)
-    loss, metrics = loss_of(on, on.inputs.reference)(policy, experience)
+    loss, metrics = loss_of(on, (on.inputs.reference,))(policy, experience)
     assert set(metrics) == {"policy_loss", "clip_fraction"}
     assert float(loss) == pytest.approx(float(metrics["policy_loss"]))
 
@@ -506,6 +513,36 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
     kl = np.asarray(said.kl)[np.asarray(answers.response_mask)].mean()
     assert losses[1] - losses[0] == pytest.approx(2.0 * kl, rel=1e-3)
     assert float(metrics["kl_anchor"]) == pytest.approx(kl, rel=1e-3)
+
+
+def chances(model, params, answers):
+    """p(token) ``[B, T, V]`` at every place of the answers, float64."""
+    hidden = response_hidden(model, params, answers)
+    logits = np.asarray(logits_of(model, params, hidden), np.float64)
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("anchor", ["base", "mixture"])
+def test_the_anchor_may_be_the_base_or_its_mixture_with_the_reference(
+    iteration, trainable, world, model, anchor, direction
+):
+    policy = trainable["decoder"]
+    asked = {"kl_in": "loss", "kl_anchor": anchor, "kl_share": 0.25}
+    asked |= {"kl_direction": direction, "temperature": 1.0}
+    on, _, answers, said, experience = iteration(asked, policy)
+    assert len(said.anchor) == (2 if anchor == "mixture" else 1)
+    _, metrics = jax.jit(loss_of(on, on.anchor(policy)))(trainable, experience)
+    models = {"policy": policy, "reference": world.reference}
+    models["base"] = world.stages["base"].params
+    p, ref, base = (chances(model, x, answers) for x in models.values())
+    q = base if anchor == "base" else 0.75 * ref + 0.25 * base
+    if direction == "forward":
+        p, q = q, p
+    kl = (p * (np.log(p) - np.log(q))).sum(axis=-1)
+    wanted = kl[np.asarray(answers.response_mask)].mean()
+    assert float(metrics["kl_anchor"]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_distillation_holds_the_policy_to_the_reference(world, trainable):
@@ -670,6 +707,7 @@ def traced(on, trainable, reference, answers):
         "behaviour": trainable["decoder"],
         "reference": reference,
         "prior": reference,
+        "base": reference,
         "answers": answers,
     }
     said = phase.judge(**judging)
@@ -677,7 +715,7 @@ def traced(on, trainable, reference, answers):
     learning = both | {
         "trainable": copied(trainable),
         "opt_state": first,
-        "anchor": reference,
+        "anchor": (reference,),
         "experience": experience,
     }
     keeping = both | {
