@@ -12,6 +12,7 @@ import numpy as np
 from dareu_jax.errors import Caution, UserError
 from dareu_jax.evaluation.metrics.bootstrap import interval_of
 from dareu_jax.evaluation.metrics.mia import auc
+from dareu_jax.parallel import is_first
 from dareu_jax.runs.folder import oracles_of, read_log
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.training.progress import Progress
@@ -80,7 +81,8 @@ def check_validity(inputs: Inputs, progress: Progress) -> None:
     )
     if what == "refuse":
         raise UserError(f"{trouble}, or set reward.validity=warn")
-    warnings.warn(trouble, Caution, stacklevel=2)
+    if is_first():
+        warnings.warn(trouble, Caution, stacklevel=2)
 
 
 def sentence(found: Validity) -> str:

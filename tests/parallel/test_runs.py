@@ -161,7 +161,7 @@ def test_the_loss_of_a_process_is_named_and_ends_the_other(stopped):
 @pytest.mark.parametrize("where", ["finetune_step", "rollout", "update", "answer"])
 def test_sigterm_to_one_process_stops_both_at_one_step(stopped, where):
     one, other = stopped[1][where]
-    lines = [x for x in one[2].splitlines() if x.startswith("dareu: ")]
+    lines = [x for x in one[2].splitlines() if x.startswith("dareu: SIGTERM")]
     assert one[0] == other[0] == 0, one[2][-3000:]
     assert len(lines) == 1 and lines[0] in other[2], (one, other)
     stage = {"finetune_step": "finetune_", "answer": "what was finished"}
