@@ -169,7 +169,8 @@ def test_a_method_says_what_it_needs_and_reads(cfg, name):
     row = method_config(cfg, name)
     needs = needs_of(name, row)
     assert set(needs) == {"forget", "retain"}
-    assert reads_of(name, row) <= {"reward", "reward_shuffled", "prior"}
+    rewards = {"reward", "reward_shuffled", "reward_echo"}
+    assert reads_of(name, row) <= rewards | {"prior", "base"}
     for need in needs.values():
         assert need.batch_size == 4 and need.batches >= 1
 
