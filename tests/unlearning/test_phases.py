@@ -331,6 +331,7 @@ def iteration(world, trainable):
             behaviour=behaviour,
             reference=world.reference,
             prior=world.stages["prior"].params,
+            base=world.stages["base"].params,
             answers=answers,
         )
         scores = jnp.full((2, T), 0.3, jnp.float32)
