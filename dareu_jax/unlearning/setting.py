@@ -51,9 +51,9 @@ class Setting:
       inputs: what the method reads; hp, reward: sections of the row's configuration.
       kernel: the attribution kernel of the reward.
       prior: the counterfactual prior, where it is read.
-      base: the model before its fine-tuning, where it is read.
       optimiser: of the trainable parameters.
       is_reference_read: whether the KL to the reference is measured.
+      base: the model before its fine-tuning, where it is read.
     """
 
     inputs: MethodInputs
@@ -61,9 +61,9 @@ class Setting:
     reward: RewardConfig
     kernel: Kernel
     prior: Prior | None
-    base: Prior | None
     optimiser: optax.GradientTransformation
     is_reference_read: bool = False
+    base: Prior | None = None
 
     @property
     def tokens(self) -> int:

@@ -157,10 +157,12 @@ class Compiled:
         state = self.put(jax.eval_shape(on.optimiser.init, own))
         row = self.rows(self.shape, jnp.float32)
         hidden = self.rows((*self.shape, self.model.cfg.embed), jnp.float32)
-        experience = Experience(self.batch, row, row, row, row, hidden)
+        experience = Experience(self.batch, row, row, row, row, (hidden,))
         both = {"frozen": self.frozen, "trainable": own}
-        judging = {"behaviour": self.trainable, "prior": None, "answers": self.batch}
-        learning = {"opt_state": state, "anchor": self.start, "experience": experience}
+        judging = {"behaviour": self.trainable, "answers": self.batch}
+        judging |= {"prior": None, "base": None}
+        learning = {"opt_state": state, "anchor": (self.start,)}
+        learning |= {"experience": experience}
         keeping = {"opt_state": state, "reference": self.start, "retain": self.batch}
         given = {
             "judge": (phase.judge, {"reference": self.start, **judging}),
