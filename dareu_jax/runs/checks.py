@@ -121,7 +121,7 @@ def check_base(name: str, cfg: RunConfig) -> None:
         return
     if cfg.model.path is None or cfg.finetune.epochs == 0:
         raise UserError(
-            f"{name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
+            f"row {name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
             "model before its fine-tuning, an imported one in model.path that "
             "finetune.epochs tunes; take prior or reference"
         )

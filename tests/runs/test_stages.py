@@ -7,7 +7,7 @@ import pytest
 from dareu_jax.config import OptimiserConfig, with_overrides
 from dareu_jax.data import NOBODY, owner_labels
 from dareu_jax.errors import UserError
-from dareu_jax.runs.checks import check_forget_batch, check_reward
+from dareu_jax.runs.checks import check_base, check_forget_batch, check_reward
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.reward_index import owner_stream
 from dareu_jax.runs.stages import FITTED, Session, method_inputs
@@ -94,6 +94,19 @@ def test_a_loss_method_trains_no_prior(tiny_run):
     stages = method_inputs(session, "dareu", cfg, results).stages
     assert stages["prior"].params == "prior" and set(stages) == {"reward", "prior"}
     assert not method_inputs(session, "npo", cfg, {"original": {}}).stages
+
+
+@pytest.mark.parametrize("anchor", ["base", "mixture"])
+def test_the_base_is_the_model_before_its_fine_tuning(tiny_run, anchor):
+    cfg = with_overrides(tiny_run.cfg, {"dareu.kl_anchor": anchor})
+    with pytest.raises(UserError, match=rf"row dareu: .*kl_anchor = {anchor} needs"):
+        check_base("dareu", cfg)
+    check_base("npo", cfg)
+    check_base("dareu", with_overrides(cfg, {"model.path": "imported"}))
+    session = Session(tiny_run, Tracker(tiny_run.folder))
+    results = {"reward": ("kernel", "index"), "base": "params", "original": {}}
+    stages = method_inputs(session, "dareu", cfg, results).stages
+    assert stages["base"] == (tiny_run.model, "params")
 
 
 @pytest.mark.parametrize(
