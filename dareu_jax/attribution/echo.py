@@ -54,11 +54,9 @@ def echoed_in(words: jax.Array, batch: TokenBatch) -> jax.Array:
     return jnp.any(words[batch.response][:, :, None] == asked[:, None, :], axis=-1)
 
 
-def echo_of(
-    cfg: AttributionConfig, tokenizer: Tokenizer, vocab: int, keep: bool = False
-) -> Echo | None:
-    """Return what ``attribution.echo`` hides; None: nothing. ``keep`` wins over it."""
-    if keep or cfg.echo == "keep":
+def echo_of(cfg: AttributionConfig, tokenizer: Tokenizer, vocab: int) -> Echo | None:
+    """Return what ``attribution.echo`` hides of a vocabulary; None: nothing."""
+    if cfg.echo == "keep":
         return None
     words = word_numbers(tokenizer, vocab)
     return Echo(words.tobytes(), min(tokenizer.pad_id, vocab - 1))
