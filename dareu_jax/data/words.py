@@ -1,5 +1,7 @@
 """Which tokens write the same word: behind a space, in capitals, in the plural."""
 
+import functools
+
 import numpy as np
 
 from dareu_jax.data.tokenizer import Tokenizer
@@ -10,6 +12,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a token decodes to that holds a part of a letter's bytes."""
 
 
+@functools.lru_cache(maxsize=4)
 def word_numbers(tokenizer: Tokenizer, size: int) -> np.ndarray:
     """Return ``[size]`` int32: the first token that writes the same word as each does.
 
@@ -23,6 +26,7 @@ def word_numbers(tokenizer: Tokenizer, size: int) -> np.ndarray:
         word = word_of(tokenizer.hf.decode([token]))
         if word:
             numbers[token] = first.setdefault(word, token)
+    numbers.setflags(write=False)  # those who ask again share it
     return numbers
 
 

@@ -8,7 +8,7 @@ from dareu_jax.attribution import Kernel
 from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf, build_index, init_on
 from dareu_jax.data.batches import over_records
-from dareu_jax.models import abstract_params, init_decoder
+from dareu_jax.models import init_decoder, parameters
 from dareu_jax.parallel import put_batch
 from dareu_jax.registry import KERNELS
 from dareu_jax.runs.inputs import Inputs
@@ -52,8 +52,7 @@ def check_own_kernel(one: Inputs, kernel: Kernel) -> None:
 
 def is_large(one: Inputs) -> bool:
     """Return whether the run's model has more than `LARGEST` parameters."""
-    shapes = jax.tree.leaves(abstract_params(one.model.cfg))
-    return sum(leaf.size for leaf in shapes) > LARGEST
+    return parameters(one.model.cfg) > LARGEST
 
 
 def of_every_owner(corpus: data.Corpus, count: int) -> tuple[data.Record, ...]:

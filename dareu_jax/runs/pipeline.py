@@ -19,7 +19,7 @@ from dareu_jax.config import RunConfig, dump_config
 from dareu_jax.data import Corpus, adopt
 from dareu_jax.evaluation.run_suite import RunSuite
 from dareu_jax.evaluation.seeds import summarise
-from dareu_jax.models import abstract_adapters, abstract_params
+from dareu_jax.models import abstract_adapters, abstract_params, parameters
 from dareu_jax.parallel import Preemption, first_then_others, give_back, is_first
 from dareu_jax.runs import folder as run_folder
 from dareu_jax.runs.checks import check
@@ -212,10 +212,10 @@ def scale_of(inputs: Inputs, also: str = "") -> str:
 
 def parameter_count(inputs: Inputs) -> int:
     """Return how many numbers the original has, its adapters included."""
-    cfg, shapes = inputs.cfg, abstract_params(inputs.model.cfg)
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    cfg, count = inputs.cfg, parameters(inputs.model.cfg)
     if cfg.lora is None or cfg.model.path is None or cfg.finetune.epochs == 0:
         return count
+    shapes = abstract_params(inputs.model.cfg)
     adapters = abstract_adapters(shapes, cfg.lora.rank, cfg.lora.targets)
     return count + sum(leaf.size for leaf in jax.tree.leaves(adapters))
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from dareu_jax.data import Tokenizer, read_tokenizer
@@ -20,7 +19,7 @@ from dareu_jax.models.hf.folder import HfFolder, copy_files
 from dareu_jax.models.hf.gguf import GgufFile
 from dareu_jax.models.hf.gguf_files import write_small_files
 from dareu_jax.models.hf.weights import as_stored, load_params, stored_dtype
-from dareu_jax.models.scoring import abstract_params
+from dareu_jax.models.scoring import abstract_params, parameters
 from dareu_jax.parallel import abstract_on, is_first, make_mesh
 from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.storage.files import check_new, new_folder, read_json
@@ -158,8 +157,7 @@ def _take_in(
 
 def _share(cfg: DecoderConfig, shown: Shown) -> Callable[[int], None]:
     """Return a function that is told of more numbers read, and shows their share."""
-    total = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg)))
-    read = 0
+    total, read = parameters(cfg), 0
 
     def counted(numbers: int) -> None:
         nonlocal read
