@@ -8,6 +8,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
+from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
@@ -15,6 +16,7 @@ from dareu_jax.runs.reward_index import kernel_of
 from dareu_jax.runs.stages import FITTED
 from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of, reads_of
+from dareu_jax.unlearning.setting import pays_for_prior
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
@@ -31,6 +33,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
         row = method_config(cfg, name)
         check_forget_batch(one, name, row)
         check_base(name, row)
+        check_actions(name, row)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -124,6 +127,16 @@ def check_base(name: str, cfg: RunConfig) -> None:
             f"row {name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
             "model before its fine-tuning, an imported one in model.path that "
             "finetune.epochs tunes; take prior or reference"
+        )
+
+
+def check_actions(name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` where the reward of a row looks at sampled tokens alone."""
+    is_read = "dareu" in METHODS.get(name).sections
+    if is_read and cfg.options("dareu").likely and pays_for_prior(cfg.reward):
+        raise UserError(
+            f"row {name}: dareu.actions = top_k rewards by attribution alone; set "
+            "reward.prior=none and reward.combine=sum"
         )
 
 
