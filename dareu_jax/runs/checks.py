@@ -8,11 +8,11 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
+from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
-from dareu_jax.runs.reward_index import kernel_of
-from dareu_jax.runs.stages import FITTED
+from dareu_jax.runs.reward_index import Fitted, kernel_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of, reads_of
 
@@ -50,7 +50,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
 def check_reward(one: Inputs) -> None:
     """Raises `UserError` when the kernel cannot be used as the reward is set."""
     cfg = one.cfg.reward
-    kernel = kernel_of(one, cfg.kernel, FITTED["reward"])
+    kernel = kernel_of(one, cfg.kernel, Fitted("classifier", "classifier"))
     if kernel.reads_snapshots and not one.cfg.finetune.snapshots:
         raise UserError(
             f"reward.kernel = {cfg.kernel} reads checkpoints of the fine-tuning, and "
@@ -120,18 +120,22 @@ def check_base(name: str, cfg: RunConfig) -> None:
     if "base" not in reads_of(name, cfg):
         return
     if cfg.model.path is None or cfg.finetune.epochs == 0:
+        what, instead = "it adapts", "take the row out"
+        if "dareu" in METHODS.get(name).sections:
+            anchor = cfg.options("dareu").kl_anchor
+            what = f"dareu.kl_anchor = {anchor} needs"
+            instead = "take prior or reference"
         raise UserError(
-            f"row {name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
-            "model before its fine-tuning, an imported one in model.path that "
-            "finetune.epochs tunes; take prior or reference"
+            f"row {name}: {what} the model before its fine-tuning, an imported one in "
+            f"model.path that finetune.epochs tunes; {instead}"
         )
 
 
 def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
     """Raise `UserError` when the forget records cannot fill one batch."""
-    need = needs_of(name, cfg)["forget"]
+    need = needs_of(name, cfg).get("forget")
     have = len(one.split.forget)
-    if have < need.batch_size:
+    if need is not None and have < need.batch_size:
         raise UserError(
             f"forget owners {', '.join(cfg.corpus.forget)} have {have} records but a "
             f"batch takes {need.key} = {need.batch_size}; lower it to at most {have}"
