@@ -1,13 +1,19 @@
 """Find what is wrong with a run before anything is trained."""
 
+import warnings
 from pathlib import Path
 
 from dareu_jax import data
 from dareu_jax.config import RunConfig
-from dareu_jax.errors import UserError
-from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
+from dareu_jax.errors import Caution, UserError
+from dareu_jax.models import (
+    DecoderConfig,
+    abstract_adapters,
+    abstract_params,
+    parameters,
+)
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import check_divisible
+from dareu_jax.parallel import check_divisible, is_first
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
@@ -15,6 +21,9 @@ from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import Fitted, kernel_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of, reads_of
+
+LARGE_PRIOR = 0.1
+"""Share of the policy's parameters above which a prior is as good as retraining."""
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
@@ -26,6 +35,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     for records in (one.split.forget, one.split.retain, one.split.test):
         one.tokens(records)
     check_models(one)
+    warn_of_prior(cfg, one.decoder("prior").cfg, one.model.cfg)
     check_reward(one)
     for name in cfg.methods:
         row = method_config(cfg, name)
@@ -82,6 +92,23 @@ def check_models(one: Inputs) -> None:
         check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
     if cfg.retrained.path:
         one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+
+
+def warn_of_prior(cfg: RunConfig, prior: DecoderConfig, policy: DecoderConfig) -> None:
+    """Warn where a row reads a prior of more than `LARGE_PRIOR` of the policy."""
+    rows = [
+        row for row in cfg.methods if "prior" in reads_of(row, method_config(cfg, row))
+    ]
+    own, whole = parameters(prior), parameters(policy)
+    if not rows or own <= LARGE_PRIOR * whole or not is_first():
+        return
+    warnings.warn(
+        f"the counterfactual prior that {rows[0]} reads has {own:,} parameters, more "
+        f"than a tenth of the policy's {whole:,}: to train it on what stays is to "
+        "retrain; take a smaller prior.model",
+        Caution,
+        stacklevel=1,
+    )
 
 
 def check_oracle(cfg: RunConfig) -> None:

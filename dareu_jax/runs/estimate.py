@@ -14,6 +14,7 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import check_divisible, named_leaves, state_axes
 from dareu_jax.registry import METHODS
+from dareu_jax.runs.checks import warn_of_prior
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.memory import Footprint, OnDevice, leaf_bytes
 from dareu_jax.runs.pipeline import needed_after
@@ -132,6 +133,8 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
     todo = {stage.name: True for stage in stages}
     with tempfile.TemporaryDirectory() as trial:
         shapes = Shapes(cfg, chips.devices, Inputs(cfg, cfg.seeds[0], Path(trial)))
+        sides = shapes.sides
+        warn_of_prior(cfg, sides["prior"].cfg, sides["model"].cfg)
         sizes = Sizes(cfg, shapes, is_cpu=chips.name == "cpu")
         for stage in stages:
             for row in sizes.steps[stage.kind](stage):

@@ -1,6 +1,6 @@
 """Retraining by adapters: the base model, tuned on the retain records alone.
 
-No unlearning: what training low-rank adapters (Hu et al., 2021) instead costs and gives.
+No unlearning: what low-rank adapters (Hu et al., 2021) trained instead cost and give.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from dareu_jax.config import LoraConfig, OptimiserConfig, RunConfig
-from dareu_jax.data.batches import TokenBatch, steps_per_epoch
+from dareu_jax.data.batches import steps_per_epoch
 from dareu_jax.models import Decoder, init_adapters, join, merge, split
 from dareu_jax.models.lora import A
 from dareu_jax.parallel import named_leaves
@@ -54,8 +54,10 @@ def make_retrain_lora(cfg: RunConfig, inputs: MethodInputs) -> Method:
     hp: RetrainLoraConfig = cfg.options("retrain_lora")
     model, base = inputs.model, inputs.frozen or inputs.stages["base"].params
     if not inputs.frozen:
-        own = {"lora_alpha": hp.alpha, "lora_dropout": hp.dropout}
-        model = Decoder(dataclasses.replace(model.cfg, **own))
+        shape = dataclasses.replace(
+            model.cfg, lora_alpha=hp.alpha, lora_dropout=hp.dropout
+        )
+        model = Decoder(shape)
     steps = training_steps(hp, steps_per_epoch(inputs.retain_records, hp.batch_size))
     optimiser = optimiser_of(hp, steps)
 

@@ -4,10 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.config import OptimiserConfig, with_overrides
+from dareu_jax.config import ModelConfig, OptimiserConfig, build_config, with_overrides
 from dareu_jax.data import NOBODY, owner_labels
-from dareu_jax.errors import UserError
-from dareu_jax.runs.checks import check_base, check_forget_batch, check_reward
+from dareu_jax.errors import Caution, UserError
+from dareu_jax.models import decoder_config
+from dareu_jax.runs.checks import (
+    check_base,
+    check_forget_batch,
+    check_reward,
+    warn_of_prior,
+)
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.reward_index import fitted_of, owner_stream
 from dareu_jax.runs.stages import Session, method_inputs
@@ -28,7 +34,9 @@ def test_a_stage_has_a_key_of_its_own(tiny_run):
 
 
 def test_classifiers_read_owned_text_with_its_owner(tiny_run):
-    stream, labels = owner_stream(tiny_run, fitted_of("reward"), tiny_run.cfg.classifier)
+    stream, labels = owner_stream(
+        tiny_run, fitted_of("reward"), tiny_run.cfg.classifier
+    )
     records = owned(tiny_run)
     assert len(stream.tokens.index) == len(records) == 24
     np.testing.assert_array_equal(labels, owner_labels(records, tiny_run.corpus.owners))
@@ -123,6 +131,25 @@ def test_the_base_is_the_model_before_its_fine_tuning(tiny_run, anchor):
     results = {"reward": ("kernel", "index"), "base": "params", "original": {}}
     stages = method_inputs(session, "dareu", cfg, results).stages
     assert stages["base"] == (tiny_run.model, "params")
+
+
+@pytest.mark.parametrize(
+    ("prior", "methods", "warns"),
+    [
+        ("decoder-100k", ("npo", "dareu"), False),  # the quickstart's: 9.7 %
+        ("decoder-300k", ("npo", "dareu"), True),
+        ("decoder-300k", ("npo", "dareu_paper"), False),  # which reads none
+    ],
+)
+def test_a_prior_that_is_retraining_is_warned_of(recwarn, prior, methods, warns):
+    sizes = (prior, "decoder-1m")
+    shapes = [decoder_config(ModelConfig(preset=name), 1024) for name in sizes]
+    warn_of_prior(build_config({"methods": methods}), *shapes)
+    said = [str(one.message) for one in recwarn if one.category is Caution]
+    assert len(said) == warns
+    if warns:
+        assert "prior that dareu reads has 283,104 parameters" in said[0]
+        assert "a tenth of the policy's 984,192" in said[0]
 
 
 @pytest.mark.parametrize(
