@@ -17,7 +17,7 @@ from dareu_jax.runs.validity import higher
 
 COLUMNS = {
     "lds": "LDS ↑",
-    "leave_one_out": "leave one out ↑",
+    "leave_one_out": "leave\none out ↑",
     "recall": "recall\nat 1 ↑",
     "mrr": "MRR ↑",
     "ece": "ECE ↓",
@@ -27,7 +27,7 @@ COLUMNS = {
 }
 WIDTH = 100
 """Characters of a line that holds the whole table."""
-SHOWN = ("lds", "leave_one_out", "validity")
+SHOWN = ("lds", "validity")
 """Metrics printed with their intervals; fidelity.json has every other's."""
 LEGEND = (
     "LDS: Spearman correlation, per query over subsets of owners, of the summed scores "
@@ -146,7 +146,9 @@ def ceiling(found: Sequence[Outcomes]) -> float | None:
 
 def table_of(results: Mapping[str, Any]) -> Table:
     """One row per kernel, best LDS first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("kernel", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
