@@ -85,7 +85,7 @@ class MethodEntry:
     """
 
     make: Callable[..., Any]
-    needs: Callable[[Any], Mapping[str, Any]]  # "forget" or "retain" -> Need of a step
+    needs: Callable[[Any], Mapping[str, Any]]  # "forget", "retain" -> Need of a step
     reads: Callable[[Any], Collection[str]]
     sections: tuple[str, ...]  # of the configuration that its row may set
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys it sets

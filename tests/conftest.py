@@ -173,6 +173,8 @@ def tiny_inputs(tiny_run):
             "reward": reward,
             "reward_shuffled": reward,
             "reward_echo": reward,
+            "reward_noise_0.51": reward,
+            "base": Prior(tiny_run.model, start(jax.random.key(3))),
             "prior": Prior(prior, start(jax.random.key(2))),
         },
     )

@@ -183,6 +183,7 @@ class RewardConfig(Section):
     validity: Literal["warn", "refuse", "off"] = "warn"  # of one that names everybody
     keep_echo: bool = False  # the paper's kernel: it reads words of the prompt too
     shuffle_owners: bool = False  # control: labels of the kernel's data permuted
+    label_noise: float = Field(0.0, ge=0, le=1)  # control: share of them of others
 
     @field_validator("validity", mode="before")
     @classmethod

@@ -1,22 +1,30 @@
 """Find what is wrong with a run before anything is trained."""
 
+import warnings
 from pathlib import Path
 
 from dareu_jax import data
 from dareu_jax.config import RunConfig
-from dareu_jax.errors import UserError
-from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
+from dareu_jax.errors import Caution, UserError
+from dareu_jax.models import (
+    DecoderConfig,
+    abstract_adapters,
+    abstract_params,
+    parameters,
+)
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import check_divisible
+from dareu_jax.parallel import check_divisible, is_first
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
-from dareu_jax.runs.reward_index import kernel_of
-from dareu_jax.runs.stages import FITTED
+from dareu_jax.runs.reward_index import Fitted, kernel_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of, reads_of
 from dareu_jax.unlearning.setting import pays_for_prior
+
+LARGE_PRIOR = 0.1
+"""Share of the policy's parameters above which a prior is as good as retraining."""
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
@@ -28,6 +36,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     for records in (one.split.forget, one.split.retain, one.split.test):
         one.tokens(records)
     check_models(one)
+    warn_of_prior(cfg, one.decoder("prior").cfg, one.model.cfg)
     check_reward(one)
     for name in cfg.methods:
         row = method_config(cfg, name)
@@ -53,7 +62,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
 def check_reward(one: Inputs) -> None:
     """Raises `UserError` when the kernel cannot be used as the reward is set."""
     cfg = one.cfg.reward
-    kernel = kernel_of(one, cfg.kernel, FITTED["reward"])
+    kernel = kernel_of(one, cfg.kernel, Fitted("classifier", "classifier"))
     if kernel.reads_snapshots and not one.cfg.finetune.snapshots:
         raise UserError(
             f"reward.kernel = {cfg.kernel} reads checkpoints of the fine-tuning, and "
@@ -85,6 +94,23 @@ def check_models(one: Inputs) -> None:
         check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
     if cfg.retrained.path:
         one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+
+
+def warn_of_prior(cfg: RunConfig, prior: DecoderConfig, policy: DecoderConfig) -> None:
+    """Warn where a row reads a prior of more than `LARGE_PRIOR` of the policy."""
+    rows = [
+        row for row in cfg.methods if "prior" in reads_of(row, method_config(cfg, row))
+    ]
+    own, whole = parameters(prior), parameters(policy)
+    if not rows or own <= LARGE_PRIOR * whole or not is_first():
+        return
+    warnings.warn(
+        f"the counterfactual prior that {rows[0]} reads has {own:,} parameters, more "
+        f"than a tenth of the policy's {whole:,}: to train it on what stays is to "
+        "retrain; take a smaller prior.model",
+        Caution,
+        stacklevel=1,
+    )
 
 
 def check_oracle(cfg: RunConfig) -> None:
@@ -123,10 +149,14 @@ def check_base(name: str, cfg: RunConfig) -> None:
     if "base" not in reads_of(name, cfg):
         return
     if cfg.model.path is None or cfg.finetune.epochs == 0:
+        what, instead = "it adapts", "take the row out"
+        if "dareu" in METHODS.get(name).sections:
+            anchor = cfg.options("dareu").kl_anchor
+            what = f"dareu.kl_anchor = {anchor} needs"
+            instead = "take prior or reference"
         raise UserError(
-            f"row {name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
-            "model before its fine-tuning, an imported one in model.path that "
-            "finetune.epochs tunes; take prior or reference"
+            f"row {name}: {what} the model before its fine-tuning, an imported one in "
+            f"model.path that finetune.epochs tunes; {instead}"
         )
 
 
@@ -142,9 +172,9 @@ def check_actions(name: str, cfg: RunConfig) -> None:
 
 def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
     """Raise `UserError` when the forget records cannot fill one batch."""
-    need = needs_of(name, cfg)["forget"]
+    need = needs_of(name, cfg).get("forget")
     have = len(one.split.forget)
-    if have < need.batch_size:
+    if need is not None and have < need.batch_size:
         raise UserError(
             f"forget owners {', '.join(cfg.corpus.forget)} have {have} records but a "
             f"batch takes {need.key} = {need.batch_size}; lower it to at most {have}"

@@ -14,13 +14,14 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder
 from dareu_jax.parallel import check_divisible, named_leaves, state_axes
 from dareu_jax.registry import METHODS
+from dareu_jax.runs.checks import warn_of_prior
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.memory import Footprint, OnDevice, leaf_bytes
 from dareu_jax.runs.pipeline import needed_after
 from dareu_jax.runs.plan import Planned, plan
-from dareu_jax.runs.reward_index import classifier_of
+from dareu_jax.runs.reward_index import classifier_of, fitted_of
 from dareu_jax.runs.shapes import Shapes, traced_kernel, traced_state
-from dareu_jax.runs.stages import FITTED, is_imported
+from dareu_jax.runs.stages import is_imported
 from dareu_jax.training.accumulation import rows_by_size
 from dareu_jax.unlearning import (
     Prior,
@@ -31,8 +32,9 @@ from dareu_jax.unlearning import (
     needs_of,
     uses_prior,
 )
-from dareu_jax.unlearning.dareu import reward_stage, uses_base
+from dareu_jax.unlearning.dareu import uses_base
 from dareu_jax.unlearning.method import Need
+from dareu_jax.unlearning.reward_stages import called, reward_stage
 from dareu_jax.unlearning.setting import anchors_of
 from dareu_jax.unlearning.supervised import LossMethodConfig
 
@@ -131,6 +133,8 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
     todo = {stage.name: True for stage in stages}
     with tempfile.TemporaryDirectory() as trial:
         shapes = Shapes(cfg, chips.devices, Inputs(cfg, cfg.seeds[0], Path(trial)))
+        sides = shapes.sides
+        warn_of_prior(cfg, sides["prior"].cfg, sides["model"].cfg)
         sizes = Sizes(cfg, shapes, is_cpu=chips.name == "cpu")
         for stage in stages:
             for row in sizes.steps[stage.kind](stage):
@@ -222,15 +226,10 @@ class Sizes:
 
     def index(self, stage: Planned) -> Iterator[Row]:
         """Yield the build of an attribution index."""
-        at, fitted, reward = self.shapes, FITTED[stage.name], self.cfg.reward.kernel
+        at, fitted, reward = self.shapes, fitted_of(stage.name), self.cfg.reward.kernel
+        assert fitted is not None
         kernel = "classifier" if stage.name == "judge" else reward
-        names = {
-            "reward": reward,
-            "reward_shuffled": f"shuffled {reward}",
-            "reward_echo": f"{reward} with echo",
-            "reward_shuffled_echo": f"shuffled {reward} with echo",
-        }
-        name = names.get(stage.name, stage.name)
+        name = called(stage.name, reward)
         built = traced_kernel(at, kernel, fitted)
         hp = classifier_of(at.inputs, fitted)
         size, part = hp.batch_size, hp.microbatch_size
@@ -296,10 +295,11 @@ class Sizes:
         is_old = hp.kl_anchor == "behaviour"
         others = 1 + uses_prior(cfg) + uses_base(cfg) + is_old
         trunks = 1 + len(anchors_of(hp.kl_anchor)) * (hp.kl_in == "loss")
-        kernel = self.given[reward].kernel
+        kernel, fitted = self.given[reward].kernel, fitted_of(reward)
+        assert fitted is not None
         check_divisible(hp.batch_size, at.mesh)
         yield "rollout", size, at.rollout(size, asked, t)
-        yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
+        yield "attribution", size, at.attribution(kernel, fitted, size, t)
         own = one.judge(size, asked, t, others, judges_logits(cfg))
         yield "judge answers", size, own
         rows, written = hp.minibatch_size or size, one.trainable

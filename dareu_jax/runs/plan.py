@@ -10,6 +10,7 @@ from dareu_jax.config import RunConfig
 from dareu_jax.errors import UserError
 from dareu_jax.runs.folder import oracles_of
 from dareu_jax.unlearning import method_config, reads_of
+from dareu_jax.unlearning.reward_stages import RUN, changes_of
 
 Kind = Literal["model", "index", "method", "evaluation"]
 LABELS = {"original": "finetune_original", "retrained": "finetune_retrained"}
@@ -35,15 +36,8 @@ class Planned(NamedTuple):
         return self.name.removeprefix(EVALUATE)
 
 
-SHARED = {
-    "prior": Planned("prior", "model"),
-    "base": Planned("base", "model"),
-    **{
-        name: Planned(name, "index", ("original",))
-        for name in ("reward_shuffled", "reward_echo", "reward_shuffled_echo")
-    },
-}
-"""Stages that run just before the first method that reads them."""
+SHARED = (Planned("prior", "model"), Planned("base", "model"))
+"""Models that are made just before the first method that reads them."""
 
 
 def plan(cfg: RunConfig) -> tuple[Planned, ...]:
@@ -55,7 +49,7 @@ def plan(cfg: RunConfig) -> tuple[Planned, ...]:
     oracles = oracles_of(cfg)
     stages = [
         Planned("original", "model"),
-        Planned("reward", "index", ("original",)),
+        Planned(RUN, "index", ("original",)),
         Planned("judge", "index", ("original",)),
     ]
     stages += [Planned(name, "model") for name in oracles if name != "original"]
@@ -63,9 +57,12 @@ def plan(cfg: RunConfig) -> tuple[Planned, ...]:
     for row in cfg.methods:
         reads = reads_of(row, method_config(cfg, row))
         known = {stage.name for stage in stages}
-        if row in known | SHARED.keys():
+        models = {stage.name for stage in SHARED}
+        if row in known | models or changes_of(row) is not None:
             raise UserError(f"methods: {row!r} is the name of a stage of every run")
-        stages += [stage for name, stage in SHARED.items() if name in reads - known]
+        stages += [stage for stage in SHARED if stage.name in reads - known]
+        rewards = (name for name in reads - known if changes_of(name) is not None)
+        stages += [Planned(name, "index", ("original",)) for name in sorted(rewards)]
         stages += [
             Planned(row, "method", ("original", *sorted(reads))),
             evaluation(row, oracles),
@@ -76,7 +73,7 @@ def plan(cfg: RunConfig) -> tuple[Planned, ...]:
 def evaluation(row: str, oracles: Sequence[str]) -> Planned:
     """Return the stage that judges a row beside the oracles, by both indices."""
     beside = (name for name in oracles if name != "base")
-    reads = dict.fromkeys((row, *beside, "reward", "judge"))
+    reads = dict.fromkeys((row, *beside, RUN, "judge"))
     return Planned(f"{EVALUATE}{row}", "evaluation", tuple(reads))
 
 

@@ -23,6 +23,7 @@ from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.training.finetune import training_steps
 from dareu_jax.training.loop import Stage
 from dareu_jax.training.progress import counter, counting
+from dareu_jax.unlearning.reward_stages import changes_of
 
 Snapshots = Callable[[], Sequence[tuple[Any, float]]]
 Where = Callable[[str, str], Stage]
@@ -36,7 +37,25 @@ class Fitted:
     part: str  # of the configuration, whose decoder it has: classifier or judge
     draws: str  # the name that is folded into the seed
     shuffles: bool = False  # the owners' labels are permuted, as a control
+    noise: float = 0.0  # share of the labels that are another owner's, as a control
     keeps_echo: bool = False  # it reads what a response repeats of its prompt
+
+
+def fitted_of(stage: str) -> Fitted | None:
+    """Return what an index of a run trains with; None: the stage is no index."""
+    if stage == "judge":
+        return Fitted("judge", "judge")
+    changes = changes_of(stage)
+    if changes is None:
+        return None
+    shuffles = "shuffle_owners" in changes
+    return Fitted(
+        "classifier",
+        "classifier_shuffled" if shuffles else "classifier",
+        shuffles=shuffles,
+        noise=changes.get("label_noise", 0.0),
+        keeps_echo="keep_echo" in changes,
+    )
 
 
 class Indexer:
@@ -208,7 +227,27 @@ def owner_stream(
     records = owned_records(inputs, cfg)
     stream = inputs.stream(fitted.draws, records, cfg.batch_size, passes=passes)
     assert stream.owners is not None
-    if not fitted.shuffles:
-        return stream, stream.owners
-    seed = zlib.crc32(f"{inputs.seed}/{fitted.draws}".encode())
-    return stream, np.random.default_rng(seed).permutation(stream.owners)
+    labels, name = stream.owners, f"{inputs.seed}/{fitted.draws}"
+    if fitted.shuffles:
+        labels = drawing(name).permutation(labels)
+    return stream, noisy(
+        labels, fitted.noise, len(inputs.corpus.owners), drawing(f"{name}/noise")
+    )
+
+
+def drawing(name: str) -> np.random.Generator:
+    """Return random numbers that depend on a name alone."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def noisy(
+    labels: np.ndarray, share: float, owners: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return ``labels [N]`` of which a share is that of another owner, at random.
+
+    Nobody's, which are negative, stay.
+    """
+    owned, out = np.flatnonzero(labels >= 0), labels.copy()
+    chosen = rng.permutation(owned)[: round(share * len(owned)) if owners > 1 else 0]
+    out[chosen] = (out[chosen] + rng.integers(1, max(owners, 2), len(chosen))) % owners
+    return out

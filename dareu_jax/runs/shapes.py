@@ -207,7 +207,8 @@ def traced_state(
       at: the decoders; cfg: of the method's row.
       given: what stages that it reads leave, by name, see `MethodInputs`.
     """
-    rows = needs_of(name, cfg)["forget"].batch_size
+    needs = needs_of(name, cfg)
+    rows = needs["forget"].batch_size if "forget" in needs else 1
 
     def init(params: Any) -> Any:
         inputs = MethodInputs(

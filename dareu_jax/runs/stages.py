@@ -24,7 +24,7 @@ from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import log_path, stage_folder
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned
-from dareu_jax.runs.reward_index import Fitted, Indexer
+from dareu_jax.runs.reward_index import Indexer, fitted_of
 from dareu_jax.storage.checkpoints import Checkpoints, finished_step, read_model
 from dareu_jax.training import finetune as tuning
 from dareu_jax.training.guards import Guards
@@ -40,16 +40,6 @@ Results = Mapping[str, Any]
 LOG_EVERY = 10
 TOGETHER = 2
 """Widths of forget, and of retain batches: a method reads them in one program."""
-FITTED = {
-    "reward": Fitted("classifier", "classifier"),
-    "reward_shuffled": Fitted("classifier", "classifier_shuffled", shuffles=True),
-    "reward_echo": Fitted("classifier", "classifier", keeps_echo=True),
-    "reward_shuffled_echo": Fitted(
-        "classifier", "classifier_shuffled", shuffles=True, keeps_echo=True
-    ),
-    "judge": Fitted("judge", "judge"),
-}
-"""What each index of a run trains, where its kernel is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +113,7 @@ def carry_out(session: Session, stage: Planned, results: Results) -> Any:
 
 def result_of(session: Session, name: str, results: Results | None = None) -> Any:
     """Return the result of a model or index stage, run unless it is finished."""
-    stage = Planned(name, "index" if name in FITTED else "model")
+    stage = Planned(name, "index" if fitted_of(name) else "model")
     if stage.kind == "model" and is_done(session.inputs, stage):
         return load(session.inputs, stage, results or {})
     return carry_out(session, stage, results or {})
@@ -231,12 +221,13 @@ def training(
 def indexer(session: Session, name: str, original: Any) -> Indexer:
     """Return how an index of the run is built: its reward, that shuffled, its judge."""
     inputs, cfg = session.inputs, session.inputs.cfg.reward
-    is_judge = name == "judge"
+    is_judge, fitted = name == "judge", fitted_of(name)
+    assert fitted is not None
     return Indexer(
         inputs,
         name,
         "classifier" if is_judge else cfg.kernel,
-        FITTED[name],
+        fitted,
         where=session.stage,
         snapshots=functools.partial(snapshots, inputs, original),
         margin=inputs.forget_columns if cfg.margin and not is_judge else (),
@@ -353,4 +344,5 @@ def method_inputs(
         layouts=inputs.layouts,
         watch=session.watch,
         stages=stages,
+        retain_records=len(inputs.split.retain),
     )

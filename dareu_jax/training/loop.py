@@ -71,7 +71,8 @@ def run_stage(
     Args:
       state: the initial state, also the target that a checkpoint must fit.
       step_fn: ``(state, step) -> (state, metrics)``.
-      make_guards: from violations so far to guards that may stop early.
+      make_guards: from violations so far to guards that may stop early; every step is
+        logged and has a line then.
       model_of: ``state -> parameters`` that are to be read by themselves later.
 
     Raises:
@@ -103,6 +104,8 @@ def run_stage(
                     reason = guards.check(values) if guards else None
                     meta["stopped"] = reason and f"{reason} at step {step}"
                 advance(step, shown)
+                if guards is not None:
+                    stage.progress.tell()
                 if save or meta["stopped"]:
                     _check_state(stage, step, state)
                     meta["done"] = step == steps or bool(meta["stopped"])

@@ -110,6 +110,11 @@ class Progress:
             now = self.clock()
             self.say("; ".join(way.line(now) for way in ways))
 
+    def tell(self) -> None:
+        """Print that line now, where no bars show it."""
+        if not self.console.is_terminal:
+            self.tick()
+
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
         """Show what is under way: in bars, in a line now and then, or not at all."""

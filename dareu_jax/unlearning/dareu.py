@@ -23,6 +23,7 @@ from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
 from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
+from dareu_jax.unlearning.reward_stages import reward_stage
 from dareu_jax.unlearning.rows import answered, begun, cut, minibatches, repeat_rows
 from dareu_jax.unlearning.setting import Setting, anchors_of, pays_for_prior
 
@@ -57,13 +58,6 @@ def judges_logits(cfg: RunConfig) -> bool:
     is_guarded = cfg.guards.kl_budget is not None
     is_paid = cfg.options("dareu").kl_in == "reward" or pays_for_prior(cfg.reward)
     return is_guarded or is_paid
-
-
-def reward_stage(cfg: RunConfig) -> str:
-    """Return the name of the stage whose index is the reward."""
-    shuffled = "_shuffled" if cfg.reward.shuffle_owners else ""
-    hides = cfg.attribution.echo == "hide"
-    return f"reward{shuffled}{'_echo' if hides and cfg.reward.keep_echo else ''}"
 
 
 def stages_of(cfg: RunConfig) -> set[str]:

@@ -28,6 +28,7 @@ class DareuConfig(Section):
     kl_direction: Literal["reverse", "forward"] = "reverse"  # KL(anchor || policy)
     kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
     kl_in: Literal["reward", "loss"] = "loss"  # ours, over the full vocabulary
+    policy_weight: float = Field(1.0, ge=0)  # ours: of the PPO and the value loss
     advantage: Literal["gae", "group"] = "gae"  # ours: group is GRPO's, no value head
     value_coef: float = Field(0.2, ge=0)  # methods 1.5
     value_gradient: Literal["trunk", "head"] = "trunk"  # methods 1.6: how far it goes
@@ -101,6 +102,11 @@ class DareuConfig(Section):
                 "dareu.actions = top_k learns beside a KL anchor in the loss, and "
                 f"dareu.kl_in = {self.kl_in}, dareu.kl_coef = {self.kl_coef}; set "
                 "dareu.kl_in=loss and a kl_coef above 0"
+            )
+        if self.policy_weight == 0 and self.kl_in == "reward":
+            raise UserError(
+                "dareu.policy_weight = 0 leaves the loss the KL to the anchor alone, "
+                "and dareu.kl_in = reward takes it out; set dareu.kl_in=loss"
             )
         if self.advantage == "group" and self.samples_per_prompt < 2:
             raise UserError(

@@ -68,6 +68,7 @@ class MethodInputs:
         answer may go.
       stages: what the method said that it reads, by name: a `RewardIndex` for
         ``reward`` and those named after it, a `Prior` for ``prior`` and ``base``.
+      retain_records: how many records stay.
       frozen: the part of the reference that is not trained, ``{}`` when all is: the
         model's parameters are ``join(frozen, trainable)``.
       layouts: where parameters are in an update and in a rollout.
@@ -82,6 +83,7 @@ class MethodInputs:
     stop_ids: tuple[int, ...]
     gold_length: float
     stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    retain_records: int = 1
     frozen: Any = dataclasses.field(default_factory=dict)
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
@@ -127,7 +129,7 @@ def needs_of(name: str, cfg: RunConfig) -> dict[str, Need]:
 def reads_of(name: str, cfg: RunConfig) -> frozenset[str]:
     """Return the stages that method ``name`` reads beside the original.
 
-    These are some of ``reward``, ``reward_shuffled``, ``reward_echo``,
-    ``reward_shuffled_echo``, ``prior`` and ``base``.
+    These are some of ``prior``, ``base``, and ``reward`` or one named after it, see
+    `reward_stage`.
     """
     return frozenset(METHODS.get(name).reads(cfg))

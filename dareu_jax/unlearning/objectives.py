@@ -90,7 +90,7 @@ def ppo_loss(
     anchor: Any,
     experience: Experience,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return -J + c_V L_V (+ c_KL KL to the anchor, where that is in the loss)."""
+    """Return w (-J + c_V L_V) (+ c_KL KL to the anchor, where that is in the loss)."""
     given, clip, answers = experience, numbers.clip, experience.answers
     mask = answers.response_mask
     policy, values = policy_and_value(
@@ -115,6 +115,7 @@ def ppo_loss(
         old, returns = given.old_values, given.returns
         metrics["value_loss"] = rl.value_loss(values, old, returns, mask, clip)
         loss += numbers.value_coef * metrics["value_loss"]
+    loss *= numbers.policy_weight
     if objective.kl_in == "loss":
         loss += numbers.kl_coef * metrics["kl_anchor"]
     return loss, metrics

@@ -42,6 +42,25 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"reward.shuffle_owners": True},
     ),
     (
+        "dareu_constant",
+        "control: dareu with a reward of 0 for every token",
+        {
+            "reward.attribution_weight": 0.0,
+            "reward.prior": "none",
+            "reward.combine": "sum",
+        },
+    ),
+    (
+        "anchor_only",
+        "control: dareu without PPO: KL to the anchor on its own answers, distillation",
+        {"dareu.policy_weight": 0.0, "dareu.kl_in": "loss"},
+    ),
+    (
+        "dareu_noise",
+        "control: dareu, attribution right about half of its labels (.49, table 18)",
+        {"reward.label_noise": 0.51},
+    ),
+    (
         "dareu_grpo",
         "dareu with GRPO's group advantage: no value head, four answers to a prompt",
         {"dareu.advantage": "group", "dareu.samples_per_prompt": 4},

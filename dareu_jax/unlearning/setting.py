@@ -31,6 +31,7 @@ class Numbers(NamedTuple):
     clip: Array
     kl_coef: Array
     kl_share: Array
+    policy_weight: Array
     value_coef: Array
     lambda_dis: Array
     gamma: Array

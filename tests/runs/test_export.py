@@ -199,7 +199,7 @@ def adapted(imported, tmp_path_factory):
     run_imported(
         imported,
         folder,
-        "methods=[dareu]",
+        "methods=[dareu, retrain_lora]",
         "lora={rank: 2, alpha: 4, targets: [q, v, down]}",
         "finetune.epochs=1",
         "finetune.learning_rate=0.02",
@@ -209,7 +209,8 @@ def adapted(imported, tmp_path_factory):
 
 
 def test_adapters_alone_are_trained_and_kept(adapted, source):
-    for stage in ("finetune_original", "finetune_retrained", "dareu"):
+    rows = "dareu", "retrain_lora"
+    for stage in ("finetune_original", "finetune_retrained", *rows):
         newest = max((adapted / "checkpoints" / "seed_0" / stage).iterdir())
         leaves = json.loads((newest / "integrity.json").read_text())["leaves"]
         decoder = [path for path in leaves if "layers/" in path]
@@ -233,6 +234,25 @@ def test_merged_and_adapter_exports_are_one_model(adapted, source, tmp_path):
             wanted, moved = wanted + 4 / 2 * b @ a, moved + 1
         np.testing.assert_allclose(merged.read(name), wanted, atol=1e-6)
     assert not adapter and moved == 3 * 2
+
+
+def test_retraining_by_adapters_leaves_a_model_of_the_runs_shape(
+    source, imported, tmp_path
+):
+    how = ["methods=[retrain_lora]", "finetune.epochs=1", "retrained.skip=true"]
+    how += ["classifier.epochs=1", "evaluation.judge.epochs=1"]
+    own = "retrain_lora={rank: 2, targets: [q], batch_size: 8, learning_rate: 0.02}"
+    results = run_imported(imported, tmp_path / "run", *how, own)
+    assert set(results["models"]) == {"original", "base", "retrain_lora"}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["stage"] == "retrain_lora"]
+    assert len(rows) == 5 * 3 and rows[-1]["loss"] < rows[0]["loss"]  # 24 records
+    out = export_run(tmp_path / "run", "retrain_lora", tmp_path / "out", model_card)
+    base, tuned = HfFolder(source), HfFolder(out)
+    assert tuned.shapes == base.shapes
+    for name in base.shapes:
+        moved = not np.array_equal(base.read(name), tuned.read(name))
+        assert moved == name.endswith("q_proj.weight"), name
 
 
 def test_an_earlier_step_is_exported_when_asked_for(finished, tmp_path, dareu):

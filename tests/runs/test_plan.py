@@ -8,7 +8,8 @@ from dareu_jax.registry import METHODS
 from dareu_jax.runs import pipeline
 from dareu_jax.runs.inputs import Inputs
 from dareu_jax.runs.plan import Planned, outstanding, plan
-from dareu_jax.runs.stages import FITTED, Session
+from dareu_jax.runs.reward_index import Fitted, fitted_of
+from dareu_jax.runs.stages import Session
 from dareu_jax.training.tracking import Tracker
 
 
@@ -49,10 +50,25 @@ def test_a_stage_reads_only_what_stands_before_it(tiny):
 
 
 def test_every_index_of_the_plan_says_what_it_trains(tiny):
+    rows = {
+        "dareu_shuffled": {"reward.keep_echo": True},
+        "dareu_noise": {"reward.label_noise": 1e-5, "reward.keep_echo": True},
+    }
     methods = f"methods=[{','.join(METHODS.names())}]"
-    both = "overrides={dareu_shuffled: {reward.keep_echo: true}}"
-    stages = planned(tiny, methods) + planned(tiny, methods, both)
-    assert {s.name for s in stages if s.kind == "index"} == FITTED.keys()
+    stages = planned(tiny, methods) + planned(tiny, methods, f"overrides={rows}")
+    found = {s.name: fitted_of(s.name) for s in stages if s.kind == "index"}
+    shuffled, plain = "classifier_shuffled", "classifier"
+    assert found == {
+        "reward": Fitted(plain, plain),
+        "reward_echo": Fitted(plain, plain, keeps_echo=True),
+        "reward_shuffled": Fitted(plain, shuffled, shuffles=True),
+        "reward_shuffled_echo": Fitted(plain, shuffled, True, keeps_echo=True),
+        "reward_noise_0.51": Fitted(plain, plain, noise=0.51),
+        "reward_noise_1e-05_echo": Fitted(plain, plain, noise=1e-5, keeps_echo=True),
+        "judge": Fitted("judge", "judge"),
+    }
+    for name in ("retrained", "rewarded", "reward_noise_x", "reward_echo_noise_0.5"):
+        assert fitted_of(name) is None
 
 
 def test_the_papers_reward_reads_what_others_are_not_shown(tiny):

@@ -4,13 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from dareu_jax.config import OptimiserConfig, with_overrides
+from dareu_jax.config import ModelConfig, OptimiserConfig, build_config, with_overrides
 from dareu_jax.data import NOBODY, owner_labels
-from dareu_jax.errors import UserError
-from dareu_jax.runs.checks import check_base, check_forget_batch, check_reward
+from dareu_jax.errors import Caution, UserError
+from dareu_jax.models import decoder_config
+from dareu_jax.runs.checks import (
+    check_base,
+    check_forget_batch,
+    check_reward,
+    warn_of_prior,
+)
 from dareu_jax.runs.inputs import Inputs
-from dareu_jax.runs.reward_index import owner_stream
-from dareu_jax.runs.stages import FITTED, Session, method_inputs
+from dareu_jax.runs.reward_index import fitted_of, owner_stream
+from dareu_jax.runs.stages import Session, method_inputs
 from dareu_jax.training.finetune import training_steps
 from dareu_jax.training.tracking import Tracker
 
@@ -28,32 +34,50 @@ def test_a_stage_has_a_key_of_its_own(tiny_run):
 
 
 def test_classifiers_read_owned_text_with_its_owner(tiny_run):
-    stream, labels = owner_stream(tiny_run, FITTED["reward"], tiny_run.cfg.classifier)
+    stream, labels = owner_stream(
+        tiny_run, fitted_of("reward"), tiny_run.cfg.classifier
+    )
     records = owned(tiny_run)
     assert len(stream.tokens.index) == len(records) == 24
     np.testing.assert_array_equal(labels, owner_labels(records, tiny_run.corpus.owners))
-    judge, _ = owner_stream(tiny_run, FITTED["judge"], tiny_run.cfg.evaluation.judge)
+    judge, _ = owner_stream(tiny_run, fitted_of("judge"), tiny_run.cfg.evaluation.judge)
     assert any((judge.rows(s) != stream.rows(s)).any() for s in range(3))
 
 
 def test_with_a_class_for_nobody_the_classifier_reads_shared_text_too(tiny_run):
     cfg = with_overrides(tiny_run.cfg, {"classifier.nobody": True}).classifier
-    stream, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
+    stream, labels = owner_stream(tiny_run, fitted_of("reward"), cfg)
     assert len(stream.tokens.index) == 32 and (labels == -1).sum() == 8
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_records(tiny_run):
     cfg = tiny_run.cfg.classifier
-    _, labels = owner_stream(tiny_run, FITTED["reward"], cfg)
+    _, labels = owner_stream(tiny_run, fitted_of("reward"), cfg)
     _, shuffled = owner_stream(
-        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+        tiny_run, fitted_of("reward_shuffled"), tiny_run.cfg.classifier
     )
     np.testing.assert_array_equal(np.sort(shuffled), np.sort(labels))
     assert (shuffled != labels).mean() > 0.3  # two thirds, if shuffled at random
     _, again = owner_stream(
-        tiny_run, FITTED["reward_shuffled"], tiny_run.cfg.classifier
+        tiny_run, fitted_of("reward_shuffled"), tiny_run.cfg.classifier
     )
     np.testing.assert_array_equal(again, shuffled)
+
+
+def test_noise_gives_a_share_of_the_records_to_others(tiny_run):
+    cfg = tiny_run.cfg.classifier
+    stream, labels = owner_stream(tiny_run, fitted_of("reward"), cfg)
+    found = {
+        share: owner_stream(tiny_run, fitted_of(f"reward_noise_{share}"), cfg)
+        for share in (0.5, 1.0)
+    }
+    for share, (other, noisy) in found.items():
+        assert (noisy != labels).mean() == share  # 24 records, each changed or not
+        assert set(noisy) <= set(labels)
+        np.testing.assert_array_equal(other.rows(1), stream.rows(1))
+    whole = with_overrides(tiny_run.cfg, {"classifier.nobody": True}).classifier
+    _, noisy = owner_stream(tiny_run, fitted_of("reward_noise_1.0"), whole)
+    assert (noisy == -1).sum() == 8  # what nobody owns stays nobody's
 
 
 def test_the_split_keeps_forget_text_from_retain(tiny_run):
@@ -107,6 +131,25 @@ def test_the_base_is_the_model_before_its_fine_tuning(tiny_run, anchor):
     results = {"reward": ("kernel", "index"), "base": "params", "original": {}}
     stages = method_inputs(session, "dareu", cfg, results).stages
     assert stages["base"] == (tiny_run.model, "params")
+
+
+@pytest.mark.parametrize(
+    ("prior", "methods", "warns"),
+    [
+        ("decoder-100k", ("npo", "dareu"), False),  # the quickstart's: 9.7 %
+        ("decoder-300k", ("npo", "dareu"), True),
+        ("decoder-300k", ("npo", "dareu_paper"), False),  # which reads none
+    ],
+)
+def test_a_prior_that_is_retraining_is_warned_of(recwarn, prior, methods, warns):
+    sizes = (prior, "decoder-1m")
+    shapes = [decoder_config(ModelConfig(preset=name), 1024) for name in sizes]
+    warn_of_prior(build_config({"methods": methods}), *shapes)
+    said = [str(one.message) for one in recwarn if one.category is Caution]
+    assert len(said) == warns
+    if warns:
+        assert "prior that dareu reads has 283,104 parameters" in said[0]
+        assert "a tenth of the policy's 984,192" in said[0]
 
 
 @pytest.mark.parametrize(

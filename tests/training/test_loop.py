@@ -246,6 +246,11 @@ def test_a_guard_stops_the_stage_and_the_reason_is_kept(stage):
     reason = "too_short: length_ratio 0.1 below 0.5 at step 5"
     assert meta["stopped"] == reason and meta["done"] and int(state["count"]) == 5
     assert f"seed 7 walk: stopped, {reason}" in said.getvalue()
+    told = [x for x in said.getvalue().splitlines() if "/9" in x]
+    assert [x.split(",")[0] for x in told] == [
+        f"seed 7 walk: {n + 1}/9" for n in range(5)
+    ]
+    assert all("loss 1.0000" in line for line in told)
     again, same = run_stage(made, start(), 9, shrinking(), short)
     assert same["stopped"] == reason and int(again["count"]) == 5
     assert [x["step"] for x in lines(made)] == [1, 2, 3, 4, 5]  # guarded: every step

@@ -16,6 +16,7 @@ from dareu_jax.unlearning import method_config, needs_of, reads_of, setting
 from dareu_jax.unlearning.grad_diff import grad_diff_loss
 from dareu_jax.unlearning.npo import npo_loss
 from dareu_jax.unlearning.phase_table import PHASES
+from dareu_jax.unlearning.reward_stages import changes_of
 from dareu_jax.unlearning.rows import first_tokens
 from dareu_jax.unlearning.supervised import loss_step
 
@@ -26,6 +27,7 @@ FAST = {
     "reward.prior": "sequence",
     "grad_diff.batch_size": 4,
     "npo.batch_size": 4,
+    "retrain_lora.batch_size": 4,
     "rmu.batch_size": 4,
 }
 STEPS = 2
@@ -168,11 +170,26 @@ def test_a_method_trains_adapters_as_it_trains_all(cfg, tiny_inputs, batches, na
 def test_a_method_says_what_it_needs_and_reads(cfg, name):
     row = method_config(cfg, name)
     needs = needs_of(name, row)
-    assert set(needs) == {"forget", "retain"}
-    rewards = {"reward", "reward_shuffled", "reward_echo"}
-    assert reads_of(name, row) <= rewards | {"prior", "base"}
+    assert "retain" in needs and set(needs) <= {"forget", "retain"}
+    models = {"prior", "base"}
+    assert all(x in models or changes_of(x) is not None for x in reads_of(name, row))
     for need in needs.values():
         assert need.batch_size == 4 and need.batches >= 1
+
+
+def test_a_reward_of_nothing_leaves_the_anchor_and_distillation(
+    cfg, tiny_inputs, batches
+):
+    found = {}
+    for name in ("dareu_constant", "anchor_only"):
+        method = METHODS.get(name).make(method_config(cfg, name), tiny_inputs)
+        found[name], log = steps_of(name, method, tiny_inputs, batches)
+        assert log[-1]["kl_anchor"] > 0.0
+        if name == "dareu_constant":
+            assert all(metrics["reward"] == 0.0 for metrics in log)
+    moments = [state.opt_state for state in found.values()]
+    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_dareu_keeps_the_behaviour_policy_while_it_updates(cfg, tiny_inputs, batches):
@@ -407,6 +424,7 @@ def test_controls_differ_from_dareu_in_one_thing_each():
     for name, key, value in (
         ("prior_only", "attribution_weight", 0.0),
         ("dareu_shuffled", "shuffle_owners", True),
+        ("dareu_noise", "label_noise", 0.51),
     ):
         changed = method_config(cfg, name).model_dump()
         assert changed["reward"].pop(key) == value != dareu["reward"][key]

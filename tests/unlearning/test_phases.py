@@ -516,6 +516,20 @@ def test_the_kl_in_the_loss_is_added_once(iteration, trainable):
     assert float(metrics["kl_anchor"]) == pytest.approx(kl, rel=1e-3)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_ppo_and_its_value_loss_have_a_weight(iteration, trainable, weight):
+    policy, losses = trainable["decoder"], []
+    for factor in (1.0, weight):
+        dareu = {"kl_in": "loss", "policy_weight": factor}
+        on, _, _, _, experience = iteration(dareu, policy)
+        loss, metrics = jax.jit(loss_of(on, on.anchor(policy)))(trainable, experience)
+        losses.append(float(loss))
+    anchor = float(on.numbers.kl_coef * metrics["kl_anchor"])
+    assert losses[0] != pytest.approx(anchor, rel=1e-2)
+    expected = anchor + weight * (losses[0] - anchor)
+    assert losses[1] == pytest.approx(expected, rel=1e-5)
+
+
 def chances(model, params, answers):
     """p(token) ``[B, T, V]`` at every place of the answers, float64."""
     hidden = response_hidden(model, params, answers)

@@ -13,19 +13,21 @@ from rich.table import Table
 from dareu_jax.audits.fidelity import measures as metrics
 from dareu_jax.audits.fidelity.trial import Outcomes, Scores
 from dareu_jax.evaluation.metrics.bootstrap import intervals_of
+from dareu_jax.runs.validity import higher
 
 COLUMNS = {
     "lds": "LDS ↑",
-    "leave_one_out": "leave one out ↑",
+    "leave_one_out": "leave\none out ↑",
     "recall": "recall\nat 1 ↑",
     "mrr": "MRR ↑",
     "ece": "ECE ↓",
     "tail_patch": "tail\npatch ↑",
     "brittleness": "brittle-\nness ↑",
+    "validity": "validity ↑",
 }
 WIDTH = 100
 """Characters of a line that holds the whole table."""
-SHOWN = ("lds", "leave_one_out")
+SHOWN = ("lds", "validity")
 """Metrics printed with their intervals; fidelity.json has every other's."""
 LEGEND = (
     "LDS: Spearman correlation, per query over subsets of owners, of the summed scores "
@@ -36,7 +38,10 @@ LEGEND = (
     "Tail patch: what one step on the records of the best-scoring owner adds to a "
     "token's log-likelihood, above the owners' mean, in thousandths of a nat. "
     "Brittleness: share of answers that lose half of a token's likelihood without the "
-    "best-scoring owner. In brackets: 95 % of bootstrap draws of the queries, and of "
+    "best-scoring owner. Validity: chance (AUC) that an answer of the original has a "
+    "higher score of the owner who is asked about than one of a model that was trained "
+    "without that owner; a reward below .8 names those who never saw the owner too. "
+    "In brackets: 95 % of bootstrap draws of the queries, and of "
     "the subsets for LDS, of every seed."
 )
 Array = np.ndarray
@@ -62,6 +67,15 @@ def lds_of(scores: Scores, found: Outcomes, rows: Array, at: Array) -> Array:
     return metrics.lds(scores.raw[rows], found.masks[at], outcomes)
 
 
+def validity_of(scores: Scores, found: Outcomes, rows: Array) -> dict[str, float]:
+    """Validity on the queries ``rows``; nothing without counterfactual answers."""
+    if scores.counterfactual is None:
+        return {}
+    said = scores.raw if scores.calibrated is None else scores.calibrated
+    own = (rows, found.owner[rows])
+    return {"validity": higher(said[own], scores.counterfactual[own])}
+
+
 def drawn(
     scores: Sequence[Scores],
     found: Sequence[Outcomes],
@@ -72,7 +86,7 @@ def drawn(
     seeds = list(zip(scores, found, values, draw, strict=True))
     each = [
         {name: own[rows].mean() for name, own in v.items()}
-        | {"lds": lds_of(s, f, rows, at).mean()}
+        | {"lds": lds_of(s, f, rows, at).mean(), **validity_of(s, f, rows)}
         for s, f, v, (rows, at) in seeds
     ]
     out = {name: float(np.mean([x[name] for x in each])) for name in each[0]}
@@ -132,7 +146,9 @@ def ceiling(found: Sequence[Outcomes]) -> float | None:
 
 def table_of(results: Mapping[str, Any]) -> Table:
     """One row per kernel, best LDS first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("kernel", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)

@@ -39,7 +39,7 @@ from dareu_jax.training.progress import Advance
 
 IN_RUN = "in_run_shapley"
 """The kernel that has no index: it is added up while the original is trained."""
-KEPT = "original$|tail_patch$|retrained_"
+KEPT = "original$|tail_patch$|retrained_|answers_|asked_"
 """What files of a seed are called that hold no kernel's scores."""
 PATCH = 0.1
 """Length of a tail-patch step: of one Adam step at the fine-tuning's rate."""
@@ -72,10 +72,26 @@ class Outcomes(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """A kernel's scores ``[Q, O]``, and the same as probabilities."""
+    """A kernel's scores ``[Q, O]``, the same as probabilities, and of other answers.
+
+    Attributes:
+      raw, calibrated: of the original's answers; calibrated ones where there are any.
+      counterfactual: of the answers by models without the owner who is asked about, as
+        ``calibrated`` or, without these, ``raw``.
+    """
 
     raw: np.ndarray
     calibrated: np.ndarray | None
+    counterfactual: np.ndarray | None = None
+
+    @classmethod
+    def of_both(cls, raw: np.ndarray, calibrated: np.ndarray | None = None) -> "Scores":
+        """Return the parts of scores ``[2 Q, O]``, the original's answers first."""
+        own, other = np.split(raw, 2)
+        if calibrated is None:
+            return cls(own, None, other)
+        sure, unsure = np.split(calibrated, 2)
+        return cls(own, sure, unsure)
 
 
 class Trial:
@@ -104,13 +120,36 @@ class Trial:
     @functools.cached_property
     def queries(self) -> data.TokenBatch:
         """The prompts with the original's own greedy answers, ``[Q, ...]``."""
-        inputs, gold = self.inputs, self.inputs.tokens(self.records)
-        width, stop_ids = gold.response.shape[1], inputs.tokenizer.stop_ids
-        decode = greedy(
-            inputs.model, self.original, stop_ids, width, layouts=inputs.layouts
-        )
-        rollout = self._over(gold, decode)
-        return gold._replace(response=rollout.tokens, response_mask=rollout.mask)
+        gold = self.inputs.tokens(self.records)
+        tokens, mask = self.answered(self.original, gold)
+        return gold._replace(response=tokens, response_mask=mask)
+
+    def answered(self, params: Any, gold: data.TokenBatch) -> tuple[Any, Any]:
+        """Return a model's greedy answers ``[B, T]`` to the prompts, and their mask."""
+        inputs, width = self.inputs, gold.response.shape[1]
+        stop_ids = inputs.tokenizer.stop_ids
+        decode = greedy(inputs.model, params, stop_ids, width, layouts=inputs.layouts)
+        said = self._over(gold, decode)
+        return said.tokens, said.mask
+
+    @functools.cached_property
+    def asked(self) -> data.TokenBatch:
+        """The prompts twice ``[2 Q, ...]``: with the original's answers, then others'.
+
+        These are by the model that was trained without the owner who is asked about.
+        """
+        gold, owners = self.inputs.tokens(self.records), self.inputs.corpus.owners
+        response, mask = np.zeros_like(gold.response), np.zeros_like(gold.response_mask)
+        owner = data.owner_labels(self.records, owners)
+        alone = list(~np.eye(len(owners), dtype=bool))
+        self.every_retrained(alone)
+        for column, kept in enumerate(alone):
+            rows = np.flatnonzero(owner == column)
+            path = self.folder / f"answers_{name_of(kept)}.json"
+            said = np.asarray(json.loads(path.read_text(encoding="utf-8")))
+            response[rows], mask[rows] = said[0], said[1].astype(bool)
+        other = self.queries._replace(response=response, response_mask=mask)
+        return jax.tree.map(lambda *pair: np.concatenate(pair), self.queries, other)
 
     def _over(self, tokens: data.TokenBatch, score: Callable) -> Any:
         size = self.inputs.cfg.evaluation.batch_size
@@ -138,11 +177,16 @@ class Trial:
     def retrained(self, kept: np.ndarray) -> np.ndarray:
         """`likelihoods` under a model of the owners in ``kept [O]`` and of nobody's."""
         inputs, names, stage = self.inputs, self.inputs.corpus.owners, name_of(kept)
+        gone = {name for name, k in zip(names, kept, strict=True) if not k}
 
         def make() -> np.ndarray:
-            gone = {name for name, k in zip(names, kept, strict=True) if not k}
             rest = tuple(r for r in inputs.corpus.train if r.owner not in gone)
-            return self.likelihoods(finetune(self.session, stage, rest))
+            params = finetune(self.session, stage, rest)
+            if len(gone) == 1:
+                own = tuple(r for r in self.records if r.owner in gone)
+                said = self.answered(params, inputs.tokens(own))
+                self._kept(f"answers_{stage}", lambda: np.stack(said).astype(int))
+            return self.likelihoods(params)
 
         found = self._kept(stage, make)
         state = self.session.stage(stage, "").folder
@@ -196,10 +240,11 @@ class Trial:
         return self.session.progress.stage(f"seed {self.inputs.seed} {title}", steps)
 
     def scores(self, label: str, name: str, options: AttributionConfig) -> Scores:
-        """What a kernel says of the queries; ``label`` names it on disk."""
+        """What a kernel says of `asked`; ``label`` names it on disk."""
+        kept = f"asked_{label}"
         if name == IN_RUN:
             in_run = functools.partial(self.in_run, label, options.reduction)
-            return Scores(self._kept(label, in_run), None)
+            return Scores.of_both(self._kept(kept, in_run))
 
         def make() -> list[np.ndarray]:
             params, stage = self.original, f"kernel_{label}"
@@ -217,17 +262,17 @@ class Trial:
             with self._shown(f"scores by {label}", 1):
                 found = [
                     self._over(
-                        self.queries, functools.partial(jax.jit(k.score), params, i)
+                        self.asked, functools.partial(jax.jit(k.score), params, i)
                     )
                     for k, i in pairs
                 ]
             indexer.build.forget()
             return found
 
-        return Scores(*self._kept(label, make))
+        return Scores.of_both(*self._kept(kept, make))
 
     def in_run(self, label: str, reduction: str) -> np.ndarray:
-        """In-Run Data Shapley of the original's own training, ``[Q, O]``."""
+        """In-Run Data Shapley of the original's own training, ``[2 Q, O]``."""
         inputs, cfg = self.inputs, self.inputs.cfg.finetune
         records, passes = inputs.corpus.train, cfg.epochs
         stream = inputs.stream("finetune", records, cfg.batch_size, passes=passes)
@@ -239,7 +284,7 @@ class Trial:
         owners, size = len(inputs.corpus.owners), inputs.cfg.evaluation.batch_size
         parts = [
             (inputs.place(part), valid)
-            for part, valid in data.sequential(self.queries, size)
+            for part, valid in data.sequential(self.asked, size)
         ]
         how = How(inputs.model, exact(), reduction)
 

@@ -36,6 +36,7 @@ CHANGES = {
     },
 }
 METRICS = {"lds", "leave_one_out", "recall", "mrr", "tail_patch", "brittleness"}
+METRICS |= {"validity"}
 
 
 def quiet():
@@ -119,6 +120,7 @@ def test_retrainings_are_the_subsets_and_every_owner_left_out(results, folder):
 def test_the_constant_says_nothing(results):
     found = {name: x["value"] for name, x in results["kernels"]["constant"].items()}
     wanted = {"lds": 0.0, "leave_one_out": 0.0, "recall": 0.25, "mrr": 0.4}
+    wanted["validity"] = 0.5
     assert {name: found[name] for name in wanted} == wanted
     assert found["tail_patch"] == pytest.approx(0.0, abs=1e-4)
     assert found["ece"] == pytest.approx(0.0, abs=1e-4)
@@ -133,10 +135,10 @@ def test_the_interval_of_random_scores_holds_zero(results):
 
 def test_a_variant_differs_from_the_kernel_it_is_of(folder):
     one, other = (
-        np.asarray(json.loads(kept(folder, f"{label}.json")[0].read_text()))
+        np.asarray(json.loads(kept(folder, f"asked_{label}.json")[0].read_text()))
         for label in ("random_1", "random")
     )
-    assert one.shape == other.shape == (2, 8, 4)
+    assert one.shape == other.shape == (2, 2 * 8, 4)
     assert not np.allclose(one, other)
 
 
@@ -301,6 +303,18 @@ def test_the_interval_shows_that_queries_and_subsets_differ():
     assert found["lds"]["value"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["lds"]["low"] == -1.0 and found["lds"]["high"] == 1.0
     assert found["lds"] == summarise([Scores(scores, None)], [ADDED], 400)["lds"]
+
+
+def test_validity_tells_the_originals_answers_from_those_of_a_model_without_the_owner():
+    """The owner's own column counts, and probabilities before scores."""
+    sure, unsure = np.zeros((3, 4)), np.ones((3, 4))
+    sure[[0, 1, 2], [0, 1, 2]] = 0.9, 0.8, 0.3
+    unsure[[0, 1, 2], [0, 1, 2]] = 0.1, 0.8, 0.5
+    found = summarise([Scores(-WORTH, sure, unsure)], [ADDED], draws=100)["validity"]
+    assert found["value"] == pytest.approx((3 + 2.5 + 1) / 9, abs=1e-4)
+    assert found["low"] < found["value"] < found["high"]
+    raw = summarise([Scores.of_both(np.concatenate([WORTH, -WORTH]))], [ADDED], 100)
+    assert raw["validity"]["value"] == raw["validity"]["low"] == 1.0
 
 
 def test_the_ceiling_is_the_agreement_of_two_seeds():
