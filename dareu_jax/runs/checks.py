@@ -8,13 +8,14 @@ from dareu_jax.errors import UserError
 from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
+from dareu_jax.registry import METHODS
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import kernel_of
 from dareu_jax.runs.stages import FITTED
 from dareu_jax.training.progress import Progress
-from dareu_jax.unlearning import method_config, needs_of, reads_of
+from dareu_jax.unlearning import make_dareu, method_config, needs_of, reads_of
 
 
 def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
@@ -31,6 +32,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
         row = method_config(cfg, name)
         check_forget_batch(one, name, row)
         check_base(name, row)
+        check_minibatches(one, name, row)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -138,14 +140,27 @@ def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
         )
 
 
+def check_minibatches(one: Inputs, name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` when the devices cannot share the rows of an update."""
+    if METHODS.get(name).make is not make_dareu:
+        return
+    hp = cfg.options("dareu")
+    for size in (hp.rows_per_update, hp.retain_rows_per_update):
+        try:
+            check_divisible(size, one.mesh)
+        except UserError as error:
+            raise UserError(
+                f"row {name}: {error}; these are the rows of one of "
+                f"{hp.updates_per_pass} updates of a pass: lower dareu.minibatches"
+            ) from None
+
+
 def batch_sizes(cfg: RunConfig) -> list[int]:
     """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge)
     rows = {name: method_config(cfg, name) for name in cfg.methods}
     needs = [need for name in rows for need in needs_of(name, rows[name]).values()]
-    minibatches = [row.options("dareu").minibatch_size for row in rows.values()]
     every = [(part.batch_size, part.microbatch_size) for part in parts]
     every += [(need.batch_size, need.at_once) for need in needs]
-    sizes = [cfg.evaluation.batch_size, *minibatches]
-    return [size for size in sum(every, tuple(sizes)) if size]
+    return [size for size in sum(every, (cfg.evaluation.batch_size,)) if size]

@@ -1,6 +1,7 @@
 """Go down the plan of a run: what every step needs on each device, by shapes alone."""
 
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -302,14 +303,18 @@ class Sizes:
         yield "attribution", size, at.attribution(kernel, FITTED[reward], size, t)
         own = one.judge(size, asked, t, others, judges_logits(cfg))
         yield "judge answers", size, own
-        rows, written = hp.minibatch_size or size, one.trainable
-        part = self.at_once(hp.microbatch_size, one, rows, t)
+        # a joint step has both gradients at once
+        is_joint, written = hp.retain_step == "joint", one.trainable
+        both = written * (2 if is_joint else 1)
+        rows, part = hp.rows_per_update, hp.microbatch_size
+        part = self.at_once(part and math.gcd(part, rows), one, rows, t)
         own = one.train(rows, asked, t, 2 * trunks, trunks, part)
-        yield "PPO update", part or rows, dataclasses.replace(own, results=written)
+        yield "PPO update", part or rows, dataclasses.replace(own, results=both)
         answer = at.response if hp.distil_on == "gold" else t
-        part = self.at_once(hp.microbatch_size, one, kept, answer)
-        own = one.train(kept, p, answer, 5, 2, part)
-        yield "distillation", part or kept, dataclasses.replace(own, results=written)
+        rows, part = hp.retain_rows_per_update, hp.microbatch_size
+        part = self.at_once(part and math.gcd(part, rows), one, rows, answer)
+        own = one.train(rows, p, answer, 5, 2, part)
+        yield "distillation", part or rows, dataclasses.replace(own, results=both)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

@@ -23,6 +23,11 @@ PAPER: dict[str, Any] = {
     "dareu.gae_lambda": 1.0,
     "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
+    "dareu.reuse_retain": True,
+    "dareu.retain_step": "joint",
+    "dareu.retain_updates": 1,
+    "dareu.minibatches": 4,
+    "reward.slices_of": "answer",
 }
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dareu_paper", "DareU with the paper's reward and KL, methods 1.4", PAPER),
