@@ -16,6 +16,8 @@ from dareu_jax.data.batches import TokenBatch
 Array = jax.Array
 SHARPNESS = np.geomspace(1e-2, 1e3, 201)
 """Values of beta that `fit_calibration` tries."""
+LARGEST = 1e6
+"""The largest logit of a calibrated score."""
 
 
 class Calibration(NamedTuple):
@@ -45,9 +47,14 @@ def fit_calibration(scores: np.ndarray, owner: np.ndarray) -> Calibration:
 
 
 def probabilities(calibration: Calibration, scores: Array) -> Array:
-    """Return DA ``[..., O]`` in [0, 1] of ``scores [..., O]``."""
+    """Return DA ``[..., O]`` in [0, 1] of ``scores [..., O]``.
+
+    `LARGEST` is there for columns that were constant: float32 rounds a logit of 1e14 by
+    1e7, and a fused multiply and add takes exp of that.
+    """
     z = (scores - calibration.mean) / calibration.scale
-    return jax.nn.softmax(calibration.beta * z, axis=-1)
+    logits = jnp.clip(calibration.beta * z, -LARGEST, LARGEST)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def calibrated(kernel: Kernel) -> Kernel:

@@ -35,7 +35,7 @@ def segment_scores(scores: Array, mask: Array, kappa: int | Array) -> Array:
     chex.assert_rank([scores, mask], 2)
     chex.assert_type([scores, mask], [float, bool])
     width = jnp.reshape(jnp.asarray(kappa, jnp.int32), (-1, 1))
-    t = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    t = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
     end = (t // width + 1) * width - 1  # 0-based end of the segment of t
     last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
     at = jnp.clip(jnp.minimum(end, last), 0, None)

@@ -9,6 +9,7 @@ from dareu_jax.models import DecoderConfig, abstract_adapters, abstract_params
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible
 from dareu_jax.registry import METHODS
+from dareu_jax.runs.folder import base_of
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
@@ -84,6 +85,8 @@ def check_models(one: Inputs) -> None:
         check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
     if cfg.retrained.path:
         one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+    if cfg.options("dareu").base_path:
+        one.check_base()
 
 
 def check_oracle(cfg: RunConfig) -> None:
@@ -121,11 +124,11 @@ def check_base(name: str, cfg: RunConfig) -> None:
     """Raise `UserError` when a row reads the model before a fine-tuning without one."""
     if "base" not in reads_of(name, cfg):
         return
-    if cfg.model.path is None or cfg.finetune.epochs == 0:
+    if base_of(cfg) is None:
         raise UserError(
             f"row {name}: dareu.kl_anchor = {cfg.options('dareu').kl_anchor} needs the "
-            "model before its fine-tuning, an imported one in model.path that "
-            "finetune.epochs tunes; take prior or reference"
+            "model before its fine-tuning: an imported one in model.path that "
+            "finetune.epochs tunes, or dareu.base_path; take prior or reference"
         )
 
 

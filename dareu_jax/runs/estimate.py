@@ -182,6 +182,12 @@ class Sizes:
             key = Path(model.path).resolve(), side.cfg.param_dtype
             self.bases.setdefault(key, Parts({name: side.frozen}))
 
+    def shares_base(self) -> bool:
+        """Return whether the base is the model that adapters are trained on."""
+        paths = self.cfg.options("dareu").base_path, self.cfg.model.path
+        base, model = (path and Path(path).resolve() for path in paths)
+        return base in (None, model)
+
     def row(self, name: str, batch: int, held: int, own: Footprint) -> Row:
         """Return a step that reads ``batch`` rows, which the mesh must divide."""
         check_divisible(batch, self.shapes.mesh)
@@ -217,7 +223,9 @@ class Sizes:
         elif stage.name == "retrained" and cfg.retrained.path:
             left = {"retrained": one.frozen or one.trainable}
         elif stage.name == "base":
-            left = {"base": 0 if cfg.lora else one.trainable}
+            left = {"base": one.frozen or one.trainable}
+            if cfg.lora and self.shares_base():
+                left = {"base": 0}
             self.given["base"] = Prior(Decoder(one.cfg), one.params)
         self.results[stage.name] = Parts(left)
 

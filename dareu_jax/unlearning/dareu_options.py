@@ -26,6 +26,7 @@ class DareuConfig(Section):
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
     kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
     kl_anchor: Literal["reference", "behaviour", "prior", "base", "mixture"] = "prior"
+    base_path: str | None = None  # of the base; none: model.path, where it is tuned
     kl_share: float = Field(0.5, ge=0, le=1)  # of the base, in mixture
     kl_direction: Literal["reverse", "forward"] = "reverse"  # KL(anchor || policy)
     kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
