@@ -26,7 +26,7 @@ PAPER: dict[str, Any] = {
     "dareu.reuse_retain": True,
     "dareu.retain_step": "joint",
     "dareu.retain_updates": 1,
-    "dareu.minibatches": 4,
+    "dareu.minibatches": 2,
     "reward.slices_of": "answer",
 }
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

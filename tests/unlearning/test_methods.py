@@ -398,7 +398,7 @@ def test_dareu_paper_is_what_the_paper_says():
     assert paper.dareu.lambda_dis == 2.0 and paper.reward.slices == 15
     assert paper.dareu.reuse_retain and paper.dareu.retain_step == "joint"
     assert paper.reward.slices_of == "answer"  # k slices of every answer
-    assert (paper.dareu.updates_per_pass, paper.dareu.rows_per_update) == (4, 8)
+    assert (paper.dareu.updates_per_pass, paper.dareu.rows_per_update) == (2, 16)
     retain = needs_of("dareu_paper", paper)["retain"]
     assert (retain.batch_size, retain.batches) == (32, 1)
 
