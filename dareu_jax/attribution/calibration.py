@@ -1,7 +1,7 @@
 """Turn scores in a kernel's own unit into DA in [0, 1], and score every prefix."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
+from dareu_jax import rl
 from dareu_jax.attribution.kernel import OWNERS, Kernel, axes_of
 from dareu_jax.data.batches import TokenBatch
 
 Array = jax.Array
 SHARPNESS = np.geomspace(1e-2, 1e3, 201)
 """Values of beta that `fit_calibration` tries."""
+LARGEST = 1e6
+"""The largest logit of a calibrated score."""
 
 
 class Calibration(NamedTuple):
@@ -44,9 +47,14 @@ def fit_calibration(scores: np.ndarray, owner: np.ndarray) -> Calibration:
 
 
 def probabilities(calibration: Calibration, scores: Array) -> Array:
-    """Return DA ``[..., O]`` in [0, 1] of ``scores [..., O]``."""
+    """Return DA ``[..., O]`` in [0, 1] of ``scores [..., O]``.
+
+    `LARGEST` is there for columns that were constant: float32 rounds a logit of 1e14 by
+    1e7, and a fused multiply and add takes exp of that.
+    """
     z = (scores - calibration.mean) / calibration.scale
-    return jax.nn.softmax(calibration.beta * z, axis=-1)
+    logits = jnp.clip(calibration.beta * z, -LARGEST, LARGEST)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def calibrated(kernel: Kernel) -> Kernel:
@@ -74,27 +82,45 @@ def calibrated(kernel: Kernel) -> Kernel:
     )
 
 
-def sliced(kernel: Kernel, width: int) -> Kernel:
-    """Return the kernel with `prefix_score`: a token gets the score at its slice's end.
+@dataclasses.dataclass(frozen=True)
+class InSlices:
+    """``prefix_score`` of a kernel without one: a token has that of its slice's end.
 
-    A slice has ``width`` tokens.
+    Equal ones are one program.
+
+    Attributes:
+      score: of the kernel; slices, tokens: see `rl.kappa_of`.
     """
-    if kernel.prefix_score is not None:
+
+    score: Callable[..., Array]
+    slices: int
+    tokens: int | None
+
+    def __call__(self, params: Any, index: Any, queries: TokenBatch) -> Array:
+        """Return the scores ``[B, T, O]``, with as many calls as there are slices."""
+        mask, t = queries.response_mask, queries.response.shape[1]
+        kappa = rl.kappa_of(mask, self.slices, self.tokens)
+        count = self.slices if self.tokens is None else -(-t // kappa)
+        width = jnp.reshape(jnp.asarray(kappa, jnp.int32), (-1, 1))
+        place = jnp.arange(t, dtype=jnp.int32)[None]
+
+        def up_to(number: Array) -> Array:
+            seen = mask & (place < (number + 1) * width)
+            return self.score(params, index, queries._replace(response_mask=seen))
+
+        each = jax.lax.map(up_to, jnp.arange(count, dtype=jnp.int32))  # [k, B, O]
+        of = jnp.minimum(place // width, count - 1)  # the slice of every token
+        of = jnp.broadcast_to(of, mask.shape)[..., None]
+        return jnp.take_along_axis(jnp.moveaxis(each, 0, 1), of, axis=1)
+
+
+def sliced(kernel: Kernel, slices: int, tokens: int | None) -> Kernel:
+    """Return the kernel with a `prefix_score`: its own, or `InSlices`."""
+    own = kernel.prefix_score
+    if own is not None and not isinstance(own, InSlices):
         return kernel
-
-    def prefix_score(params: Any, index: Any, queries: TokenBatch) -> Array:
-        t = queries.response.shape[1]
-        place = jnp.arange(t, dtype=jnp.int32)
-
-        def up_to(end: Array) -> Array:
-            seen = queries.response_mask & (place <= end)[None]
-            return kernel.score(params, index, queries._replace(response_mask=seen))
-
-        ends = jnp.arange(width - 1, t + width - 1, width, dtype=jnp.int32)
-        each = jax.lax.map(up_to, ends)  # [slices, B, O]
-        return jnp.repeat(jnp.moveaxis(each, 0, 1), width, axis=1)[:, :t]
-
-    return dataclasses.replace(kernel, prefix_score=prefix_score)
+    in_slices = InSlices(kernel.score, slices, tokens)
+    return dataclasses.replace(kernel, prefix_score=in_slices)
 
 
 def sides(owners: int, columns: Sequence[int]) -> Array:

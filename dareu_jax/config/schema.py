@@ -172,6 +172,7 @@ class RewardConfig(Section):
     c_seg: float = Field(1.05, gt=0)  # methods 1.4
     eps: float = Field(1e-6, gt=0, lt=0.5)  # methods 1.6
     slices: int = Field(15, ge=1)  # methods 1.5: k = T / kappa
+    slices_of: Literal["longest", "answer"] = "longest"  # ours; methods 1.4: T is |y|
     owner_score: Literal["own", "any_forget_owner"] = "own"  # methods 1.4
     margin: bool = False  # ours: one score, those who withdraw less the rest: one jvp
     refresh_every: int = Field(0, ge=0)  # ours: iterations until the index is rebuilt

@@ -19,6 +19,7 @@ from dareu_jax.rl.losses import (
 )
 from dareu_jax.rl.reward import (
     chi,
+    kappa_of,
     on_last_token,
     prior_bonus,
     running_mean,

@@ -24,19 +24,21 @@ def chi(b: Array, c_seg: Number = 1.05, eps: Number = 1e-6) -> Array:
     return jnp.clip(jnp.log1p(-inside) / c_seg, -1.0, 0.0)
 
 
-def segment_scores(scores: Array, mask: Array, kappa: int) -> Array:
+def segment_scores(scores: Array, mask: Array, kappa: int | Array) -> Array:
     """Gives each token the score of the prefix that ends its kappa-token segment.
 
     Token t' (1-based) takes the prefix of length min(ceil(t'/kappa) kappa, |y|).
 
     Here scores[:, t-1] = DA(i, y[:t]); true entries of the mask stand on the left.
+    ``kappa`` is the same for all rows, or ``[B]`` int32.
     """
     chex.assert_rank([scores, mask], 2)
     chex.assert_type([scores, mask], [float, bool])
-    t = jnp.arange(scores.shape[1], dtype=jnp.int32)
-    end = (t // kappa + 1) * kappa - 1  # 0-based end of the segment of t
+    width = jnp.reshape(jnp.asarray(kappa, jnp.int32), (-1, 1))
+    t = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+    end = (t // width + 1) * width - 1  # 0-based end of the segment of t
     last = jnp.sum(mask.astype(jnp.int32), axis=1, keepdims=True) - 1
-    at = jnp.clip(jnp.minimum(end[None], last), 0, None)
+    at = jnp.clip(jnp.minimum(end, last), 0, None)
     return jnp.where(mask, jnp.take_along_axis(scores, at, axis=1), 0.0)
 
 
@@ -101,3 +103,17 @@ def prior_bonus(logps: Array, mask: Array, floor: Number) -> Array:
 def segment_length(max_new_tokens: int, slices: int) -> int:
     """kappa = ceil(T / k): tokens per segment for k slices of T tokens."""
     return max(1, math.ceil(max_new_tokens / slices))
+
+
+def kappa_of(mask: Array, slices: int, tokens: int | None) -> int | Array:
+    """Return kappa of answers ``[B, T]``, see `segment_length`.
+
+    ``tokens`` are those of the longest answer that there can be; None: k slices of each
+    answer's own length, kappa_b = ceil(|y_b| / k), ``[B]`` int32.
+    """
+    if tokens is not None:
+        return segment_length(tokens, slices)
+    chex.assert_rank(mask, 2)
+    chex.assert_type(mask, bool)
+    length = jnp.sum(mask.astype(jnp.int32), axis=1)
+    return jnp.maximum(-(-length // slices), 1)

@@ -15,12 +15,13 @@ from dareu_jax.models import (
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.parallel import check_divisible, is_first
 from dareu_jax.registry import METHODS
+from dareu_jax.runs.folder import base_of
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
 from dareu_jax.runs.own_kernel import check_own_kernel
 from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import Fitted, kernel_of
 from dareu_jax.training.progress import Progress
-from dareu_jax.unlearning import method_config, needs_of, reads_of
+from dareu_jax.unlearning import make_dareu, method_config, needs_of, reads_of
 from dareu_jax.unlearning.setting import pays_for_prior
 
 LARGE_PRIOR = 0.1
@@ -43,6 +44,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
         check_forget_batch(one, name, row)
         check_base(name, row)
         check_actions(name, row)
+        check_minibatches(one, name, row)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -94,6 +96,8 @@ def check_models(one: Inputs) -> None:
         check_part(part, one.decoder(name).cfg, one.model.cfg.vocab)
     if cfg.retrained.path:
         one.check_shape(open_imported(Path(cfg.retrained.path), "retrained.path"))
+    if cfg.options("dareu").base_path:
+        one.check_base()
 
 
 def warn_of_prior(cfg: RunConfig, prior: DecoderConfig, policy: DecoderConfig) -> None:
@@ -148,15 +152,15 @@ def check_base(name: str, cfg: RunConfig) -> None:
     """Raise `UserError` when a row reads the model before a fine-tuning without one."""
     if "base" not in reads_of(name, cfg):
         return
-    if cfg.model.path is None or cfg.finetune.epochs == 0:
+    if base_of(cfg) is None:
         what, instead = "it adapts", "take the row out"
         if "dareu" in METHODS.get(name).sections:
             anchor = cfg.options("dareu").kl_anchor
             what = f"dareu.kl_anchor = {anchor} needs"
             instead = "take prior or reference"
         raise UserError(
-            f"row {name}: {what} the model before its fine-tuning, an imported one in "
-            f"model.path that finetune.epochs tunes; {instead}"
+            f"row {name}: {what} the model before its fine-tuning: an imported one in "
+            f"model.path that finetune.epochs tunes, or dareu.base_path; {instead}"
         )
 
 
@@ -181,14 +185,27 @@ def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
         )
 
 
+def check_minibatches(one: Inputs, name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` when the devices cannot share the rows of an update."""
+    if METHODS.get(name).make is not make_dareu:
+        return
+    hp = cfg.options("dareu")
+    for size in (hp.rows_per_update, hp.retain_rows_per_update):
+        try:
+            check_divisible(size, one.mesh)
+        except UserError as error:
+            raise UserError(
+                f"row {name}: {error}; these are the rows of one of "
+                f"{hp.updates_per_pass} updates of a pass: lower dareu.minibatches"
+            ) from None
+
+
 def batch_sizes(cfg: RunConfig) -> list[int]:
     """Return every batch size that must split over the mesh."""
     judge = cfg.evaluation.judge
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge)
     rows = {name: method_config(cfg, name) for name in cfg.methods}
     needs = [need for name in rows for need in needs_of(name, rows[name]).values()]
-    minibatches = [row.options("dareu").minibatch_size for row in rows.values()]
     every = [(part.batch_size, part.microbatch_size) for part in parts]
     every += [(need.batch_size, need.at_once) for need in needs]
-    sizes = [cfg.evaluation.batch_size, *minibatches]
-    return [size for size in sum(every, tuple(sizes)) if size]
+    return [size for size in sum(every, (cfg.evaluation.batch_size,)) if size]

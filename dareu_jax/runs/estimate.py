@@ -1,6 +1,7 @@
 """Go down the plan of a run: what every step needs on each device, by shapes alone."""
 
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -185,6 +186,12 @@ class Sizes:
             key = Path(model.path).resolve(), side.cfg.param_dtype
             self.bases.setdefault(key, Parts({name: side.frozen}))
 
+    def shares_base(self) -> bool:
+        """Return whether the base is the model that adapters are trained on."""
+        paths = self.cfg.options("dareu").base_path, self.cfg.model.path
+        base, model = (path and Path(path).resolve() for path in paths)
+        return base in (None, model)
+
     def row(self, name: str, batch: int, held: int, own: Footprint) -> Row:
         """Return a step that reads ``batch`` rows, which the mesh must divide."""
         check_divisible(batch, self.shapes.mesh)
@@ -220,7 +227,9 @@ class Sizes:
         elif stage.name == "retrained" and cfg.retrained.path:
             left = {"retrained": one.frozen or one.trainable}
         elif stage.name == "base":
-            left = {"base": 0 if cfg.lora else one.trainable}
+            left = {"base": one.frozen or one.trainable}
+            if cfg.lora and self.shares_base():
+                left = {"base": 0}
             self.given["base"] = Prior(Decoder(one.cfg), one.params)
         self.results[stage.name] = Parts(left)
 
@@ -302,14 +311,18 @@ class Sizes:
         yield "attribution", size, at.attribution(kernel, fitted, size, t)
         own = one.judge(size, asked, t, others, judges_logits(cfg))
         yield "judge answers", size, own
-        rows, written = hp.minibatch_size or size, one.trainable
-        part = self.at_once(hp.microbatch_size, one, rows, t)
+        # a joint step has both gradients at once
+        is_joint, written = hp.retain_step == "joint", one.trainable
+        both = written * (2 if is_joint else 1)
+        rows, part = hp.rows_per_update, hp.microbatch_size
+        part = self.at_once(part and math.gcd(part, rows), one, rows, t)
         own = one.train(rows, asked, t, 2 * trunks, trunks, part)
-        yield "PPO update", part or rows, dataclasses.replace(own, results=written)
+        yield "PPO update", part or rows, dataclasses.replace(own, results=both)
         answer = at.response if hp.distil_on == "gold" else t
-        part = self.at_once(hp.microbatch_size, one, kept, answer)
-        own = one.train(kept, p, answer, 5, 2, part)
-        yield "distillation", part or kept, dataclasses.replace(own, results=written)
+        rows, part = hp.retain_rows_per_update, hp.microbatch_size
+        part = self.at_once(part and math.gcd(part, rows), one, rows, answer)
+        own = one.train(rows, p, answer, 5, 2, part)
+        yield "distillation", part or rows, dataclasses.replace(own, results=both)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

@@ -42,12 +42,22 @@ def rows_of(cfg: RunConfig) -> tuple[str, ...]:
 def oracles_of(cfg: RunConfig) -> tuple[str, ...]:
     """Return the rows of the table that no unlearning method makes.
 
-    Where there is no retrained model, one that was imported to be tuned stands for it.
+    Where there is no retrained model, the one before the fine-tuning stands for it.
     """
     if not cfg.retrained.skip:
         return "original", "retrained"
-    is_tuned = cfg.model.path is not None and cfg.finetune.epochs > 0
-    return ("original", "base") if is_tuned else ("original",)
+    return ("original", "base") if base_of(cfg) else ("original",)
+
+
+def base_of(cfg: RunConfig) -> tuple[str, str] | None:
+    """Return the folder of the model before its fine-tuning, and the key that says so.
+
+    None: there is no such model.
+    """
+    if path := cfg.options("dareu").base_path:
+        return path, "dareu.base_path"
+    path = cfg.model.path
+    return (path, "model.path") if path and cfg.finetune.epochs > 0 else None
 
 
 def claimed(cfg: RunConfig, folder: Path) -> bool:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dareu_jax import data, models, parallel
 from dareu_jax.attribution.echo import Echo, echo_of
 from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
+from dareu_jax.data import read_tokenizer
 from dareu_jax.data.batches import encode
 from dareu_jax.data.widths import MOST, MULTIPLE, rounded_up
 from dareu_jax.errors import UserError
@@ -247,6 +248,36 @@ class Inputs:
             self._bases[folder, dtype] = self.load(imported, dtype)
         return self._bases[folder, dtype]
 
+    def check_base(self) -> Imported:
+        """Return the model in ``dareu.base_path``; raise `UserError` for another kind.
+
+        It must have the model's vocabulary, for a KL compares token by token.
+        """
+        key = "dareu.base_path"
+        imported = open_imported(Path(self.cfg.options("dareu").base_path), key)
+        own, given = self.model.cfg.vocab, imported.cfg.vocab
+        if given != own:
+            raise UserError(
+                f"{key}: {imported.folder} has {given} embeddings, the model {own}; "
+                "the base must be the model that was fine-tuned"
+            )
+        theirs = read_tokenizer(imported.files, key)
+        if token := other_token(self.tokenizer, theirs):
+            raise UserError(
+                f"{key}: token {token[0]} of {imported.folder} is {token[2]!r}, of the "
+                f"run's tokenizer {token[1]!r}; the base must have the same tokenizer"
+            )
+        self.check_shape(imported)
+        return imported
+
+    def before_tuning(self) -> Any:
+        """Parameters of the base, which nothing trains: shared where they are there."""
+        if self.cfg.options("dareu").base_path is None:
+            return self.base("model")
+        imported, dtype = self.check_base(), self.model.cfg.param_dtype
+        there = self._bases.get((imported.folder.resolve(), dtype))
+        return self.load(imported, dtype) if there is None else there
+
     def with_adapters(self, params: Any, name: str) -> Any:
         """Parameters with fresh adapters, where the part's ``lora`` asks for some."""
         part = parts_of(self.cfg)[name]
@@ -317,6 +348,19 @@ class Inputs:
         )
         labels = data.owner_labels(records, self.corpus.owners)
         return data.BatchStream(tokens, batch_size, seed, labels, widths)
+
+
+def other_token(
+    own: data.Tokenizer, given: data.Tokenizer
+) -> tuple[int, str, str] | None:
+    """Return the first id that both have and write otherwise, with its two tokens."""
+    first, second = (
+        {number: token for token, number in x.hf.get_vocab().items()}
+        for x in (own, given)
+    )
+    both = sorted(first.keys() & second.keys())
+    pairs = ((number, first[number], second[number]) for number in both)
+    return next((pair for pair in pairs if pair[1] != pair[2]), None)
 
 
 def read_corpus(cfg: RunConfig, folder: Path) -> data.Corpus:

@@ -17,7 +17,6 @@ from dareu_jax.attribution.finite import check_scores
 from dareu_jax.attribution.index import BatchesOf, Build
 from dareu_jax.config import AttributionConfig, ClassifierConfig
 from dareu_jax.data.batches import over_records
-from dareu_jax.rl import segment_length
 from dareu_jax.runs.inputs import Inputs, parts_of
 from dareu_jax.storage.checkpoints import finished_step
 from dareu_jax.training.finetune import training_steps
@@ -122,13 +121,13 @@ class Indexer:
         Raises:
           UserError: the score of a record is no finite number.
         """
-        labels, kernel = self.labels, self._sliced
+        labels, kernel = self.labels, self._reward
         if kernel.is_probability and kernel.is_fitted:
-            return kernel, index  # its training has checked every number
+            return self._sliced(kernel), index  # its training checked every number
         scores = self._scores(functools.partial(self._score, params, index))
         self._check(scores)
         if kernel.is_probability:
-            return kernel, index
+            return self._sliced(kernel), index
         if self.margin:
             others = (~np.isin(labels, self.margin)).astype(labels.dtype)
             labels = np.where(labels < 0, labels, others)
@@ -136,7 +135,7 @@ class Indexer:
         calibration = fit_calibration(scores[known], labels[known])
         kernel = calibrated(kernel)
         whole = spread(kernel, self.margin) if self.margin else kernel
-        return whole, (index, calibration)
+        return self._sliced(whole), (index, calibration)
 
     def _scores(self, score: Callable[..., jax.Array]) -> np.ndarray:
         """Return the scores ``[N, O]`` of all records that are indexed."""
@@ -157,15 +156,18 @@ class Indexer:
         check_scores(self.kernel.name, scores, names, owners)
 
     @functools.cached_property
-    def _sliced(self) -> Kernel:
-        """The kernel, or its margin, with a score for any prefix."""
-        kernel = margin(self.kernel, self.margin) if self.margin else self.kernel
+    def _reward(self) -> Kernel:
+        """The kernel, or its margin."""
+        return margin(self.kernel, self.margin) if self.margin else self.kernel
+
+    def _sliced(self, kernel: Kernel) -> Kernel:
+        """The kernel with a score for any prefix; a row may cut others."""
         slices = self.inputs.cfg.reward.slices
-        return sliced(kernel, segment_length(self.inputs.max_new_tokens, slices))
+        return sliced(kernel, slices, self.inputs.max_new_tokens)
 
     @functools.cached_property
     def _score(self) -> Callable[..., jax.Array]:
-        return jax.jit(self._sliced.score)
+        return jax.jit(self._reward.score)
 
     def _where(self, number: int) -> Stage:
         """Return the stage of a pass; its folder is gone when the index is finished."""

@@ -129,7 +129,9 @@ def load(
     """
     cfg = inputs.cfg
     if is_imported(cfg, stage):
-        if stage.name != "retrained":
+        if stage.name == "base":
+            return inputs.before_tuning()
+        if stage.name == "original":
             return inputs.base("model")
         assert cfg.retrained.path is not None
         imported = open_imported(Path(cfg.retrained.path), "retrained.path")

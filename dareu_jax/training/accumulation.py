@@ -1,5 +1,6 @@
 """The gradient of a whole batch, a part of its rows at a time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,12 @@ LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 def rows_at_once(given: int | None, cfg: DecoderConfig, batch: TokenBatch) -> int:
     """Return how many rows of a batch a gradient step reads at a time.
 
-    That is as ``given``; None: all, but `rows_by_size` where one CPU has all of them.
+    That is as ``given``, or what of it divides the rows; None: all, but `rows_by_size`
+    where one CPU has all of them.
     """
     rows = len(batch.index)
     if given is not None:
-        return given
+        return math.gcd(given, rows)
     is_shared = jax.sharding.get_abstract_mesh().size > 1
     if is_shared or jax.default_backend() != "cpu":
         return rows

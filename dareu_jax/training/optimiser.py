@@ -229,6 +229,23 @@ def updated(
     return jax.tree.map(after, params, opt_state.masters, updates), opt_state
 
 
+def moments_of(opt_state: AdamwState | WithMasters) -> AdamwState:
+    """Return an optimiser's state without the masters of the parameters."""
+    return opt_state.inner if isinstance(opt_state, WithMasters) else opt_state
+
+
+def with_moments(
+    opt_state: AdamwState | WithMasters, moments: AdamwState
+) -> AdamwState | WithMasters:
+    """Return the state that has other moments and the same masters.
+
+    Two optimisers of the same parameters must share these: each rounds them to its own.
+    """
+    if isinstance(opt_state, WithMasters):
+        return opt_state._replace(inner=moments)
+    return moments
+
+
 def _master_of(leaf: Array) -> Array | None:
     """Return a float32 copy of a parameter that has less precision."""
     is_low = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4

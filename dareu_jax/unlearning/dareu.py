@@ -18,20 +18,29 @@ from dareu_jax.data.batches import TokenBatch, steps_per_epoch
 from dareu_jax.models import Rollout, init_head, join, split
 from dareu_jax.parallel import key_of
 from dareu_jax.registry import METHODS
-from dareu_jax.training.optimiser import optimiser_of
+from dareu_jax.training.optimiser import moments_of, optimiser_of
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.method import Batches, Method, MethodInputs, Need
+from dareu_jax.unlearning.optimisers import (
+    Optimisers,
+    distiller_of,
+    of_state,
+    ppo_updates,
+    to_state,
+)
 from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
 from dareu_jax.unlearning.reward_stages import reward_stage
 from dareu_jax.unlearning.rows import answered, begun, cut, minibatches, repeat_rows
-from dareu_jax.unlearning.setting import Setting, anchors_of, pays_for_prior
+from dareu_jax.unlearning.setting import Experience, Setting, anchors_of, pays_for_prior
 
 Array = jax.Array
 
 
 class DareuState(NamedTuple):
     """Trainable pytree, optimiser state, behaviour policy.
+
+    The optimiser's state is of `Optimisers` where ``dareu.retain_step`` is separate.
 
     ``attributed`` are the trainable decoder parameters that the index was last built
     at, ``{}`` where it is never built again.
@@ -69,7 +78,7 @@ def stages_of(cfg: RunConfig) -> set[str]:
 def batches_of(cfg: RunConfig) -> dict[str, Need]:
     """Return the forget and retain batches of one iteration."""
     hp = cfg.options("dareu")
-    retain = hp.updates_per_batch * hp.retain_updates
+    retain = min(hp.distillations, 1) if hp.reuse_retain else hp.distillations
     return {
         "forget": Need(hp.batch_size, 1, "dareu.batch_size"),
         "retain": Need(
@@ -91,8 +100,6 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
     hp: DareuConfig = cfg.options("dareu")
     per_epoch = steps_per_epoch(len(inputs.forget_owner), hp.batch_size)
     steps = hp.data_epochs * per_epoch
-    per_pass = hp.minibatches + hp.retain_updates
-    updates = per_pass * hp.updates_per_batch * steps
     reward = inputs.stages[reward_stage(cfg)]
     on = Setting(
         inputs=inputs,
@@ -101,7 +108,8 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         kernel=reward.kernel,
         prior=inputs.stages["prior"] if uses_prior(cfg) else None,
         base=inputs.stages["base"] if uses_base(cfg) else None,
-        optimiser=optimiser_of(hp, updates, decay=False),
+        optimiser=optimiser_of(hp, ppo_updates(hp) * steps, decay=False),
+        distiller=distiller_of(hp, hp.distillations * steps),
         is_reference_read=cfg.guards.kl_budget is not None,
     )
     is_old, is_rebuilt = hp.old_policy == "per_data_epoch", cfg.reward.refresh_every > 0
@@ -118,6 +126,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         steps=steps,
         init=Start(
             optimiser=on.optimiser.init,
+            distiller=on.distiller and on.distiller.init,
             head=inputs.model.cfg.embed if hp.has_values else 0,
             keeps_behaviour=keeps,
             is_rebuilt=is_rebuilt,
@@ -133,7 +142,8 @@ class Start:
     """``(params, *, key) -> DareuState``; equal ones are one program.
 
     Attributes:
-      optimiser: from trainable parameters to the state of their optimiser.
+      optimiser: from trainable parameters to the state of their optimiser; distiller:
+        to that of distillation, where it has moments of its own.
       head: features that the value head reads; 0: there is none.
       keeps_behaviour: whether the behaviour policy is read after the first update.
       is_rebuilt: whether the index of the reward is built again on the way.
@@ -143,6 +153,7 @@ class Start:
     head: int
     keeps_behaviour: bool
     is_rebuilt: bool
+    distiller: Callable[[Any], optax.OptState] | None = None
 
     def __call__(self, params: Any, *, key: Array) -> DareuState:
         """Return the state before the first iteration."""
@@ -150,9 +161,12 @@ class Start:
         trainable = {"decoder": copied(decoder)}
         if self.head:
             trainable["value_head"] = init_head(1, self.head, key=key)
+        opt_state = self.optimiser(trainable)
+        if self.distiller:
+            opt_state = Optimisers(opt_state, moments_of(self.distiller(trainable)))
         return DareuState(
             trainable=trainable,
-            opt_state=self.optimiser(trainable),
+            opt_state=opt_state,
             behaviour=copied(decoder) if self.keeps_behaviour else {},
             attributed=copied(decoder) if self.is_rebuilt else {},
         )
@@ -211,8 +225,19 @@ class Row:
         said = self.phase.rollout(frozen=there, policy=policy, prompts=prompts, key=key)
         return cut(said, self.on.widths)
 
+    def retained(self, batches: list[TokenBatch], *, key: Array) -> list[TokenBatch]:
+        """Return the retain batch of every update: the given ones, or one for all."""
+        if not self.on.hp.reuse_retain:
+            return batches
+        once = [self.answered(retain, key=key_of(key, 1)) for retain in batches]
+        return once * self.on.hp.distillations
+
     def taught(self, retain: TokenBatch, *, key: Array) -> TokenBatch:
-        """Return what to distil at: gold retain answers, or those of the reference."""
+        """Return what an update distils at, which may be `answered` for all of them."""
+        return retain if self.on.hp.reuse_retain else self.answered(retain, key=key)
+
+    def answered(self, retain: TokenBatch, *, key: Array) -> TokenBatch:
+        """Return retain rows with gold answers, or with those of the reference."""
         if self.on.hp.distil_on == "gold":
             return retain
         reference, _ = split(self.on.inputs.reference)
@@ -254,29 +279,64 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
             **view.now._asdict(), answers=answers, scores=scores, judged=judged
         )
         experience = experience._replace(actions=actions)
-    anchor, kept = row.on.anchor(behaviour), dict[str, Array]()
-    for s in range(hp.updates_per_batch):
-        for part in minibatches(hp, experience, s, key=key):
-            trainable, opt_state, ppo = phase.update(
-                frozen=frozen,
-                trainable=trainable,
-                opt_state=opt_state,
-                anchor=anchor,
-                experience=part,
-            )
-        for retain in batch["retain"][s :: hp.updates_per_batch]:
-            key = key_of(key, 1)
-            trainable, opt_state, kept = phase.distil(
-                frozen=frozen,
-                trainable=trainable,
-                opt_state=opt_state,
-                reference=reference,
-                retain=row.taught(retain, key=key),
-            )
+    trainable, opt_state, learnt = learn(
+        row,
+        trainable,
+        opt_state,
+        anchor=row.on.anchor(behaviour),
+        experience=experience,
+        retain=row.retained(batch["retain"], key=key),
+        key=key,
+    )
     measured = phase.measure(
         scores=scores, rewards=rewards, judged=judged, answers=answers
     )
     moved = drift(phase.attribute, view, scores, answers)
     kept_policy = behaviour if row.keeps_behaviour else {}
     state = DareuState(trainable, opt_state, kept_policy, view.attributed)
-    return state, {**measured, **ppo, **kept, **moved}
+    return state, {**measured, **learnt, **moved}
+
+
+def learn(
+    row: Row,
+    trainable: dict,
+    opt_state: optax.OptState,
+    *,
+    anchor: tuple[dict, ...],
+    experience: Experience,
+    retain: list[TokenBatch],
+    key: Array,
+) -> tuple[dict, optax.OptState, dict[str, Array]]:
+    """Return parameters, optimiser state and metrics after all updates on a batch."""
+    phase, hp, inputs = row.phase, row.on.hp, row.on.inputs
+    both, metrics = of_state(opt_state), dict[str, Array]()
+
+    for s in range(hp.updates_per_batch):
+        parts = minibatches(hp, experience, s, key=key)
+        beside: tuple[Any, ...] = (None,) * len(parts)
+        after = retain[s :: hp.updates_per_batch]
+        if hp.retain_step == "joint":
+            key = key_of(key, 1)
+            beside = minibatches(hp, row.taught(after.pop(), key=key), s, key=key)
+        for part, held in zip(parts, beside, strict=True):
+            trainable, ppo, found = phase.update(
+                frozen=inputs.frozen,
+                trainable=trainable,
+                opt_state=both.ppo,
+                anchor=anchor,
+                experience=part,
+                reference=inputs.reference,
+                retain=held,
+            )
+            both, metrics = both._replace(ppo=ppo), metrics | found
+        for rows in after:
+            key = key_of(key, 1)
+            trainable, state, found = phase.distil(
+                frozen=inputs.frozen,
+                trainable=trainable,
+                opt_state=both.of_distillation,
+                reference=inputs.reference,
+                retain=row.taught(rows, key=key),
+            )
+            both, metrics = both.distilled(state), metrics | found
+    return trainable, to_state(both), metrics

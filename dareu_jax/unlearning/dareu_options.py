@@ -21,9 +21,12 @@ class DareuConfig(Section):
     retain_batch_size: int = Field(32, ge=1)  # not stated
     retain_updates: int = Field(1, ge=0)  # per forget update; 1.6: they alternate
     distil_on: Literal["gold", "reference"] = "gold"  # methods 1.6: whose answers
+    reuse_retain: bool = False  # ours; the paper draws one retain batch per sampled one
+    retain_step: Literal["alternate", "separate", "joint"] = "alternate"  # ours
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
     kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
     kl_anchor: Literal["reference", "behaviour", "prior", "base", "mixture"] = "prior"
+    base_path: str | None = None  # of the base; none: model.path, where it is tuned
     kl_share: float = Field(0.5, ge=0, le=1)  # of the base, in mixture
     kl_direction: Literal["reverse", "forward"] = "reverse"  # KL(anchor || policy)
     kl_estimator: Literal["sampled", "full"] = "sampled"  # methods 1.6; of the reward
@@ -43,7 +46,8 @@ class DareuConfig(Section):
     top_k_as: Literal["teacher", "gradient"] = "teacher"  # how they are learned from
     prefix_share: float = Field(0.0, ge=0, le=1)  # ours: rows begun with gold text
     samples_per_prompt: int = Field(1, ge=1)  # G of group
-    minibatch_size: int | None = Field(None, ge=1)  # answers of an update; none: all
+    minibatches: int = Field(1, ge=1)  # updates of a pass; fewer where it divides none
+    minibatch_size: int | None = Field(None, ge=1)  # answers of an update, wins over it
     microbatch_size: int | None = Field(None, ge=1)  # rows at a time; none: by size
     max_new_tokens: int | None = Field(None, ge=1)  # methods 1.6; none: the longest
     warmup: float = Field(0.0, ge=0, lt=1)  # methods 1.6
@@ -71,9 +75,33 @@ class DareuConfig(Section):
         return self.advantage == "gae" and self.actions == "sampled"
 
     @property
-    def minibatches(self) -> int:
-        """Updates that one pass over the answers is made of."""
-        return self.answers // (self.minibatch_size or self.answers)
+    def updates_per_pass(self) -> int:
+        """PPO updates that one pass over the answers is made of.
+
+        Without `minibatch_size` they are `minibatches`, or the next smaller number that
+        divides the answers, and the retain batch that a joint step reads with them.
+        """
+        if self.minibatch_size:
+            return self.answers // self.minibatch_size
+        rows = [self.answers] + [self.retain_batch_size] * (self.retain_step == "joint")
+        counts = range(min(self.minibatches, self.answers), 0, -1)
+        return next(n for n in counts if not any(size % n for size in rows))
+
+    @property
+    def rows_per_update(self) -> int:
+        """Answers that a PPO update learns from."""
+        return self.answers // self.updates_per_pass
+
+    @property
+    def retain_rows_per_update(self) -> int:
+        """Retain records that a step reads."""
+        parts = self.updates_per_pass if self.retain_step == "joint" else 1
+        return self.retain_batch_size // parts
+
+    @property
+    def distillations(self) -> int:
+        """Retain batches that are learnt from in an iteration."""
+        return self.updates_per_batch * self.retain_updates
 
     @field_validator("minibatch_size")
     @classmethod
@@ -92,6 +120,19 @@ class DareuConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "DareuConfig":
+        if self.retain_step == "joint" and self.retain_updates != 1:
+            raise UserError(
+                "dareu.retain_step = joint adds one retain batch to every pass, and "
+                f"dareu.retain_updates = {self.retain_updates}; set it to 1, and weigh "
+                "the batch by dareu.lambda_dis"
+            )
+        is_joint, parts = self.retain_step == "joint", self.updates_per_pass
+        if is_joint and self.retain_batch_size % parts:
+            raise UserError(
+                f"dareu.minibatch_size = {self.minibatch_size} makes {parts} joint "
+                "steps of a pass, which must divide dareu.retain_batch_size = "
+                f"{self.retain_batch_size}"
+            )
         if self.kl_direction == "forward" and self.kl_in == "reward":
             raise UserError(
                 "dareu.kl_direction = forward is a sum over the vocabulary, and "

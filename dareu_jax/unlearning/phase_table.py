@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dareu_jax import rl
+from dareu_jax.attribution import sliced
 from dareu_jax.attribution.branches import branch_scores
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Rollout, forward_flops
@@ -69,7 +69,7 @@ def attribute_options(on: Setting) -> dict[str, Any]:
     """Return what of a row attribution reads."""
     is_own = on.reward.owner_score == "own"
     return {
-        "prefix_score": on.kernel.prefix_score,
+        "prefix_score": sliced(on.kernel, *on.slices).prefix_score,
         "columns": () if is_own else on.inputs.forget_columns,
         "forget_owner": on.inputs.forget_owner,
     }
@@ -104,7 +104,7 @@ def expect_options(on: Setting) -> dict[str, Any]:
 def reward_options(on: Setting) -> dict[str, Any]:
     """Return what of a row its reward reads."""
     return {
-        "kappa": rl.segment_length(on.tokens, on.reward.slices),
+        "slices": on.slices,
         "shape": on.reward.shape,
         "prior_shape": on.reward.prior,
         "combine": on.reward.combine,
@@ -181,21 +181,34 @@ def of_reward(on: Setting, _: Array, *, mask: Array, **__: Any) -> Work:
     return Work(trues(mask))
 
 
-def of_update(on: Setting, _: Any, *, experience: Experience, **__: Any) -> Work:
-    """Return a gradient step on the answers, and the anchor's logits."""
+def of_update(
+    on: Setting,
+    _: Any,
+    *,
+    experience: Experience,
+    retain: TokenBatch | None = None,
+    **__: Any,
+) -> Work:
+    """Return a gradient step on the answers, the anchor's logits, and a retain term."""
     text = texts_of(experience.answers)
     flops = learn(on.inputs.model.cfg, text, bool(on.inputs.frozen))
     if on.hp.kl_in == "loss":
         anchors = on.anchor_models
         flops += sum(forward_flops(x.cfg, 0, 0, text.response) for x in anchors)
-    return Work(text.tokens, flops)
+    if retain is None:
+        return Work(text.tokens, flops)
+    return Work(text.tokens + texts_of(retain).tokens, flops + kept(on, retain))
 
 
 def of_distillation(on: Setting, _: Any, *, retain: TokenBatch, **__: Any) -> Work:
     """Return a gradient step on retain text, and one pass of the reference."""
+    return Work(texts_of(retain).tokens, kept(on, retain))
+
+
+def kept(on: Setting, retain: TokenBatch) -> float:
+    """Return the FLOPs of a gradient on retain text and of its teacher."""
     cfg, text = on.inputs.model.cfg, texts_of(retain)
-    flops = learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
-    return Work(text.tokens, flops)
+    return learn(cfg, text, bool(on.inputs.frozen)) + read(cfg, text)
 
 
 PHASES = {

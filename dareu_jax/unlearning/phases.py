@@ -12,7 +12,7 @@ from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, Rollout, join, over_logits, token_logps, trunk_of
 from dareu_jax.parallel import Layouts
-from dareu_jax.training.accumulation import accumulated, rows_at_once
+from dareu_jax.training.accumulation import accumulated, after, rows_at_once
 from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
 from dareu_jax.unlearning.objectives import LOSSES, Objective, compare, policy_and_value
@@ -197,12 +197,12 @@ def expect(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("kappa", "shape", "prior_shape", "combine")
+    jax.jit, static_argnames=("slices", "shape", "prior_shape", "combine")
 )
 @jax.named_scope("reward")
 def reward(
     *,
-    kappa: int,
+    slices: tuple[int, int | None],
     shape: str,
     prior_shape: str,
     combine: str,
@@ -211,8 +211,11 @@ def reward(
     judged: Judged,
     mask: Array,
 ) -> Array:
-    """Return rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty."""
-    segments = rl.segment_scores(scores, mask, kappa)
+    """Return rewards ``[B, T]``: shaped attribution, prior bonus, KL penalty.
+
+    ``slices``: how many an answer has, and of which length: see `rl.kappa_of`.
+    """
+    segments = rl.segment_scores(scores, mask, rl.kappa_of(mask, *slices))
     penalty = rl.chi(segments, numbers.c_seg, numbers.eps)
     bonus = jnp.zeros_like(penalty)
     if judged.prior_logps is not None:
@@ -287,8 +290,13 @@ def update(
     opt_state: optax.OptState,
     anchor: Any,
     experience: Experience,
+    reference: Any = None,
+    retain: TokenBatch | None = None,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
-    """Return what one step on the objective makes of parameters and optimiser state."""
+    """Return what one step on the objective makes of parameters and optimiser state.
+
+    With ``retain`` it is one step on it + lambda_dis KL(reference || policy).
+    """
 
     def loss_fn(trainable: dict, rows: Experience) -> tuple[Array, dict[str, Array]]:
         return LOSSES[objective.learn](
@@ -307,7 +315,54 @@ def update(
         size=rows_at_once(microbatch_size, objective.model.cfg, experience.answers),
         weight=lambda rows: response_tokens(rows.answers),
     )
+    if retain is not None:
+        kept, held = after(
+            grads,
+            lambda: distillation(
+                model=objective.model,
+                microbatch_size=microbatch_size,
+                numbers=numbers,
+                frozen=frozen,
+                trainable=trainable,
+                reference=reference,
+                retain=retain,
+            ),
+        )
+        grads, metrics = jax.tree.map(jnp.add, grads, kept), metrics | held
     return *updated(optimiser, trainable, opt_state, grads), metrics
+
+
+def distillation(
+    *,
+    model: Decoder,
+    microbatch_size: int | None,
+    numbers: Numbers,
+    frozen: dict,
+    trainable: dict,
+    reference: Any,
+    retain: TokenBatch,
+) -> tuple[dict, dict[str, Array]]:
+    """Return the gradient of lambda_dis KL(reference || policy), and what it is."""
+
+    def score(taught: Array, logits: Array, tokens: Array):
+        hit = jnp.argmax(logits, axis=-1) == tokens
+        return rl.full_kl(taught, logits), hit.astype(jnp.float32)
+
+    def loss_fn(trainable, rows):
+        teacher, mask = trunk_of(model, reference, rows), rows.response_mask
+        pupil = trunk_of(model, join(frozen, trainable["decoder"]), rows)
+        kl, hit = over_logits(score, [teacher, pupil], rows.response)
+        loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
+        metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
+        return numbers.lambda_dis * loss, metrics
+
+    return accumulated(
+        loss_fn,
+        trainable,
+        retain,
+        size=rows_at_once(microbatch_size, model.cfg, retain),
+        weight=response_tokens,
+    )
 
 
 @functools.partial(
@@ -329,24 +384,13 @@ def distil(
     retain: TokenBatch,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
     """Return what a step on lambda_dis KL(reference || policy) makes of the same."""
-
-    def score(taught: Array, logits: Array, tokens: Array):
-        hit = jnp.argmax(logits, axis=-1) == tokens
-        return rl.full_kl(taught, logits), hit.astype(jnp.float32)
-
-    def loss_fn(trainable, rows):
-        teacher, mask = trunk_of(model, reference, rows), rows.response_mask
-        pupil = trunk_of(model, join(frozen, trainable["decoder"]), rows)
-        kl, hit = over_logits(score, [teacher, pupil], rows.response)
-        loss, accuracy = rl.masked_mean(kl, mask), rl.masked_mean(hit, mask)
-        metrics = {"distillation_loss": loss, "retain_accuracy": accuracy}
-        return numbers.lambda_dis * loss, metrics
-
-    grads, metrics = accumulated(
-        loss_fn,
-        trainable,
-        retain,
-        size=rows_at_once(microbatch_size, model.cfg, retain),
-        weight=response_tokens,
+    grads, metrics = distillation(
+        model=model,
+        microbatch_size=microbatch_size,
+        numbers=numbers,
+        frozen=frozen,
+        trainable=trainable,
+        reference=reference,
+        retain=retain,
     )
     return *updated(optimiser, trainable, opt_state, grads), metrics

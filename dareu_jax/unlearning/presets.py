@@ -23,6 +23,11 @@ PAPER: dict[str, Any] = {
     "dareu.gae_lambda": 1.0,
     "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
+    "dareu.reuse_retain": True,
+    "dareu.retain_step": "joint",
+    "dareu.retain_updates": 1,
+    "dareu.minibatches": 2,
+    "reward.slices_of": "answer",
 }
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dareu_paper", "DareU with the paper's reward and KL, methods 1.4", PAPER),
@@ -68,8 +73,13 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 for _name, _about, _preset in VARIANTS:
     METHODS.variant(_name, _about, of="dareu", preset=_preset)
-OF_THE_RUN = ("reward.kernel", "reward.margin")
-"""They decide how the reward index is built, which the rows of a run share."""
+INDEX = "decides how the reward index is built, and all rows of a run share that index"
+OF_THE_RUN = {
+    "reward.kernel": INDEX,
+    "reward.margin": INDEX,
+    "dareu.base_path": "names the base, and all rows of a run share that model",
+}
+"""What no row sets for itself, and why."""
 
 
 def method_config(cfg: RunConfig, name: str) -> RunConfig:
@@ -87,13 +97,10 @@ def method_config(cfg: RunConfig, name: str) -> RunConfig:
                 f"{', '.join(entry.sections)}"
             )
     row = with_overrides(cfg, {**entry.preset, **own}, where)
-    for key in OF_THE_RUN:
+    for key, reason in OF_THE_RUN.items():
         value = operator.attrgetter(key)
         if value(row) != value(cfg):
-            raise UserError(
-                f"{where}: {key} decides how the reward index is built, and all rows "
-                f"of a run share that index; set {key} for the whole run"
-            )
+            raise UserError(f"{where}: {key} {reason}; set {key} for the whole run")
     return row
 
 

@@ -11,7 +11,6 @@ from dareu_jax.models import Rollout
 from dareu_jax.parallel import along_batch, key_of, on_host
 from dareu_jax.training.accumulation import parts_of
 from dareu_jax.unlearning.dareu_options import DareuConfig
-from dareu_jax.unlearning.setting import Experience
 
 Array = jax.Array
 LEFT = 4
@@ -78,15 +77,15 @@ def cut(said: Rollout, widths: tuple[int, ...]) -> Rollout:
 
 
 def minibatches(
-    hp: DareuConfig, experience: Experience, number: int, *, key: Array
-) -> tuple[Experience, ...]:
+    hp: DareuConfig, rows: Any, number: int, *, key: Array
+) -> tuple[Any, ...]:
     """Return what each update of pass ``number`` over a batch learns from.
 
     The rows are in another order in each pass; whole batches stay as they are.
     """
-    if hp.minibatches == 1:
-        return (experience,)
-    return shuffled(experience, hp.minibatches, key=key_of(key, 2 + number))
+    if hp.updates_per_pass == 1:
+        return (rows,)
+    return shuffled(rows, hp.updates_per_pass, key=key_of(key, 2 + number))
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -52,7 +52,8 @@ class Setting:
       inputs: what the method reads; hp, reward: sections of the row's configuration.
       kernel: the attribution kernel of the reward.
       prior: the counterfactual prior, where it is read.
-      optimiser: of the trainable parameters.
+      optimiser: of the trainable parameters; distiller: of distillation alone, where
+        that has moments of its own.
       is_reference_read: whether the KL to the reference is measured.
       base: the model before its fine-tuning, where it is read.
     """
@@ -65,11 +66,18 @@ class Setting:
     optimiser: optax.GradientTransformation
     is_reference_read: bool = False
     base: Prior | None = None
+    distiller: optax.GradientTransformation | None = None
 
     @property
     def tokens(self) -> int:
         """T of a rollout."""
         return self.hp.max_new_tokens or self.inputs.response_tokens
+
+    @property
+    def slices(self) -> tuple[int, int | None]:
+        """The slices that an answer is scored in, and what is cut: `rl.kappa_of`."""
+        is_own = self.reward.slices_of == "answer"
+        return self.reward.slices, None if is_own else self.tokens
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -81,6 +89,8 @@ class Setting:
         """Numbers of the row, on the devices."""
         sections = self.hp.model_dump() | self.reward.model_dump()
         sections["gold_length"] = self.inputs.gold_length
+        if self.hp.retain_step == "separate":
+            sections["lambda_dis"] = 1.0  # it is in the learning rate, see `distilling`
         values = [np.float32(sections[name]) for name in Numbers._fields]
         return put_whole(Numbers._make(values), self.inputs.layouts.update)
 

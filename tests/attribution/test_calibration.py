@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from promises import names_copies
 
+from dareu_jax import rl
 from dareu_jax.attribution import Kernel, calibrated, fit_calibration, sliced
 from dareu_jax.attribution.calibration import probabilities
 from dareu_jax.config import with_overrides
@@ -48,15 +49,15 @@ def queries(lengths, width):
 
 
 @pytest.mark.parametrize(
-    ("width", "seen"),
+    ("slices", "seen"),
     [
-        (1, [1, 2, 3, 4, 5, 6, 7]),
+        (7, [1, 2, 3, 4, 5, 6, 7]),
         (3, [3, 3, 3, 6, 6, 6, 7]),
-        (7, [7, 7, 7, 7, 7, 7, 7]),
+        (1, [7, 7, 7, 7, 7, 7, 7]),
     ],
 )
-def test_a_token_gets_the_score_at_the_end_of_its_slice(width, seen):
-    kernel = sliced(counting(), width)
+def test_a_token_gets_the_score_at_the_end_of_its_slice(slices, seen):
+    kernel = sliced(counting(), slices, tokens=7)
     out = np.asarray(kernel.prefix_score(None, None, queries([7, 2], 7)))
     assert out.shape == (2, 7, 3)
     np.testing.assert_array_equal(out[0, :, 0], seen)
@@ -66,7 +67,29 @@ def test_a_token_gets_the_score_at_the_end_of_its_slice(width, seen):
 
 def test_a_kernel_that_scores_prefixes_is_left_alone():
     kernel = dataclasses.replace(counting(), prefix_score=lambda *given: None)
-    assert sliced(kernel, 3) is kernel
+    assert sliced(kernel, 3, None) is kernel
+
+
+def test_slices_may_be_of_each_answer_and_another_row_may_cut_others():
+    """Three slices of 7, 2 and 0 tokens are of 3, 1 and no tokens."""
+    calls = []
+
+    def score(params, index, queries):
+        calls.append(1)
+        return counting().score(params, index, queries)
+
+    kernel = dataclasses.replace(counting(), score=score)
+    own = sliced(sliced(kernel, 7, tokens=7), 3, None)
+    assert own == sliced(kernel, 3, None)  # one program for both
+    asked = queries([7, 2, 0], 7)
+    out = np.asarray(own.prefix_score(None, None, asked))
+    np.testing.assert_array_equal(out[0, :, 0], [3, 3, 3, 6, 6, 6, 7])
+    np.testing.assert_array_equal(out[1, :, 0], [1, 2, 2, 2, 2, 2, 2])
+    assert not out[2].any() and len(calls) == 1  # a loop
+    mask = jnp.asarray(asked.response_mask)
+    kappa = rl.kappa_of(mask, 3, None)
+    found = rl.segment_scores(jnp.asarray(out[..., 0], jnp.float32), mask, kappa)
+    np.testing.assert_array_equal(found, np.where(mask, out[..., 0], 0))
 
 
 def test_calibration_undoes_scale_and_offset_and_is_sure_where_labels_allow():
@@ -85,7 +108,7 @@ def test_calibration_undoes_scale_and_offset_and_is_sure_where_labels_allow():
 
 
 def test_a_calibrated_kernel_scores_probabilities():
-    kernel = calibrated(sliced(counting(), 2))
+    kernel = sliced(calibrated(counting()), 2, tokens=4)
     fitted = fit_calibration(np.asarray([[0.0, 1, 2], [3, 1, 1]]), np.asarray([2, 0]))
     index = (None, fitted)
     whole = kernel.score(None, index, queries([4, 1], 4))

@@ -7,6 +7,7 @@ import pytest
 
 from dareu_jax.rl import (
     chi,
+    kappa_of,
     on_last_token,
     prior_bonus,
     running_mean,
@@ -75,6 +76,26 @@ def test_segment_scores_repeat_the_score_at_the_segment_end():
         [0.33, 0.33, 0.33, 0.55, 0.55, 0.0, 0.0],
     ]
     np.testing.assert_allclose(segment_scores(scores, mask, 3), expected, rtol=1e-6)
+
+
+def test_every_answer_may_have_a_kappa_of_its_own():
+    """Two slices of 7, 1, 5 and 0 tokens: kappa 4, 1, 3, and 1 where nothing is."""
+    mask = mask_of([7, 1, 5, 0], 7)
+    kappa = kappa_of(mask, 2, None)
+    np.testing.assert_array_equal(kappa, [4, 1, 3, 1])
+    scores = f32([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]] * 4)
+    expected = [
+        [0.4, 0.4, 0.4, 0.4, 0.7, 0.7, 0.7],
+        [0.1, 0, 0, 0, 0, 0, 0],
+        [0.3, 0.3, 0.3, 0.5, 0.5, 0, 0],
+        [0] * 7,
+    ]
+    np.testing.assert_allclose(segment_scores(scores, mask, kappa), expected, rtol=1e-6)
+    # of the longest answer that there can be, 9 tokens, it is 5 for all
+    assert kappa_of(mask, 2, 9) == 5
+    longest = segment_scores(scores, mask, 5)
+    np.testing.assert_allclose(longest[0], [0.5] * 5 + [0.7] * 2, rtol=1e-6)
+    np.testing.assert_allclose(longest[2, :5], [0.5] * 5, rtol=1e-6)
 
 
 def test_segment_scores_with_one_token_per_segment_are_the_scores():

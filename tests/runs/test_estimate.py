@@ -32,6 +32,7 @@ PARAMETERS = {  # as their authors count them
 SEVEN = {"preset": "llama2-7b", "path": "not/there", "remat": True}
 
 
+CHIP = read_chips("v5e-4")
 SIZES = {"max_prompt_tokens": 64, "max_response_tokens": 64}
 MERGED = {"corpus": {**SIZES, "forget": ["author_199"], "merge_others": True}}
 """Two owners, known without the corpus."""
@@ -109,6 +110,32 @@ def test_rows_read_in_parts_need_less_and_divide_over_the_devices():
     odd = large(finetune={"batch_size": 64, "microbatch_size": 8})
     with pytest.raises(UserError, match="batch 8 must divide by 16"):
         estimate(odd, read_chips("v5e-16"))
+
+
+def test_a_pass_in_minibatches_needs_less_and_they_divide_over_the_devices():
+    """32 answers in one update, in four, and in four that read retain text too."""
+    ways = ({"minibatches": 1}, {"minibatches": 4})
+    ways = (*ways, {"minibatches": 4, "retain_step": "joint"})
+    plain, parts, joint = (
+        {row.name: row.own for row in estimate(cfg, read_chips("v5e-4")).rows}
+        for cfg in (large(methods=["dareu"], dareu=hp) for hp in ways)
+    )
+    for name in ("PPO update", "distillation"):
+        assert joint[name].kept < 0.3 * plain[name].kept
+        assert joint[name].results == 2 * plain[name].results  # both gradients
+    assert parts["PPO update"].kept == joint["PPO update"].kept
+    assert parts["distillation"] == plain["distillation"]
+    with pytest.raises(UserError, match="batch 8 must divide by 16"):
+        estimate(large(methods=["dareu"], dareu=ways[1]), read_chips("v5e-16"))
+
+
+def test_moments_of_distillation_are_counted():
+    held = [
+        estimate(large(dareu={"retain_step": step}, methods=["dareu"]), CHIP).held
+        for step in ("alternate", "separate")
+    ]
+    moments = held[1]["optimiser"] - held[0]["optimiser"]
+    assert moments == pytest.approx(held[0]["optimiser"], rel=0.01)
 
 
 def test_a_cpu_reads_a_batch_of_a_large_model_in_parts():

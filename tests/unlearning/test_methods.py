@@ -218,8 +218,12 @@ def test_no_copy_of_the_policy_is_kept_that_no_update_reads(cfg, tiny_inputs, ba
         same(kept, tiny_inputs.reference)
 
 
-def test_an_iteration_of_dareu_writes_over_the_state_before(cfg, tiny_inputs, batches):
-    method = METHODS.get("dareu").make(cfg, tiny_inputs)
+@pytest.mark.parametrize("how", ["alternate", "separate", "joint"])
+def test_an_iteration_of_dareu_writes_over_the_state_before(
+    cfg, tiny_inputs, batches, how
+):
+    row = with_overrides(cfg, {"dareu.retain_step": how})
+    method = METHODS.get("dareu").make(row, tiny_inputs)
     before = method.init(tiny_inputs.reference, key=jax.random.key(0))
     state = before
     for step in range(2):
@@ -241,6 +245,10 @@ def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_input
     assert set(state.trainable) == {"decoder", "value_head"}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(state.trainable))
+    row = with_overrides(cfg, {"dareu.retain_step": "separate"})
+    apart = METHODS.get("dareu").make(row, tiny_inputs)
+    own = apart.init(tiny_inputs.reference, key=jax.random.key(0)).opt_state
+    assert len([x for x in jax.tree.leaves(own) if x.ndim]) == 2 * len(moments)
 
 
 def test_dareu_takes_as_many_steps_as_its_data_epochs_need(cfg, tiny_inputs):
@@ -405,6 +413,11 @@ def test_dareu_paper_is_what_the_paper_says():
     assert paper.dareu.old_policy == "per_data_epoch"
     assert (paper.dareu.clip, paper.dareu.value_coef) == (0.2, 0.2)
     assert paper.dareu.lambda_dis == 2.0 and paper.reward.slices == 15
+    assert paper.dareu.reuse_retain and paper.dareu.retain_step == "joint"
+    assert paper.reward.slices_of == "answer"  # k slices of every answer
+    assert (paper.dareu.updates_per_pass, paper.dareu.rows_per_update) == (2, 16)
+    retain = needs_of("dareu_paper", paper)["retain"]
+    assert (retain.batch_size, retain.batches) == (32, 1)
 
 
 def test_the_paper_is_the_paper_whatever_the_configuration_says_of_dareu():
@@ -472,6 +485,7 @@ def test_a_row_sets_its_own_section_and_what_its_method_declares():
         ("dareu", "reward.kernel", "ekfac", r"how the reward index is built"),
         ("dareu", "reward", {"kernel": "ekfac"}, r"reward\.kernel .* index is built"),
         ("dareu", "reward.margin", True, r"how the reward index is built"),
+        ("dareu", "dareu.base_path", "a", r"base_path names the base.*whole run"),
         ("rmu", "rmu.steps", 0, r"rmu\.steps = 0.*greater than or equal to 1"),
         ("rmu", "rmu.stepz", 1, r"unknown key 'rmu\.stepz'.*'rmu\.steps'"),
     ],

@@ -186,6 +186,14 @@ def test_tokens_of_a_slice_share_the_score_at_its_end(phases):
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
+def test_slices_may_be_of_each_answer(phases):
+    """Two slices of four tokens and of two, where the longest answer has four."""
+    out = rewards_of(phases({"shape": "token", "slices": 2, "slices_of": "answer"}))
+    low, high = -0.273983, -1.0
+    expected = [[low, low, high, high], [-1.0, -0.212518, 0, 0]]
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
 def test_attribution_weight_scales_and_zero_leaves_the_prior_alone(phases):
     half = rewards_of(phases({"shape": "token", "attribution_weight": 0.5}))
     np.testing.assert_allclose(half, 0.5 * CHI, atol=2e-6)
@@ -425,7 +433,7 @@ def test_slices_of_a_cut_answer_have_the_scores_of_the_whole(world):
         return jnp.sum(seen, axis=1, keepdims=True).astype(jnp.float32)
 
     kernel = dataclasses.replace(fake_kernel(), score=score, prefix_score=None)
-    kernel = sliced(kernel, 3)
+    kernel = sliced(kernel, 3, 7)
     answers = answers_of([0, 1])._replace(
         response=jnp.arange(14, dtype=jnp.int32).reshape(2, 7),
         response_mask=jnp.arange(7)[None] < jnp.asarray([[5], [2]]),
@@ -610,6 +618,64 @@ def test_steps_that_read_a_row_at_a_time_are_those_of_the_batch(
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
 
 
+def test_a_joint_step_is_on_the_sum_of_both_losses(iteration, trainable, world):
+    on, _, answers, _, experience = iteration({}, trainable["decoder"])
+    on = dataclasses.replace(on, optimiser=make_optimiser(1e-3, 10, clip_norm=1e6))
+    phase, retain = phases_of(on), answers._replace(response_mask=jnp.asarray(MASK))
+    frozen, reference = {"frozen": {}}, {"reference": world.reference}
+    start = {"anchor": on.anchor(trainable["decoder"]), "experience": experience}
+    found = []
+    for run, given in (
+        (phase.update, frozen | start),
+        (phase.distil, frozen | reference | {"retain": retain}),
+        (phase.update, frozen | start | reference | {"retain": retain}),
+    ):
+        state = on.optimiser.init(trainable)
+        _, state, metrics = run(trainable=copied(trainable), opt_state=state, **given)
+        assert int(state.done) == 1
+        found.append((state.mu, metrics))
+    (forget, first), (kept, second), (both, metrics) = found
+    assert metrics.keys() == first.keys() | second.keys()
+    for a, b, c in zip(*map(jax.tree.leaves, (forget, kept, both)), strict=True):
+        np.testing.assert_allclose(c, a + b, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("step", ["alternate", "separate", "joint"])
+def test_where_lambda_dis_acts(scored, params, step):
+    """Every gradient is clipped here to one length, whatever multiplies it."""
+    ends = []
+    for weight in (0.0, 1.0, 3.0):
+        hp = {"retain_step": step, "lambda_dis": weight, "clip_norm": 1e-3}
+        method = method_of(scored, **hp, updates_per_batch=2)
+        state = method.init(params, key=jax.random.key(0))
+        for number in range(2):
+            rows = [answers_of([0, 1, 2, 3])]
+            batch = {"forget": rows, "retain": 2 * rows}
+            state, _ = method.step(state, batch, number, key=jax.random.key(number))
+        ends.append(jax.tree.map(np.array, state.trainable["decoder"]))
+    gap = largest_gap(ends[1], ends[2])
+    assert gap < 1e-5 if step == "alternate" else gap > 1e-3
+    assert largest_gap(ends[0], ends[1]) > 1e-3
+
+
+def largest_gap(a, b):
+    gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
+    return max(jax.tree.leaves(gaps))
+
+
+def test_one_retain_batch_may_serve_all_updates(scored, params):
+    """It is what the same batch, drawn for each update, would do."""
+    rows, ends = [answers_of([0, 1, 2, 3])], []
+    for is_reused in (True, False):
+        hp = {"updates_per_batch": 3, "retain_updates": 2, "reuse_retain": is_reused}
+        method = method_of(scored, **hp)
+        state = method.init(params, key=jax.random.key(0))
+        batch = {"forget": rows, "retain": rows if is_reused else 6 * rows}
+        state, _ = method.step(state, batch, 0, key=jax.random.key(0))
+        ends.append(state)
+    assert equal(*ends)
+
+
 def test_a_pass_reads_every_answer_once_and_in_an_order_of_its_own():
     hp = DareuConfig(batch_size=4, samples_per_prompt=2, minibatch_size=2)
     rows = jnp.arange(8, dtype=jnp.int32)
@@ -617,7 +683,7 @@ def test_a_pass_reads_every_answer_once_and_in_an_order_of_its_own():
     seen = []
     for number in (0, 0, 1):
         parts = minibatches(hp, whole, number, key=jax.random.key(0))
-        assert len(parts) == hp.minibatches == 4
+        assert len(parts) == hp.updates_per_pass == 4
         for part in parts:
             np.testing.assert_array_equal(part.answers, part.anchor[:, 0])
         seen.append(np.concatenate([part.answers for part in parts]).tolist())
