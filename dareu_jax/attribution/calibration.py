@@ -67,6 +67,7 @@ def calibrated(kernel: Kernel) -> Kernel:
         kernel,
         score=score,
         prefix_score=prefix_score if kernel.prefix_score else None,
+        branch_score=None,
         axes=axes,
         adds_up=False,
         is_probability=True,
@@ -130,7 +131,9 @@ def margin(kernel: Kernel, columns: Sequence[int]) -> Kernel:
         found = linear_reward(kernel, weights, params, index, queries=queries)
         return jnp.stack([found, jnp.zeros_like(found)], axis=-1)
 
-    return dataclasses.replace(kernel, score=score, prefix_score=None, fold=None)
+    return dataclasses.replace(
+        kernel, score=score, prefix_score=None, branch_score=None, fold=None
+    )
 
 
 def spread(kernel: Kernel, columns: Sequence[int]) -> Kernel:
@@ -148,4 +151,5 @@ def spread(kernel: Kernel, columns: Sequence[int]) -> Kernel:
         kernel,
         score=over_owners(kernel.score),
         prefix_score=over_owners(kernel.prefix_score),
+        branch_score=None,
     )

@@ -109,6 +109,25 @@ class OfQueries:
 
 
 @dataclasses.dataclass(frozen=True)
+class OfBranches:
+    """``branch_score`` of a kernel, of marked queries and branches."""
+
+    function: Callable[..., jax.Array]
+    mark: Mark
+
+    def __call__(
+        self, params: Any, index: Any, queries: TokenBatch, branches: jax.Array
+    ) -> jax.Array:
+        """Return what the function returns."""
+        flat = branches.reshape(len(branches), -1)
+        asked = queries._replace(
+            response=flat, response_mask=jnp.ones(flat.shape, bool), own=None
+        )
+        said = self.mark(asked).response.reshape(branches.shape)
+        return self.function(params, index, self.mark(queries), said)
+
+
+@dataclasses.dataclass(frozen=True)
 class OfRecords:
     """``update`` of a kernel, of marked records."""
 
@@ -134,6 +153,7 @@ def beyond_prompt(kernel: Kernel, echo: Echo | None) -> Kernel:
         update=OfRecords(kernel.update, mark),
         score=seen(kernel.score),
         prefix_score=kernel.prefix_score and seen(kernel.prefix_score),
+        branch_score=kernel.branch_score and OfBranches(kernel.branch_score, mark),
         fold=kernel.fold and seen(kernel.fold),
     )
 

@@ -62,6 +62,8 @@ class Kernel:
       score: ``(params, index, queries: TokenBatch) -> [B, O]`` float32.
       finalize: ``(params, acc) -> index``.
       prefix_score: ``(params, index, queries) -> [B, T, O]`` float32, or None.
+      branch_score: ``(params, index, queries, branches [B, T, A]) -> [B, T, A, O]``,
+        `branches.branch_scores` in one pass, or None.
       passes: times that `update` sees every record.
       advance: ``(params, acc, number) -> acc``, before pass ``number`` from 1 on.
       axes: ``tree -> tree`` of axis names, for an index and for an accumulator: for
@@ -96,6 +98,7 @@ class Kernel:
     score: Callable[[Any, Index, TokenBatch], Array]
     finalize: Callable[[Any, Accumulator], Index] = as_is
     prefix_score: Callable[[Any, Index, TokenBatch], Array] | None = None
+    branch_score: Callable[[Any, Index, TokenBatch, Array], Array] | None = None
     passes: int = 1
     advance: Callable[[Any, Accumulator, int], Accumulator] = as_is
     axes: Callable[[Any], Any] | None = None

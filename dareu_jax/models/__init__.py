@@ -1,5 +1,6 @@
 """One decoder, its heads, and named shapes."""
 
+from dareu_jax.models.branches import branch_states, can_branch
 from dareu_jax.models.decoder import Decoder, DecoderConfig, with_all_derivatives
 from dareu_jax.models.flops import forward_flops
 from dareu_jax.models.lora import abstract_adapters, init_adapters, join, merge, split

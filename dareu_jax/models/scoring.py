@@ -149,16 +149,16 @@ def response_logps(
 
 
 def over_logits(
-    score: Callable[..., Any], trunks: Sequence[Trunk], tokens: Array, temperature=1.0
+    score: Callable[..., Any], trunks: Sequence[Trunk], tokens: Any, temperature=1.0
 ) -> Any:
     """``score(logits of each trunk, tokens)`` without the logits ``[B, T, V]``.
 
     Of the logits over ``temperature`` at most `LOGITS_AT_ONCE` numbers exist at a time,
     in the backward pass too. ``score`` is from float32 ``[B, t, V]`` per trunk and
-    tokens ``[B, t]`` to a tree of ``[B, t]``.
+    tokens ``[B, t]``, or a tree of ``[B, t, ...]``, to a tree of ``[B, t, ...]``.
     """
 
-    def part(tokens: Array, *hidden: Array) -> Any:
+    def part(tokens: Any, *hidden: Array) -> Any:
         logits = [
             logits_of(trunk.model, trunk.params, states) / temperature
             for trunk, states in zip(trunks, hidden, strict=True)
@@ -166,7 +166,7 @@ def over_logits(
         return score(*logits, tokens)
 
     width = sum(trunk.model.cfg.vocab for trunk in trunks)
-    size = positions_at_once(len(tokens), width)
+    size = positions_at_once(len(trunks[0].hidden), width)
     return over_positions(part, size, tokens, *(trunk.hidden for trunk in trunks))
 
 
@@ -175,12 +175,12 @@ def positions_at_once(rows: int, width: int) -> int:
     return max(1, LOGITS_AT_ONCE // (rows * width))
 
 
-def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """``score [B, T]`` of ``arrays [B, T, ...]``, ``size`` positions at a time.
+def over_positions(score: Callable[..., Any], size: int, *arrays: Any) -> Any:
+    """``score [B, T, ...]`` of trees of ``[B, T, ...]``, ``size`` positions at a time.
 
     The backward pass computes each part again.
     """
-    b, t = arrays[0].shape[:2]
+    b, t = jax.tree.leaves(arrays)[0].shape[:2]
     if size >= t:
         return score(*arrays)
 
@@ -189,7 +189,7 @@ def over_positions(score: Callable[..., Any], size: int, *arrays: Array) -> Any:
         return jnp.moveaxis(x.reshape(b, -1, size, *x.shape[2:]), 1, 0)
 
     def whole(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t]
+        return jnp.moveaxis(x, 0, 1).reshape(b, -1, *x.shape[3:])[:, :t]
 
     scored = jax.checkpoint(lambda part: score(*part))
-    return jax.tree.map(whole, jax.lax.map(scored, tuple(map(parts, arrays))))
+    return jax.tree.map(whole, jax.lax.map(scored, jax.tree.map(parts, arrays)))

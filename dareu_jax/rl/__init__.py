@@ -1,6 +1,13 @@
 """Equations of reward shaping, advantages and losses; nothing else."""
 
 from dareu_jax.rl.advantage import gae, group_advantage, masked_mean, whiten
+from dareu_jax.rl.all_actions import (
+    expected_advantage,
+    expected_policy_loss,
+    gains_of,
+    likeliest,
+    tilted,
+)
 from dareu_jax.rl.losses import (
     clip_fraction,
     cross_entropy,

@@ -21,6 +21,7 @@ from dareu_jax.runs.plan import plan
 from dareu_jax.runs.reward_index import Fitted, kernel_of
 from dareu_jax.training.progress import Progress
 from dareu_jax.unlearning import method_config, needs_of, reads_of
+from dareu_jax.unlearning.setting import pays_for_prior
 
 LARGE_PRIOR = 0.1
 """Share of the policy's parameters above which a prior is as good as retraining."""
@@ -40,6 +41,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
         row = method_config(cfg, name)
         check_forget_batch(one, name, row)
         check_base(name, row)
+        check_actions(name, row)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -155,6 +157,16 @@ def check_base(name: str, cfg: RunConfig) -> None:
         raise UserError(
             f"row {name}: {what} the model before its fine-tuning, an imported one in "
             f"model.path that finetune.epochs tunes; {instead}"
+        )
+
+
+def check_actions(name: str, cfg: RunConfig) -> None:
+    """Raise `UserError` where the reward of a row looks at sampled tokens alone."""
+    is_read = "dareu" in METHODS.get(name).sections
+    if is_read and cfg.options("dareu").likely and pays_for_prior(cfg.reward):
+        raise UserError(
+            f"row {name}: dareu.actions = top_k rewards by attribution alone; set "
+            "reward.prior=none and reward.combine=sum"
         )
 
 

@@ -118,7 +118,7 @@ def make_dareu(cfg: RunConfig, inputs: MethodInputs) -> Method:
         steps=steps,
         init=Start(
             optimiser=on.optimiser.init,
-            head=inputs.model.cfg.embed if hp.advantage == "gae" else 0,
+            head=inputs.model.cfg.embed if hp.has_values else 0,
             keeps_behaviour=keeps,
             is_rebuilt=is_rebuilt,
         ),
@@ -249,6 +249,11 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     experience = phase.advantage(
         rewards=rewards, rollout=rollout, judged=judged, answers=answers
     )
+    if hp.actions == "top_k":
+        actions = phase.expect(
+            **view.now._asdict(), answers=answers, scores=scores, judged=judged
+        )
+        experience = experience._replace(actions=actions)
     anchor, kept = row.on.anchor(behaviour), dict[str, Array]()
     for s in range(hp.updates_per_batch):
         for part in minibatches(hp, experience, s, key=key):

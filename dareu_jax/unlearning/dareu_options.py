@@ -38,6 +38,9 @@ class DareuConfig(Section):
     gae_lambda: float = Field(0.95, ge=0, le=1)  # methods 1.6; 1 = plain returns
     whiten: bool = False  # ours: whitening blows noise up once attribution is gone
     old_policy: Literal["per_data_epoch", "per_batch"] = "per_batch"  # methods 1.6
+    actions: Literal["sampled", "top_k"] = "sampled"  # ours: all likely tokens
+    top_k: int = Field(8, ge=1)  # tokens of a place that are actions
+    top_k_as: Literal["teacher", "gradient"] = "teacher"  # how they are learned from
     prefix_share: float = Field(0.0, ge=0, le=1)  # ours: rows begun with gold text
     samples_per_prompt: int = Field(1, ge=1)  # G of group
     minibatch_size: int | None = Field(None, ge=1)  # answers of an update; none: all
@@ -51,6 +54,21 @@ class DareuConfig(Section):
     def answers(self) -> int:
         """Sampled answers of one batch."""
         return self.batch_size * self.samples_per_prompt
+
+    @property
+    def likely(self) -> int:
+        """Likeliest tokens of a place that are actions; 0: the sampled one alone."""
+        return self.top_k if self.actions == "top_k" else 0
+
+    @property
+    def learn(self) -> str:
+        """What an update learns by, see `objectives.Objective`."""
+        return self.top_k_as if self.actions == "top_k" else "ppo"
+
+    @property
+    def has_values(self) -> bool:
+        """Whether a value head is the baseline of an action."""
+        return self.advantage == "gae" and self.actions == "sampled"
 
     @property
     def minibatches(self) -> int:
@@ -83,6 +101,12 @@ class DareuConfig(Section):
             raise UserError(
                 "dareu.policy_weight = 0 leaves the loss the KL to the anchor alone, "
                 "and dareu.kl_in = reward takes it out; set dareu.kl_in=loss"
+            )
+        if self.actions == "top_k" and (self.kl_in == "reward" or not self.kl_coef):
+            raise UserError(
+                "dareu.actions = top_k learns beside a KL anchor in the loss, and "
+                f"dareu.kl_in = {self.kl_in}, dareu.kl_coef = {self.kl_coef}; set "
+                "dareu.kl_in=loss and a kl_coef above 0"
             )
         if self.advantage == "group" and self.samples_per_prompt < 2:
             raise UserError(

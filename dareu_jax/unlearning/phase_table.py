@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import jax
 
 from dareu_jax import rl
+from dareu_jax.attribution.branches import branch_scores
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Rollout, forward_flops
 from dareu_jax.training.throughput import Work
 from dareu_jax.training.work import learn, read, texts_of, trues
 from dareu_jax.unlearning.measures import measure
+from dareu_jax.unlearning.objectives import Objective
 from dareu_jax.unlearning.phases import (
     advantage,
     attribute,
     distil,
+    expect,
     judge,
     reward,
     rollout,
@@ -81,6 +84,19 @@ def judge_options(on: Setting) -> dict[str, Any]:
         "kl_in": on.hp.kl_in,
         "kl_estimator": on.hp.kl_estimator,
         "logps_of": on.logps_of,
+        "likely": on.hp.likely,
+        "numbers": on.numbers,
+    }
+
+
+def expect_options(on: Setting) -> dict[str, Any]:
+    """Return what of a row attribution of all likely tokens reads."""
+    how = attribute_options(on)
+    return {
+        "branch_score": branch_scores(on.kernel),
+        "columns": how["columns"],
+        "forget_owner": how["forget_owner"],
+        "stop_ids": on.inputs.stop_ids,
         "numbers": on.numbers,
     }
 
@@ -107,15 +123,16 @@ def advantage_options(on: Setting) -> dict[str, Any]:
 
 
 def loss_options(on: Setting) -> dict[str, Any]:
-    """Return what of a row the loss of PPO reads."""
-    return {
-        "model": on.inputs.model,
-        "anchor_models": on.anchor_models,
-        "kl_in": on.hp.kl_in,
-        "kl_direction": on.hp.kl_direction,
-        "value_gradient": on.hp.value_gradient,
-        "numbers": on.numbers,
-    }
+    """Return what of a row the loss of an update reads."""
+    objective = Objective(
+        model=on.inputs.model,
+        anchor_models=on.anchor_models,
+        learn=on.hp.learn,
+        kl_in=on.hp.kl_in,
+        kl_direction=on.hp.kl_direction,
+        value_gradient=on.hp.value_gradient,
+    )
+    return {"objective": objective, "numbers": on.numbers}
 
 
 def update_options(on: Setting) -> dict[str, Any]:
@@ -187,6 +204,7 @@ PHASES = {
     "judge": Phase(judge, judge_options, of_judging),
     "reward": Phase(reward, reward_options, of_reward),
     "advantage": Phase(advantage, advantage_options),
+    "expect": Phase(expect, expect_options, of_attribution),
     "update": Phase(update, update_options, of_update),
     "distil": Phase(distil, distil_options, of_distillation),
     "measure": Phase(measure, measure_options),

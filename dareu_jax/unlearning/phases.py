@@ -10,20 +10,19 @@ import optax
 
 from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
-from dareu_jax.models import (
-    Decoder,
-    Rollout,
-    Trunk,
-    join,
-    over_logits,
-    token_logps,
-    trunk_of,
-)
+from dareu_jax.models import Decoder, Rollout, join, over_logits, token_logps, trunk_of
 from dareu_jax.parallel import Layouts
 from dareu_jax.training.accumulation import accumulated, rows_at_once
 from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
-from dareu_jax.unlearning.setting import Experience, Judged, Numbers, anchors_of
+from dareu_jax.unlearning.objectives import LOSSES, Objective, compare, policy_and_value
+from dareu_jax.unlearning.setting import (
+    Actions,
+    Experience,
+    Judged,
+    Numbers,
+    anchors_of,
+)
 
 Array = jax.Array
 
@@ -76,54 +75,16 @@ def attribute(
     `Kernel`.
     """
     scores = prefix_score(params, index, answers)
-    if not columns:
-        own = forget_owner[answers.index]
-        return jnp.take_along_axis(scores, own[:, None, None], axis=2)[..., 0]
-    return jnp.sum(jnp.take(scores, jnp.asarray(columns, jnp.int32), axis=2), axis=-1)
+    return of_withdrawn(scores, columns, forget_owner[answers.index])
 
 
-def policy_and_value(
-    model: Decoder,
-    value_gradient: str,
-    frozen: dict,
-    trainable: dict,
-    answers: TokenBatch,
-) -> tuple[Trunk, Array]:
-    """Return the policy's trunk and, from the same one, values V(c_t) ``[B, T]``.
-
-    Without a value head they are zeros.
-    """
-    trunk = trunk_of(model, join(frozen, trainable["decoder"]), answers)
-    if "value_head" not in trainable:
-        return trunk, jnp.zeros(answers.response.shape, jnp.float32)
-    hidden = trunk.hidden
-    if value_gradient == "head":
-        hidden = jax.lax.stop_gradient(hidden)
-    values = models.apply_head(1, trainable["value_head"], hidden)[..., 0]
-    return trunk, jnp.where(answers.response_mask, values, 0.0)
-
-
-def compare(
-    policy: Array,
-    *given: Array,
-    share: Array,
-    estimator: str = "full",
-    direction: str = "reverse",
-) -> tuple[Array, Array]:
-    """Return log pi(y_t) and the KL to the anchor ``[B, t]``.
-
-    ``given``: logits ``[B, t, V]`` of the anchor, or of the two whose mixture it is,
-    and then the tokens. The KL is KL(pi || anchor), or KL(anchor || pi) ``forward``.
-    """
-    *anchors, tokens = given
-    logps, anchor = token_logps(policy, tokens), anchors[0]
-    if len(anchors) == 2:
-        anchor = rl.mixed(anchors[0], anchors[1], share)
-    if estimator == "sampled":
-        return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
-    if direction == "forward":
-        return logps, rl.full_kl(anchor, policy)
-    return logps, rl.full_kl(policy, anchor)
+def of_withdrawn(scores: Array, columns: tuple[int, ...], own: Array) -> Array:
+    """Return ``scores [B, ..., O]`` summed over ``columns``; none: of owner ``own``."""
+    if columns:
+        at = jnp.asarray(columns, jnp.int32)
+        return jnp.sum(jnp.take(scores, at, axis=-1), axis=-1)
+    at = own.reshape(-1, *[1] * (scores.ndim - 1))
+    return jnp.take_along_axis(scores, at, axis=-1)[..., 0]
 
 
 @functools.partial(
@@ -135,6 +96,7 @@ def compare(
         "kl_in",
         "kl_estimator",
         "logps_of",
+        "likely",
     ),
 )
 @jax.named_scope("judge")
@@ -146,6 +108,7 @@ def judge(
     kl_in: str,
     kl_estimator: str,
     logps_of: tuple[str, ...],
+    likely: int,
     numbers: Numbers,
     frozen: dict,
     trainable: dict,
@@ -155,7 +118,10 @@ def judge(
     base: Any,
     answers: TokenBatch,
 ) -> Judged:
-    """Return what is read of policy, KL anchor, prior and reference on the answers."""
+    """Return what is read of policy, KL anchor, prior and reference on the answers.
+
+    ``likely``: the policy's likeliest tokens of every place that are read; 0: none.
+    """
     params: dict[str, tuple[Any, Any]] = {
         "prior": (prior_model, prior),
         "reference": (model, reference),
@@ -187,7 +153,47 @@ def judge(
         logps = said(token_logps, [trunks["prior"]])
         logps = jnp.where(answers.response_mask, logps, 0.0)
         found = found._replace(prior_logps=logps)
+    if likely:
+        best = functools.partial(likeliest, count=likely)
+        top = said(best, [policy], temperature=numbers.temperature)
+        found = found._replace(likely=top)
     return found
+
+
+def likeliest(logits: Array, tokens: Array, count: int) -> tuple[Array, Array]:
+    """Return the likeliest tokens ``[B, t, A]`` of every place and their log-probs."""
+    del tokens  # the sampled ones
+    return rl.likeliest(logits, count)
+
+
+@functools.partial(jax.jit, static_argnames=("branch_score", "columns", "stop_ids"))
+@jax.named_scope("expect")
+def expect(
+    *,
+    branch_score: Callable[..., Array],
+    columns: tuple[int, ...],
+    stop_ids: tuple[int, ...],
+    numbers: Numbers,
+    forget_owner: Array,
+    params: dict,
+    index: Any,
+    answers: TokenBatch,
+    scores: Array,
+    judged: Judged,
+) -> Actions:
+    """Return the likeliest tokens of every place with the reward of each.
+
+    ``scores [B, T]`` are DA of the answers' own prefixes.
+    """
+    assert judged.likely is not None
+    tokens, logps = judged.likely
+    each = branch_score(params, index, answers, tokens)
+    own = of_withdrawn(each, columns, forget_owner[answers.index])
+    penalty, before = (rl.chi(x, numbers.c_seg, numbers.eps) for x in (own, scores))
+    is_end = jnp.isin(tokens, jnp.asarray(stop_ids, jnp.int32))
+    gains, rest = rl.gains_of(penalty, before, is_end, logps)
+    weight = numbers.attribution_weight
+    return Actions(tokens, logps, weight * gains, weight * rest)
 
 
 @functools.partial(
@@ -264,72 +270,15 @@ def advantage(
     )
 
 
-def ppo_loss(
-    *,
-    model: Decoder,
-    anchor_models: tuple[Decoder, ...],
-    kl_in: str,
-    kl_direction: str,
-    value_gradient: str,
-    numbers: Numbers,
-    frozen: dict,
-    trainable: dict,
-    anchor: Any,
-    experience: Experience,
-) -> tuple[Array, dict[str, Array]]:
-    """Return w (-J + c_V L_V) (+ c_KL KL to the anchor, where that is in the loss)."""
-    given, clip, answers = experience, numbers.clip, experience.answers
-    mask = answers.response_mask
-    policy, values = policy_and_value(model, value_gradient, frozen, trainable, answers)
-    said = functools.partial(
-        over_logits, tokens=answers.response, temperature=numbers.temperature
-    )
-    metrics = {}
-    if kl_in == "loss":
-        assert given.anchor is not None
-        each = zip(anchor_models, anchor, given.anchor, strict=True)
-        held = [Trunk(*one) for one in each]
-        score = functools.partial(
-            compare, share=numbers.kl_share, direction=kl_direction
-        )
-        logps, kl = said(score, [policy, *held])
-        metrics["kl_anchor"] = rl.masked_mean(kl, mask)
-    else:
-        logps = said(token_logps, [policy])
-    loss = rl.policy_loss(logps, given.old_logps, given.advantages, mask, clip)
-    clipped = rl.clip_fraction(logps, given.old_logps, mask, clip)
-    metrics |= {"policy_loss": loss, "clip_fraction": clipped}
-    if "value_head" in trainable:
-        old, returns = given.old_values, given.returns
-        metrics["value_loss"] = rl.value_loss(values, old, returns, mask, clip)
-        loss += numbers.value_coef * metrics["value_loss"]
-    loss *= numbers.policy_weight
-    if kl_in == "loss":
-        loss += numbers.kl_coef * metrics["kl_anchor"]
-    return loss, metrics
-
-
 @functools.partial(
     jax.jit,
-    static_argnames=(
-        "model",
-        "anchor_models",
-        "kl_in",
-        "kl_direction",
-        "value_gradient",
-        "optimiser",
-        "microbatch_size",
-    ),
+    static_argnames=("objective", "optimiser", "microbatch_size"),
     donate_argnames=("trainable", "opt_state"),
 )
 @jax.named_scope("update")
 def update(
     *,
-    model: Decoder,
-    anchor_models: tuple[Decoder, ...],
-    kl_in: str,
-    kl_direction: str,
-    value_gradient: str,
+    objective: Objective,
     optimiser: optax.GradientTransformation,
     microbatch_size: int | None,
     numbers: Numbers,
@@ -339,15 +288,11 @@ def update(
     anchor: Any,
     experience: Experience,
 ) -> tuple[dict, optax.OptState, dict[str, Array]]:
-    """Return what one clipped PPO step makes of parameters and optimiser state."""
+    """Return what one step on the objective makes of parameters and optimiser state."""
 
     def loss_fn(trainable: dict, rows: Experience) -> tuple[Array, dict[str, Array]]:
-        return ppo_loss(
-            model=model,
-            anchor_models=anchor_models,
-            kl_in=kl_in,
-            kl_direction=kl_direction,
-            value_gradient=value_gradient,
+        return LOSSES[objective.learn](
+            objective=objective,
             numbers=numbers,
             frozen=frozen,
             trainable=trainable,
@@ -359,7 +304,7 @@ def update(
         loss_fn,
         trainable,
         experience,
-        size=rows_at_once(microbatch_size, model.cfg, experience.answers),
+        size=rows_at_once(microbatch_size, objective.model.cfg, experience.answers),
         weight=lambda rows: response_tokens(rows.answers),
     )
     return *updated(optimiser, trainable, opt_state, grads), metrics

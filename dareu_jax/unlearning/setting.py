@@ -144,6 +144,8 @@ class Judged(NamedTuple):
         is in the reward.
       anchor: ``[B, T, D]`` hidden states of each of the KL anchor's models, where it is
         in the loss.
+      likely: the policy's likeliest tokens ``[B, T, A]`` and their log-probs, where all
+        of them are actions.
     """
 
     values: Array
@@ -152,10 +154,25 @@ class Judged(NamedTuple):
     prior_logps: Array | None = None
     kl: Array | None = None
     anchor: tuple[Array, ...] | None = None
+    likely: tuple[Array, Array] | None = None
+
+
+class Actions(NamedTuple):
+    """All likely tokens of every place of the sampled answers.
+
+    Attributes:
+      tokens: ``[B, T, A]`` int32; logps: of the policy that sampled, float32.
+      gains: ``[B, T, A]``, the reward of each; rest: ``[B, T]``, of any other token.
+    """
+
+    tokens: Array
+    logps: Array
+    gains: Array
+    rest: Array
 
 
 class Experience(NamedTuple):
-    """One sampled batch ready for updates; every array ``[B, T]`` but ``anchor``."""
+    """One sampled batch ready for updates; arrays ``[B, T]`` but the last two."""
 
     answers: TokenBatch
     old_logps: Array
@@ -163,3 +180,4 @@ class Experience(NamedTuple):
     advantages: Array
     returns: Array
     anchor: tuple[Array, ...] | None
+    actions: Actions | None = None

@@ -29,8 +29,8 @@ from dareu_jax.training.optimiser import make_optimiser
 from dareu_jax.unlearning import MethodInputs, Prior, RewardIndex
 from dareu_jax.unlearning.dareu_options import DareuConfig
 from dareu_jax.unlearning.measures import repeats_itself
+from dareu_jax.unlearning.objectives import ppo_loss
 from dareu_jax.unlearning.phase_table import loss_options, phases_of
-from dareu_jax.unlearning.phases import ppo_loss
 from dareu_jax.unlearning.rows import answered, cut, minibatches, repeat_rows
 from dareu_jax.unlearning.setting import Experience, Judged, Setting, response_widths
 

@@ -216,6 +216,29 @@ class OwnerProbabilities:
         return jax.nn.softmax(logits, axis=-1)[..., : self.owners]
 
 
+@dataclasses.dataclass(frozen=True)
+class BranchProbabilities:
+    """p(i | y_<t v) as `Kernel.branch_score`, by one pass over text and branches.
+
+    Attributes: as those of `OwnerProbabilities`.
+    """
+
+    backbone: Decoder
+    classes: int
+    owners: int
+
+    def __call__(
+        self, params: Any, index: Any, queries: TokenBatch, branches: Array
+    ) -> Array:
+        """Return probabilities ``[B, T, A, O]`` float32."""
+        text, mask = queries.response, queries.response_mask
+        hidden = models.branch_states(
+            self.backbone, index["decoder"], text, mask, branches
+        )
+        logits = models.apply_head(self.classes, index["owner_head"], hidden)
+        return jax.nn.softmax(logits, axis=-1)[..., : self.owners]
+
+
 def classifier_loss(
     model: Decoder,
     classes: int,
@@ -241,12 +264,14 @@ def make_classifier(setup: Setup) -> Kernel:
         return {"owner_head": models.init_head(classes, backbone.cfg.embed, key=key)}
 
     how = backbone, classes, setup.classifier.train_on
+    branching = BranchProbabilities(backbone, classes, setup.owners)
     return trained(
         setup,
         name="classifier",
         heads=heads,
         loss_of=LossWith(classifier_loss, how),
         prefix_score=OwnerProbabilities(backbone, classes, setup.owners),
+        branch_score=branching if models.can_branch(backbone) else None,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from promises import is_gram
 
 from dareu_jax.attribution import Kernel, OwnerBatch, build_index
+from dareu_jax.attribution.branches import branch_scores
 from dareu_jax.attribution.calibration import linear_reward
 from dareu_jax.attribution.echo import Echo, beyond_prompt
 from dareu_jax.attribution.index import init_on, shapes_of
@@ -390,3 +391,25 @@ def test_controls_know_no_owner(made, world):
     assert abs(found) < 0.07  # four standard errors of random scores
     assert (found == 0.0) == (np.ptp(scores) == 0.0)
     assert lds(np.eye(OWNERS)[truth], masks, outcomes).mean() > 0.8
+
+
+def test_a_branch_is_scored_as_the_text_that_it_makes(made, world):
+    if made.kernel.prefix_score is None:
+        pytest.skip("a response is scored as a whole")
+    rng, several = np.random.default_rng(0), 2
+    queries = jax.tree.map(lambda x: x[:4], world.queries)
+    rows, t = queries.response.shape
+    branches = rng.integers(1, VOCAB, (rows, t, several)).astype(np.int32)
+    branches[:, 1, 0] = queries.prompt[:, -1]  # a word of the prompt
+    kernel = beyond_prompt(made.kernel, ECHO)
+    found = jax.jit(branch_scores(kernel))(made.params, made.index, queries, branches)
+    assert found.shape == (rows, t, several, OWNERS)
+    shortest = int(queries.response_mask.sum(axis=1).min())
+    for place in (0, 1, shortest - 1):
+        for way in range(several):
+            said = queries.response.copy()
+            said[:, place] = branches[:, place, way]
+            seen = np.broadcast_to(np.arange(t) <= place, said.shape)
+            text = queries._replace(response=said, response_mask=seen)
+            alone = kernel.score(made.params, made.index, text)
+            assert_near(found[:, place, way], alone)
