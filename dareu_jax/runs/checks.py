@@ -37,7 +37,6 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
     for records in (one.split.forget, one.split.retain, one.split.test):
         one.tokens(records)
     check_models(one)
-    warn_of_prior(cfg, one.decoder("prior").cfg, one.model.cfg)
     check_reward(one)
     for name in cfg.methods:
         row = method_config(cfg, name)
@@ -58,6 +57,7 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
             f"{second.owner or 'nobody'!r} are identical; both are kept, and "
             "forgetting one owner leaves the other's copy"
         )
+    warn_of_prior(cfg, one.decoder("prior").cfg, one.model.cfg)
     return one.corpus
 
 

@@ -134,13 +134,12 @@ def estimate(cfg: RunConfig, chips: Chips) -> Estimate:
     todo = {stage.name: True for stage in stages}
     with tempfile.TemporaryDirectory() as trial:
         shapes = Shapes(cfg, chips.devices, Inputs(cfg, cfg.seeds[0], Path(trial)))
-        sides = shapes.sides
-        warn_of_prior(cfg, sides["prior"].cfg, sides["model"].cfg)
         sizes = Sizes(cfg, shapes, is_cpu=chips.name == "cpu")
         for stage in stages:
             for row in sizes.steps[stage.kind](stage):
                 rows.setdefault(row, []).append(stage.row)
             sizes.results = needed_after(stage, stages, todo, sizes.results)
+    warn_of_prior(cfg, shapes.sides["prior"].cfg, shapes.sides["model"].cfg)
     every = [row._replace(stages=tuple(names)) for row, names in rows.items()]
     return Estimate(chips, sizes.unlearning, every)
 

@@ -131,19 +131,18 @@ def held_by(
 
 
 def teach(
-    policy: Array, *given: Any, share: Array, kl_coef: Array
+    policy: Array, *given: Any, share: Array, kl_coef: Array, weight: Array
 ) -> tuple[Array, Array]:
     """Return the KL from teacher to policy ``[B, t]``, and from policy to anchor.
 
-    The teacher is the anchor tilted by the rewards of all actions, p(v) exp(gain(v) /
+    The teacher is the anchor tilted by the rewards of all actions, p(v) exp(w gain(v) /
     c_KL): what PPO with that anchor and these rewards aims at. ``given``: logits of the
     anchor's models, then `Actions`.
     """
     *anchors, actions = given
     anchor = one_anchor(anchors, share)
-    teacher = rl.tilted(
-        anchor, actions.tokens, actions.gains / kl_coef, actions.rest / kl_coef
-    )
+    gains, rest = (weight * x / kl_coef for x in (actions.gains, actions.rest))
+    teacher = rl.tilted(anchor, actions.tokens, gains, rest)
     return rl.full_kl(teacher, policy), rl.full_kl(policy, anchor)
 
 
@@ -168,7 +167,7 @@ def all_actions_loss(
     anchor: Any,
     experience: Experience,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return KL(teacher || pi), or the expected policy loss + c_KL KL to the anchor."""
+    """Return KL(teacher || pi), or w x expected policy loss + c_KL KL to the anchor."""
     answers, actions = experience.answers, experience.actions
     assert actions is not None
     mask = answers.response_mask
@@ -179,7 +178,9 @@ def all_actions_loss(
     )
     share = numbers.kl_share
     if objective.learn == "teacher":
-        how = functools.partial(teach, share=share, kl_coef=numbers.kl_coef)
+        how = functools.partial(
+            teach, share=share, kl_coef=numbers.kl_coef, weight=numbers.policy_weight
+        )
         taught, held = (rl.masked_mean(x, mask) for x in said(how, trunks))
         return taught, {"policy_loss": taught, "kl_anchor": held}
     how = functools.partial(of_all, share=share, direction=objective.kl_direction)
@@ -187,7 +188,7 @@ def all_actions_loss(
     advantages = rl.expected_advantage(actions.gains, actions.rest, actions.logps)
     loss = rl.expected_policy_loss(logps, actions.logps, advantages, mask, numbers.clip)
     held = rl.masked_mean(kl, mask)
-    total = loss + numbers.kl_coef * held
+    total = numbers.policy_weight * loss + numbers.kl_coef * held
     return total, {"policy_loss": loss, "kl_anchor": held}
 
 

@@ -192,7 +192,7 @@ def expect(
     penalty, before = (rl.chi(x, numbers.c_seg, numbers.eps) for x in (own, scores))
     is_end = jnp.isin(tokens, jnp.asarray(stop_ids, jnp.int32))
     gains, rest = rl.gains_of(penalty, before, is_end, logps)
-    weight = numbers.attribution_weight * numbers.policy_weight
+    weight = numbers.attribution_weight
     return Actions(tokens, logps, weight * gains, weight * rest)
 
 

@@ -136,14 +136,15 @@ def test_every_token_is_rewarded_for_the_text_that_it_makes(world):
 
 @pytest.mark.parametrize("form", ["teacher", "gradient"])
 def test_the_policy_goes_to_the_tilted_anchor(world, form):
-    on, phase = set_up(world, top_k_as=form, kl_coef=0.5, clip=0.9)
+    weights = {"kl_coef": 1.0, "policy_weight": 2.0}
+    on, phase = set_up(world, top_k_as=form, clip=0.9, **weights)
     policy = world.reference
     trainable, zeros = {"decoder": jax.tree.map(jnp.copy, policy)}, jnp.zeros((B, T))
     opt_state = on.optimiser.init(trainable)
     actions, judged = acted_on(world, phase)
     tilt = np.zeros((B, T, VOCAB))
     gains, tokens = (np.asarray(x) for x in (actions.gains, actions.tokens))
-    np.put_along_axis(tilt, tokens, gains / 0.5, axis=-1)
+    np.put_along_axis(tilt, tokens, 2.0 * gains, axis=-1)
     before = probabilities(world, policy)
     wanted = before * np.exp(tilt)
     wanted /= wanted.sum(-1, keepdims=True)
