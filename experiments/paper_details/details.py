@@ -73,6 +73,7 @@ def main():
     cfg = load_config(QUICKSTART, [*asked, *overrides])
     progress = Progress(Console())
     rows = KNOWN | added
+    rows = {name: rows[name] for name in ("original", "retrained", *cfg.methods)}
     table = numbers(pipeline.run(cfg, args.out, progress).results, rows)
     args.table.write_text(json.dumps(table, indent=1) + "\n")
     head = ["row", "differs from dareu_paper in", *METRICS, "stopped seeds"]
