@@ -62,12 +62,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def along_batch(x: jax.Array) -> jax.Array:
-    """Keep ``x [B, ...]`` split along B on a mesh, so that parameters are gathered."""
+def along_batch(x: jax.Array, or_whole: bool = False) -> jax.Array:
+    """Keep ``x [B, ...]`` split along B on a mesh, so that parameters are gathered.
+
+    Where that cannot be, it stays as it is, or every device has all (``or_whole``).
+    """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     devices = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
-    if devices == 1 or x.shape[0] % devices:
+    if devices == 1:
         return x
+    if x.shape[0] % devices:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec()) if or_whole else x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 

@@ -1,5 +1,6 @@
 """Find what is wrong with a run before anything is trained."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dareu_jax.models import (
     parameters,
 )
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import check_divisible, is_first
+from dareu_jax.parallel import BATCH_AXES, check_divisible, is_first
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import base_of
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
@@ -43,7 +44,8 @@ def check(cfg: RunConfig, trial: Path, progress: Progress) -> data.Corpus:
         check_forget_batch(one, name, row)
         check_base(name, row)
         check_actions(name, row)
-        check_minibatches(one, name, row)
+        if METHODS.get(name).make is make_dareu:
+            tell_minibatches(one, name, row, progress)
     for size in batch_sizes(cfg):
         check_divisible(size, one.mesh)
         one.layouts.check(size)
@@ -185,19 +187,18 @@ def check_forget_batch(one: Inputs, name: str, cfg: RunConfig) -> None:
         )
 
 
-def check_minibatches(one: Inputs, name: str, cfg: RunConfig) -> None:
-    """Raise `UserError` when the devices cannot share the rows of an update."""
-    if METHODS.get(name).make is not make_dareu:
-        return
+def tell_minibatches(
+    one: Inputs, name: str, cfg: RunConfig, progress: Progress
+) -> None:
+    """Say where the devices cannot share the rows of an update, and each reads all."""
     hp = cfg.options("dareu")
-    for size in (hp.rows_per_update, hp.retain_rows_per_update):
-        try:
-            check_divisible(size, one.mesh)
-        except UserError as error:
-            raise UserError(
-                f"row {name}: {error}; these are the rows of one of "
-                f"{hp.updates_per_pass} updates of a pass: lower dareu.minibatches"
-            ) from None
+    devices = math.prod(one.mesh.shape[axis] for axis in BATCH_AXES)
+    if hp.rows_per_update % devices and not hp.answers % devices:
+        progress.say(
+            f"note: row {name}: {devices} devices cannot share the "
+            f"{hp.rows_per_update} answers of an update, so each reads all of them; "
+            "with a lower dareu.minibatches, or a larger batch, they can"
+        )
 
 
 def batch_sizes(cfg: RunConfig) -> list[int]:
@@ -206,6 +207,8 @@ def batch_sizes(cfg: RunConfig) -> list[int]:
     parts = (cfg.finetune, cfg.classifier, cfg.prior, judge)
     rows = {name: method_config(cfg, name) for name in cfg.methods}
     needs = [need for name in rows for need in needs_of(name, rows[name]).values()]
+    minibatches = [row.options("dareu").minibatch_size for row in rows.values()]
     every = [(part.batch_size, part.microbatch_size) for part in parts]
     every += [(need.batch_size, need.at_once) for need in needs]
-    return [size for size in sum(every, (cfg.evaluation.batch_size,)) if size]
+    sizes = [cfg.evaluation.batch_size, *minibatches]
+    return [size for size in sum(every, tuple(sizes)) if size]

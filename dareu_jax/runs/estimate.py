@@ -316,12 +316,21 @@ class Sizes:
         rows, part = hp.rows_per_update, hp.microbatch_size
         part = self.at_once(part and math.gcd(part, rows), one, rows, t)
         own = one.train(rows, asked, t, 2 * trunks, trunks, part)
-        yield "PPO update", part or rows, dataclasses.replace(own, results=both)
+        whole = hp.minibatch_size or size  # parts by number need not be shared
+        yield (
+            "PPO update",
+            hp.microbatch_size or whole,
+            dataclasses.replace(own, results=both),
+        )
         answer = at.response if hp.distil_on == "gold" else t
         rows, part = hp.retain_rows_per_update, hp.microbatch_size
         part = self.at_once(part and math.gcd(part, rows), one, rows, answer)
         own = one.train(rows, p, answer, 5, 2, part)
-        yield "distillation", part or rows, dataclasses.replace(own, results=both)
+        yield (
+            "distillation",
+            hp.microbatch_size or kept,
+            dataclasses.replace(own, results=both),
+        )
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:

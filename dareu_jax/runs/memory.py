@@ -127,8 +127,9 @@ class OnDevice:
         return dataclasses.replace(cfg, heads=heads, kv_heads=kv, ffn=ffn)
 
     def rows(self, batch: int) -> int:
-        """Rows of a batch on one device."""
-        return -(-batch // math.prod(self.mesh.shape[axis] for axis in BATCH_AXES))
+        """Rows of a batch on one device: all where the devices cannot share them."""
+        devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return batch if batch % devices else batch // devices
 
     def kept(self, batch: int, length: int, dropout: bool = False) -> int:
         """Bytes of every layer that the forward pass keeps for the backward one."""

@@ -90,8 +90,14 @@ def minibatches(
 
 @functools.partial(jax.jit, static_argnames="count")
 def shuffled(batch: Any, count: int, *, key: Array) -> tuple[Any, ...]:
-    """Return ``count`` equal parts of a batch, with the rows in an order by the key."""
+    """Return ``count`` equal parts of a batch, with the rows in an order by the key.
+
+    Rows that the devices cannot share are on each of them.
+    """
     order = jax.random.permutation(key, len(jax.tree.leaves(batch)[0]))
     mixed = jax.tree.map(lambda x: along_batch(jnp.take(x, order, axis=0)), batch)
     parts = parts_of(mixed, count)
-    return tuple(jax.tree.map(lambda x, n=n: x[n], parts) for n in range(count))
+    return tuple(
+        jax.tree.map(lambda x, n=n: along_batch(x[n], or_whole=True), parts)
+        for n in range(count)
+    )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rows import ROWS
 
 from dareu_jax.config import load_config
+from dareu_jax.registry import METHODS, load_plugin
 from dareu_jax.runs import pipeline
 from dareu_jax.training.progress import Progress
 
@@ -31,19 +31,14 @@ METRICS = {
     "tokens ≈": "forget_length",
     "looping ↓": "forget_repeated",
 }
-ABOUT = {
-    "original": "",
-    "retrained": "",
-    "dareu_paper": "as the paper has it",
-    **{name: about for name, (about, _) in ROWS.items()},
-}
+KNOWN = {"original": "", "retrained": "", "dareu_paper": "as the paper has it"}
 
 
-def numbers(results):
+def numbers(results, rows):
     """The metrics of every row as lists over seeds, and why a row stopped early."""
     seeds = results["seeds"]
     table = {}
-    for row in ABOUT:
+    for row in rows:
         each = [
             one["models"][row] | {f"tow_{k}": v for k, v in one["tow"][row].items()}
             for one in seeds.values()
@@ -54,9 +49,9 @@ def numbers(results):
     return table
 
 
-def line(row, found):
+def line(row, about, found):
     """One row of the table in Markdown, mean ± standard deviation over seeds."""
-    cells = [row, ABOUT[row]]
+    cells = [row, about]
     for name in METRICS.values():
         mean, spread = np.mean(found[name]), np.std(found[name], ddof=0)
         many = len(found[name]) > 1
@@ -71,16 +66,20 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table", type=Path, default=HERE / "results.json")
     args, overrides = parser.parse_known_args()
+    load_plugin(str(HERE / "rows.py"))
+    added = {name: say for name, say in METHODS.items() if name.startswith("paper_")}
     asked = [f"plugins=[{HERE / 'rows.py'}]", f"seeds={args.seeds}"]
-    asked.append(f"methods=[dareu_paper,{','.join(ROWS)}]")
+    asked.append(f"methods=[dareu_paper,{','.join(added)}]")
     cfg = load_config(QUICKSTART, [*asked, *overrides])
     progress = Progress(Console())
-    table = numbers(pipeline.run(cfg, args.out, progress).results)
+    rows = KNOWN | added
+    rows = {name: rows[name] for name in ("original", "retrained", *cfg.methods)}
+    table = numbers(pipeline.run(cfg, args.out, progress).results, rows)
     args.table.write_text(json.dumps(table, indent=1) + "\n")
     head = ["row", "differs from dareu_paper in", *METRICS, "stopped seeds"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row, found in table.items():
-        print(line(row, found))
+        print(line(row, rows[row], found))
 
 
 if __name__ == "__main__":

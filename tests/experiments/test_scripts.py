@@ -53,6 +53,22 @@ def test_the_grid_judges_every_step_count(config, tmp_path, monkeypatch):
     assert report["npo"]["best_tow"] in report["npo"]["rows"]
 
 
+def test_details_of_the_paper_have_a_row_each(config, tmp_path, monkeypatch, capsys):
+    details = script("paper_details/details.py")
+    monkeypatch.setattr(details, "QUICKSTART", config)
+    table = tmp_path / "table.json"
+    rows = ["dareu_paper", "paper_separate"]
+    words = ["details.py", f"methods=[{','.join(rows)}]", "dareu.data_epochs=1"]
+    words += ["--out", tmp_path / "out", "--table", table, "--seeds", 0]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    details.main()
+    found = json.loads(table.read_text())
+    assert list(found) == ["original", "retrained", *rows]
+    assert all(len(found[row]["tow_rouge"]) == 1 for row in rows)
+    said = capsys.readouterr().out
+    assert "| paper_separate | retain steps of their own, with moments" in said
+
+
 def test_rewards_are_compared_from_one_original(config, tmp_path, monkeypatch):
     compare = script("kernel_rewards/compare.py")
     rewards = {"classifier": {}, "bm25": {"reward.kernel": "bm25"}}

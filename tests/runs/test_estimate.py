@@ -125,8 +125,10 @@ def test_a_pass_in_minibatches_needs_less_and_they_divide_over_the_devices():
         assert joint[name].results == 2 * plain[name].results  # both gradients
     assert parts["PPO update"].kept == joint["PPO update"].kept
     assert parts["distillation"] == plain["distillation"]
-    with pytest.raises(UserError, match="batch 8 must divide by 16"):
-        estimate(large(methods=["dareu"], dareu=ways[1]), read_chips("v5e-16"))
+    # 16 devices cannot share 8 answers: each has them all, as many as 4 of 32
+    many = estimate(large(methods=["dareu"], dareu=ways[1]), read_chips("v5e-16"))
+    (own,) = (row.own for row in many.rows if row.name == "PPO update")
+    assert own.kept == plain["PPO update"].kept
 
 
 def test_moments_of_distillation_are_counted():

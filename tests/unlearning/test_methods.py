@@ -11,7 +11,9 @@ from dareu_jax.config import build_config, with_overrides
 from dareu_jax.data import take
 from dareu_jax.errors import UserError
 from dareu_jax.models import Decoder, generate, init_adapters, join, split
+from dareu_jax.parallel import abstract_on, make_mesh
 from dareu_jax.registry import METHODS
+from dareu_jax.storage.checkpoints import Checkpoints
 from dareu_jax.unlearning import method_config, needs_of, reads_of, setting
 from dareu_jax.unlearning.grad_diff import grad_diff_loss
 from dareu_jax.unlearning.npo import npo_loss
@@ -237,6 +239,23 @@ def test_an_iteration_of_dareu_writes_over_the_state_before(
     kept = jax.tree.leaves(tiny_inputs.reference)
     assert len(places) == len(held)
     assert not places & {leaf.unsafe_buffer_pointer() for leaf in kept}
+
+
+def test_two_optimisers_resume_to_the_bit(cfg, tiny_inputs, batches, tmp_path):
+    row = with_overrides(cfg, {"dareu.retain_step": "separate"})
+    method = METHODS.get("dareu").make(row, tiny_inputs)
+    state = method.init(tiny_inputs.reference, key=jax.random.key(0))
+    state, _ = method.step(state, batches("dareu", 0), 0, key=jax.random.key(0))
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    target = abstract_on(jax.eval_shape(lambda: state), mesh)
+    with Checkpoints(tmp_path / "saved") as saved:
+        saved.save(1, state, {})
+        _, again, *_ = saved.latest(target)
+    ends = [
+        method.step(x, batches("dareu", 1), 1, key=jax.random.key(1))[0]
+        for x in (state, again)
+    ]
+    same(*map(copies, ends))
 
 
 def test_the_optimiser_holds_moments_of_the_trainable_tree_alone(cfg, tiny_inputs):
