@@ -30,6 +30,16 @@ def word_numbers(tokenizer: Tokenizer, size: int) -> np.ndarray:
     return numbers
 
 
+def writes_a_word(tokenizer: Tokenizer, size: int) -> np.ndarray:
+    """Return ``[size]`` bool: tokens that write letters alone, and are not special."""
+    special = set(tokenizer.hf.all_special_ids)
+    usable = np.zeros(size, bool)
+    for token in range(min(size, len(tokenizer.hf))):
+        word = word_of(tokenizer.hf.decode([token]))
+        usable[token] = word.isalpha() and token not in special
+    return usable
+
+
 def word_of(text: str) -> str:
     """Return the word that a token writes, bare; '' for none."""
     word = text.strip().casefold()

@@ -16,6 +16,7 @@ from dareu_jax.rl.losses import (
     policy_loss,
     sampled_kl,
     value_loss,
+    with_names,
 )
 from dareu_jax.rl.reward import (
     chi,

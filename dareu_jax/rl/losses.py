@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from dareu_jax.rl.advantage import Number, masked_mean
 
 Array = jax.Array
+NEVER = -1e9
+"""The log-prob of a token that is left out of a sum."""
 
 
 def policy_loss(
@@ -80,6 +82,23 @@ def mixed(logits: Array, others: Array, share: Number) -> Array:
     first = jnp.log1p(-share) + jax.nn.log_softmax(logits, axis=-1)
     second = jnp.log(share) + jax.nn.log_softmax(others, axis=-1)
     return jnp.logaddexp(first, second)
+
+
+def with_names(logits: Array, others: Array, is_name: Array) -> Array:
+    """log p(v) of names, log (1 - p(names)) q(v | no name) of the rest, ``[B, T, V]``.
+
+    p and q are the softmax of ``logits`` and of ``others``, ``[B, T, V]``; ``is_name``
+    is ``[B, V]`` bool.
+    """
+    chex.assert_rank([logits, others, is_name], [3, 3, 2])
+    chex.assert_type([logits, others, is_name], [float, float, bool])
+    is_name = is_name[:, None]
+    first, second = (jax.nn.log_softmax(x, axis=-1) for x in (logits, others))
+    kept = jnp.where(is_name, NEVER, first)
+    left = jax.nn.logsumexp(kept, axis=-1, keepdims=True)
+    rest = jnp.where(is_name, NEVER, second)
+    rest = rest - jax.nn.logsumexp(rest, axis=-1, keepdims=True)
+    return jnp.where(is_name, first, left + rest)
 
 
 def cross_entropy(logps: Array, mask: Array) -> Array:

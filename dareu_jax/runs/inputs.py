@@ -18,10 +18,12 @@ from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.data import read_tokenizer
 from dareu_jax.data.batches import encode
 from dareu_jax.data.widths import MOST, MULTIPLE, rounded_up
+from dareu_jax.data.words import word_numbers, writes_a_word
 from dareu_jax.errors import UserError
 from dareu_jax.models.context import warn_beyond
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
 from dareu_jax.storage.files import user_cache
+from dareu_jax.unlearning.renamed import Names, names_of
 
 Array = jax.Array
 
@@ -206,6 +208,17 @@ class Inputs:
     def echo(self) -> Echo | None:
         """What kernels are not shown of a response: words of its prompt."""
         return echo_of(self.cfg.attribution, self.tokenizer, self.model.cfg.vocab)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        """Words that prompts of the owners that withdraw have, and no others."""
+        size = self.model.cfg.vocab
+        return names_of(
+            self.tokens(self.split.forget),
+            self.tokens(self.split.retain),
+            word_numbers(self.tokenizer, size),
+            writes_a_word(self.tokenizer, size),
+        )
 
     def decoder(self, name: str) -> models.Decoder:
         """The decoder of a part of the run, ``model`` or one of `parts_of`."""

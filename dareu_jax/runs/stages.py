@@ -343,6 +343,7 @@ def method_inputs(
         response_tokens=inputs.lengths[1],
         stop_ids=inputs.tokenizer.stop_ids,
         gold_length=inputs.gold_length,
+        names=put_whole(inputs.names, inputs.mesh),
         layouts=inputs.layouts,
         watch=session.watch,
         stages=stages,

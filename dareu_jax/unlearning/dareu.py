@@ -30,6 +30,7 @@ from dareu_jax.unlearning.optimisers import (
 )
 from dareu_jax.unlearning.phase_table import phases_of
 from dareu_jax.unlearning.refresh import View, drift, remember_last, viewer
+from dareu_jax.unlearning.renamed import renamed
 from dareu_jax.unlearning.reward_stages import reward_stage
 from dareu_jax.unlearning.rows import answered, begun, cut, minibatches, repeat_rows
 from dareu_jax.unlearning.setting import Experience, Setting, anchors_of, pays_for_prior
@@ -260,6 +261,9 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
     rollout = row.sample(behaviour, prompts, key=key)
     answers = answered(prompts, rollout)
     view = row.view(step, attributed, behaviour)
+    stranger = None
+    if "renamed" in row.on.anchors:
+        stranger = renamed(inputs.names, answers, key=key_of(key_of(key, 0), 1))
     scores = phase.attribute(**view.now._asdict(), answers=answers)
     judged = phase.judge(
         frozen=frozen,
@@ -269,6 +273,7 @@ def iterate(row: Row, state: DareuState, batch: Batches, step: int, *, key: Arra
         prior=prior and prior.params,
         base=base and base.params,
         answers=answers,
+        renamed=stranger,
     )
     rewards = phase.reward(scores=scores, judged=judged, mask=answers.response_mask)
     experience = phase.advantage(

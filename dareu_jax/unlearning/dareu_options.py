@@ -25,7 +25,9 @@ class DareuConfig(Section):
     retain_step: Literal["alternate", "separate", "joint"] = "alternate"  # ours
     lambda_dis: float = Field(2.0, ge=0)  # methods 1.5 (ablation)
     kl_coef: float = Field(0.3, ge=0)  # ours; methods 1.5: 0.1
-    kl_anchor: Literal["reference", "behaviour", "prior", "base", "mixture"] = "prior"
+    kl_anchor: Literal[
+        "reference", "behaviour", "prior", "base", "mixture", "renamed"
+    ] = "prior"
     base_path: str | None = None  # of the base; none: model.path, where it is tuned
     kl_share: float = Field(0.5, ge=0, le=1)  # of the base, in mixture
     kl_direction: Literal["reverse", "forward"] = "reverse"  # KL(anchor || policy)
@@ -137,6 +139,11 @@ class DareuConfig(Section):
             raise UserError(
                 "dareu.kl_direction = forward is a sum over the vocabulary, and "
                 "dareu.kl_in = reward looks at sampled tokens; set dareu.kl_in=loss"
+            )
+        if self.kl_anchor == "renamed" and self.kl_in == "reward":
+            raise UserError(
+                "dareu.kl_anchor = renamed is read over the vocabulary, and dareu."
+                "kl_in = reward looks at sampled tokens; set dareu.kl_in=loss"
             )
         if self.actions == "top_k" and (self.kl_in == "reward" or not self.kl_coef):
             raise UserError(

@@ -13,6 +13,7 @@ from dareu_jax.models import Decoder
 from dareu_jax.parallel import Layouts
 from dareu_jax.registry import METHODS
 from dareu_jax.training.throughput import Stopwatch
+from dareu_jax.unlearning.renamed import Names
 
 Array = jax.Array
 Batches = dict[str, list[TokenBatch]]
@@ -71,6 +72,7 @@ class MethodInputs:
       retain_records: how many records stay.
       frozen: the part of the reference that is not trained, ``{}`` when all is: the
         model's parameters are ``join(frozen, trainable)``.
+      names: words of the owners' own in the forget prompts, see `Names`.
       layouts: where parameters are in an update and in a rollout.
       watch: times the phases of a step, when it is told to.
     """
@@ -85,6 +87,7 @@ class MethodInputs:
     stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     retain_records: int = 1
     frozen: Any = dataclasses.field(default_factory=dict)
+    names: Names | None = None
     layouts: Layouts = dataclasses.field(default_factory=Layouts)
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 

@@ -1,7 +1,7 @@
 """What an update minimises: PPO on sampled tokens, or all likely tokens at once."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from dareu_jax import models, rl
 from dareu_jax.data.batches import TokenBatch
 from dareu_jax.models import Decoder, Trunk, join, over_logits, token_logps, trunk_of
+from dareu_jax.unlearning.renamed import Names, named_by
 from dareu_jax.unlearning.setting import Experience, Numbers
 
 Array = jax.Array
+AnchorOf = Callable[[Sequence[Array]], Array]
+"""From logits ``[B, t, V]`` of the KL anchor's models to those of the anchor."""
 
 
 class Objective(NamedTuple):
@@ -27,6 +30,7 @@ class Objective(NamedTuple):
     model: Decoder
     anchor_models: tuple[Decoder, ...]
     learn: str
+    kl_anchor: str
     kl_in: str
     kl_direction: str
     value_gradient: str
@@ -56,7 +60,7 @@ def policy_and_value(
 def compare(
     policy: Array,
     *given: Array,
-    share: Array,
+    anchor_of: AnchorOf,
     estimator: str = "full",
     direction: str = "reverse",
 ) -> tuple[Array, Array]:
@@ -66,7 +70,7 @@ def compare(
     and then the tokens. The KL is KL(pi || anchor), or KL(anchor || pi) ``forward``.
     """
     *anchors, tokens = given
-    logps, anchor = token_logps(policy, tokens), one_anchor(anchors, share)
+    logps, anchor = token_logps(policy, tokens), anchor_of(anchors)
     if estimator == "sampled":
         return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
     if direction == "forward":
@@ -74,8 +78,16 @@ def compare(
     return logps, rl.full_kl(policy, anchor)
 
 
-def one_anchor(anchors: Sequence[Array], share: Array) -> Array:
-    """Return logits ``[B, t, V]`` of the anchor, those of a mixture where it is two."""
+def one_anchor(
+    anchors: Sequence[Array], *, share: Array, is_name: Array | None = None
+) -> Array:
+    """Return logits ``[B, t, V]`` of the anchor, which may be made of two.
+
+    They are a mixture, or, with names ``[B, V]``, the names of the first and the rest
+    of the second.
+    """
+    if is_name is not None:
+        return rl.with_names(anchors[0], anchors[1], is_name)
     if len(anchors) == 2:
         return rl.mixed(anchors[0], anchors[1], share)
     return anchors[0]
@@ -85,6 +97,7 @@ def ppo_loss(
     *,
     objective: Objective,
     numbers: Numbers,
+    names: Names | None,
     frozen: dict,
     trainable: dict,
     anchor: Any,
@@ -102,7 +115,9 @@ def ppo_loss(
     metrics = {}
     if objective.kl_in == "loss":
         score = functools.partial(
-            compare, share=numbers.kl_share, direction=objective.kl_direction
+            compare,
+            anchor_of=anchor_with(objective, numbers, names, answers),
+            direction=objective.kl_direction,
         )
         logps, kl = said(score, [policy, *held_by(objective, anchor, given)])
         metrics["kl_anchor"] = rl.masked_mean(kl, mask)
@@ -130,8 +145,19 @@ def held_by(
     return [Trunk(*one) for one in each]
 
 
+def anchor_with(
+    objective: Objective, numbers: Numbers, names: Names | None, answers: TokenBatch
+) -> AnchorOf:
+    """Return `one_anchor` as a row has it, with the names that its prompts have."""
+    is_name = None
+    if objective.kl_anchor == "renamed":
+        assert names is not None
+        is_name = named_by(names, answers)
+    return functools.partial(one_anchor, share=numbers.kl_share, is_name=is_name)
+
+
 def teach(
-    policy: Array, *given: Any, share: Array, kl_coef: Array, weight: Array
+    policy: Array, *given: Any, anchor_of: AnchorOf, kl_coef: Array, weight: Array
 ) -> tuple[Array, Array]:
     """Return the KL from teacher to policy ``[B, t]``, and from policy to anchor.
 
@@ -140,18 +166,18 @@ def teach(
     anchor's models, then `Actions`.
     """
     *anchors, actions = given
-    anchor = one_anchor(anchors, share)
+    anchor = anchor_of(anchors)
     gains, rest = (weight * x / kl_coef for x in (actions.gains, actions.rest))
     teacher = rl.tilted(anchor, actions.tokens, gains, rest)
     return rl.full_kl(teacher, policy), rl.full_kl(policy, anchor)
 
 
 def of_all(
-    policy: Array, *given: Any, share: Array, direction: str
+    policy: Array, *given: Any, anchor_of: AnchorOf, direction: str
 ) -> tuple[Array, Array]:
     """Return log-probs of all actions ``[B, t, A]``, and the KL to the anchor."""
     *anchors, actions = given
-    anchor = one_anchor(anchors, share)
+    anchor = anchor_of(anchors)
     pair = (anchor, policy) if direction == "forward" else (policy, anchor)
     logps = jax.nn.log_softmax(policy, axis=-1)
     own = jnp.take_along_axis(logps, actions.tokens, axis=-1)
@@ -162,6 +188,7 @@ def all_actions_loss(
     *,
     objective: Objective,
     numbers: Numbers,
+    names: Names | None,
     frozen: dict,
     trainable: dict,
     anchor: Any,
@@ -176,14 +203,18 @@ def all_actions_loss(
     said = functools.partial(
         over_logits, tokens=actions, temperature=numbers.temperature
     )
-    share = numbers.kl_share
+    anchor_of = anchor_with(objective, numbers, names, answers)
     if objective.learn == "teacher":
         how = functools.partial(
-            teach, share=share, kl_coef=numbers.kl_coef, weight=numbers.policy_weight
+            teach,
+            anchor_of=anchor_of,
+            kl_coef=numbers.kl_coef,
+            weight=numbers.policy_weight,
         )
         taught, held = (rl.masked_mean(x, mask) for x in said(how, trunks))
         return taught, {"policy_loss": taught, "kl_anchor": held}
-    how = functools.partial(of_all, share=share, direction=objective.kl_direction)
+    direction = objective.kl_direction
+    how = functools.partial(of_all, anchor_of=anchor_of, direction=direction)
     logps, kl = said(how, trunks)
     advantages = rl.expected_advantage(actions.gains, actions.rest, actions.logps)
     loss = rl.expected_policy_loss(logps, actions.logps, advantages, mask, numbers.clip)

@@ -128,11 +128,12 @@ def loss_options(on: Setting) -> dict[str, Any]:
         model=on.inputs.model,
         anchor_models=on.anchor_models,
         learn=on.hp.learn,
+        kl_anchor=on.hp.kl_anchor,
         kl_in=on.hp.kl_in,
         kl_direction=on.hp.kl_direction,
         value_gradient=on.hp.value_gradient,
     )
-    return {"objective": objective, "numbers": on.numbers}
+    return {"objective": objective, "numbers": on.numbers, "names": on.inputs.names}
 
 
 def update_options(on: Setting) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from dareu_jax.parallel import Layouts
 from dareu_jax.training.accumulation import accumulated, after, rows_at_once
 from dareu_jax.training.finetune import response_tokens
 from dareu_jax.training.optimiser import updated
-from dareu_jax.unlearning.objectives import LOSSES, Objective, compare, policy_and_value
+from dareu_jax.unlearning.objectives import (
+    LOSSES,
+    Objective,
+    compare,
+    one_anchor,
+    policy_and_value,
+)
+from dareu_jax.unlearning.renamed import Names
 from dareu_jax.unlearning.setting import (
     Actions,
     Experience,
@@ -117,20 +124,23 @@ def judge(
     prior: Any,
     base: Any,
     answers: TokenBatch,
+    renamed: TokenBatch | None = None,
 ) -> Judged:
     """Return what is read of policy, KL anchor, prior and reference on the answers.
 
     ``likely``: the policy's likeliest tokens of every place that are read; 0: none.
+    ``renamed`` are the answers under another name, where the anchor reads them.
     """
     params: dict[str, tuple[Any, Any]] = {
         "prior": (prior_model, prior),
         "reference": (model, reference),
         "behaviour": (model, join(frozen, behaviour)),
         "base": (model, base),
+        "renamed": (model, reference),
     }
     names = anchors_of(kl_anchor)
     trunks = {
-        name: trunk_of(*params[name], answers)
+        name: trunk_of(*params[name], renamed if name == "renamed" else answers)
         for name in dict.fromkeys((*names, *logps_of))
     }
     policy, values = policy_and_value(model, "trunk", frozen, trainable, answers)
@@ -140,8 +150,8 @@ def judge(
     if kl_in == "loss":
         found = found._replace(anchor=tuple(trunk.hidden for trunk in anchors))
     else:
-        share = numbers.kl_share
-        score = functools.partial(compare, estimator=kl_estimator, share=share)
+        anchor_of = functools.partial(one_anchor, share=numbers.kl_share)
+        score = functools.partial(compare, estimator=kl_estimator, anchor_of=anchor_of)
         logps, kl = said(score, [policy, *anchors], temperature=numbers.temperature)
         found = found._replace(logps=logps, kl=kl)
     if "reference" in logps_of:
@@ -285,6 +295,7 @@ def update(
     optimiser: optax.GradientTransformation,
     microbatch_size: int | None,
     numbers: Numbers,
+    names: Names | None,
     frozen: dict,
     trainable: dict,
     opt_state: optax.OptState,
@@ -302,6 +313,7 @@ def update(
         return LOSSES[objective.learn](
             objective=objective,
             numbers=numbers,
+            names=names,
             frozen=frozen,
             trainable=trainable,
             anchor=anchor,

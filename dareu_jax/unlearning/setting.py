@@ -111,6 +111,7 @@ class Setting:
         params = {
             "behaviour": join(self.inputs.frozen, behaviour),
             "reference": self.inputs.reference,
+            "renamed": self.inputs.reference,
             "prior": self.prior and self.prior.params,
             "base": self.base and self.base.params,
         }
@@ -125,8 +126,9 @@ class Setting:
 
 
 def anchors_of(kl_anchor: str) -> tuple[str, ...]:
-    """Return the models that an anchor is made of: ``mixture`` is of two."""
-    return ("reference", "base") if kl_anchor == "mixture" else (kl_anchor,)
+    """Return the models that an anchor is made of; ``renamed``: under another name."""
+    of_two = {"mixture": ("reference", "base"), "renamed": ("reference", "renamed")}
+    return of_two.get(kl_anchor, (kl_anchor,))
 
 
 def pays_for_prior(reward: RewardConfig) -> bool:
