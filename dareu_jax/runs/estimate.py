@@ -316,21 +316,15 @@ class Sizes:
         rows, part = hp.rows_per_update, hp.microbatch_size
         part = self.at_once(part and math.gcd(part, rows), one, rows, t)
         own = one.train(rows, asked, t, 2 * trunks, trunks, part)
-        whole = hp.minibatch_size or size  # parts by number need not be shared
-        yield (
-            "PPO update",
-            hp.microbatch_size or whole,
-            dataclasses.replace(own, results=both),
-        )
+        # what the devices must share: parts by number need not be
+        shared = hp.microbatch_size or hp.minibatch_size or size
+        yield "PPO update", shared, dataclasses.replace(own, results=both)
         answer = at.response if hp.distil_on == "gold" else t
         rows, part = hp.retain_rows_per_update, hp.microbatch_size
         part = self.at_once(part and math.gcd(part, rows), one, rows, answer)
         own = one.train(rows, p, answer, 5, 2, part)
-        yield (
-            "distillation",
-            hp.microbatch_size or kept,
-            dataclasses.replace(own, results=both),
-        )
+        shared = hp.microbatch_size or kept
+        yield "distillation", shared, dataclasses.replace(own, results=both)
         if hp.distil_on == "reference":
             yield "retain rollout", kept, at.rollout(kept, p, t)
         if cfg.reward.refresh_every:
