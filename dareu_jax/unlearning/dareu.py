@@ -66,8 +66,9 @@ def uses_base(cfg: RunConfig) -> bool:
 def judges_logits(cfg: RunConfig) -> bool:
     """Return whether the judge reads log-probs, and not hidden states alone."""
     is_guarded = cfg.guards.kl_budget is not None
-    is_paid = cfg.options("dareu").kl_in == "reward" or pays_for_prior(cfg.reward)
-    return is_guarded or is_paid
+    hp: DareuConfig = cfg.options("dareu")
+    is_paid = hp.kl_in == "reward" or pays_for_prior(cfg.reward)
+    return is_guarded or is_paid or hp.likely > 0
 
 
 def stages_of(cfg: RunConfig) -> set[str]:
