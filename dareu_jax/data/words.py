@@ -1,6 +1,7 @@
 """Which tokens write the same word: behind a space, in capitals, in the plural."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,6 +9,12 @@ from dareu_jax.data.tokenizer import Tokenizer
 
 PLURAL = 4
 """Letters of the shortest word whose last s is taken for a plural."""
+SPACES = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")
+"""What vocabularies write in the place of a space."""
+END = (False, True)
+"""The end of a text, as a piece of it."""
+Spelling = tuple[int, ...]
+"""The tokens of a word."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a token decodes to that holds a part of a letter's bytes."""
 
@@ -30,14 +37,46 @@ def word_numbers(tokenizer: Tokenizer, size: int) -> np.ndarray:
     return numbers
 
 
-def writes_a_word(tokenizer: Tokenizer, size: int) -> np.ndarray:
-    """Return ``[size]`` bool: tokens that write letters alone, and are not special."""
-    special = set(tokenizer.hf.all_special_ids)
-    usable = np.zeros(size, bool)
+def name_like(tokenizer: Tokenizer, size: int) -> np.ndarray:
+    """Return ``[size]`` int32: 2 where a token could be a name, 1: any word, 0: none.
+
+    A name stands behind a space and begins with a capital letter.
+    """
+    special, found = set(tokenizer.hf.all_special_ids), np.zeros(size, np.int32)
     for token in range(min(size, len(tokenizer.hf))):
-        word = word_of(tokenizer.hf.decode([token]))
-        usable[token] = word.isalpha() and token not in special
-    return usable
+        bare = tokenizer.hf.decode([token]).strip()
+        if bare.isalpha() and token not in special:
+            begins = _piece(tokenizer, token)[1]
+            found[token] = 2 if begins and bare.istitle() else 1
+    return found
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, Spelling]]:
+    """Return the words of a text, bare as `word_of` has them, and the tokens of each.
+
+    Tokens belong together up to a space or a sign.
+    """
+    found: list[tuple[str, Spelling]] = []
+    current: list[int] = []
+    pieces = [_piece(tokenizer, int(token)) for token in ids]
+    for token, (is_letters, begins) in zip([*ids, -1], [*pieces, END], strict=True):
+        if current and begins:
+            word = word_of(tokenizer.hf.decode(current))
+            found.append((word, tuple(current)))
+            current = []
+        if is_letters:
+            current.append(int(token))
+    return [(word, tokens) for word, tokens in found if word]
+
+
+@functools.lru_cache(maxsize=2**18)
+def _piece(tokenizer: Tokenizer, token: int) -> tuple[bool, bool]:
+    """Return whether a token writes letters or digits, and whether a word ends here."""
+    text, raw = tokenizer.hf.decode([token]), tokenizer.hf.convert_ids_to_tokens(token)
+    bare = text.strip().replace(BROKEN, "")
+    is_letters = bare.isalnum() or (not bare and BROKEN in text)
+    is_apart = text[:1].isspace() or str(raw).startswith(SPACES)
+    return is_letters, is_apart or not is_letters
 
 
 def word_of(text: str) -> str:

@@ -18,7 +18,7 @@ from dareu_jax.config import LoraConfig, ModelConfig, RunConfig
 from dareu_jax.data import read_tokenizer
 from dareu_jax.data.batches import encode
 from dareu_jax.data.widths import MOST, MULTIPLE, rounded_up
-from dareu_jax.data.words import word_numbers, writes_a_word
+from dareu_jax.data.words import name_like, spelled, word_numbers
 from dareu_jax.errors import UserError
 from dareu_jax.models.context import warn_beyond
 from dareu_jax.models.hf.imported import Imported, check_vocabulary, open_imported
@@ -211,14 +211,26 @@ class Inputs:
 
     @functools.cached_property
     def names(self) -> Names:
-        """Words that prompts of the owners that withdraw have, and no others."""
+        """Words that prompts of the owners that withdraw have, and no other record."""
         size = self.model.cfg.vocab
-        return names_of(
-            self.tokens(self.split.forget),
-            self.tokens(self.split.retain),
-            word_numbers(self.tokenizer, size),
-            writes_a_word(self.tokenizer, size),
+        forget, retain = (
+            self.tokens(x) for x in (self.split.forget, self.split.retain)
         )
+        asked = [forget.prompt[n][mask] for n, mask in enumerate(forget.prompt_mask)]
+        kept = {word for ids in texts_of(retain) for word, _ in self.spelled(ids)}
+        uses = np.bincount(np.concatenate([*texts_of(forget), *texts_of(retain)]))
+        uses = np.pad(uses, (0, max(size - len(uses), 0)))
+        words = [pair for ids in asked for pair in self.spelled(ids)]
+        return names_of(
+            [tokens for word, tokens in words if word not in kept],
+            word_numbers(self.tokenizer, size),
+            name_like(self.tokenizer, size),
+            uses,
+        )
+
+    def spelled(self, ids: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the words of a text with the tokens of each."""
+        return spelled(self.tokenizer, ids.tolist())
 
     def decoder(self, name: str) -> models.Decoder:
         """The decoder of a part of the run, ``model`` or one of `parts_of`."""
@@ -361,6 +373,15 @@ class Inputs:
         )
         labels = data.owner_labels(records, self.corpus.owners)
         return data.BatchStream(tokens, batch_size, seed, labels, widths)
+
+
+def texts_of(tokens: data.TokenBatch) -> list[np.ndarray]:
+    """Return the tokens of every prompt, and of every response."""
+    pairs = (
+        (tokens.prompt, tokens.prompt_mask),
+        (tokens.response, tokens.response_mask),
+    )
+    return [row[mask] for x, masks in pairs for row, mask in zip(x, masks, strict=True)]
 
 
 def other_token(
