@@ -34,6 +34,7 @@ from dareu_jax.training.progress import Progress
 from dareu_jax.training.throughput import Stopwatch
 from dareu_jax.training.tracking import Tracker
 from dareu_jax.training.work import training_work
+from dareu_jax.unlearning.setting import anchors_of
 
 Results = Mapping[str, Any]
 """Name of a stage -> its result: parameters, ``(kernel, index)``, or the prior."""
@@ -317,6 +318,12 @@ def prepare(
     return method, state, watched(step_fn, f"method {row!r}")
 
 
+def is_renamed(row: str, cfg: RunConfig) -> bool:
+    """Return whether a row's anchor is asked about a stranger."""
+    is_dareu = "dareu" in METHODS.get(row).sections
+    return is_dareu and "renamed" in anchors_of(cfg.options("dareu").kl_anchor)
+
+
 def method_inputs(
     session: Session, row: str, cfg: RunConfig, results: Results
 ) -> unlearning.MethodInputs:
@@ -343,7 +350,7 @@ def method_inputs(
         response_tokens=inputs.lengths[1],
         stop_ids=inputs.tokenizer.stop_ids,
         gold_length=inputs.gold_length,
-        names=put_whole(inputs.names, inputs.mesh),
+        names=put_whole(inputs.names, inputs.mesh) if is_renamed(row, cfg) else None,
         layouts=inputs.layouts,
         watch=session.watch,
         stages=stages,
