@@ -14,12 +14,17 @@ PAPER: dict[str, Any] = {
     "reward.attribution_weight": 1.0,
     "reward.owner_score": "own",
     "reward.keep_echo": True,
+    "dareu.actions": "sampled",
+    "dareu.prefix_share": 0.0,
+    "dareu.policy_weight": 1.0,
     "dareu.kl_anchor": "behaviour",
+    "dareu.kl_direction": "reverse",
     "dareu.kl_in": "reward",
     "dareu.kl_estimator": "sampled",
     "dareu.kl_coef": 0.1,
     "dareu.temperature": 0.8,
     "dareu.samples_per_prompt": 1,
+    "dareu.advantage": "gae",
     "dareu.gae_lambda": 1.0,
     "dareu.whiten": True,
     "dareu.old_policy": "per_data_epoch",
@@ -68,7 +73,11 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "dareu_grpo",
         "dareu with GRPO's group advantage: no value head, four answers to a prompt",
-        {"dareu.advantage": "group", "dareu.samples_per_prompt": 4},
+        {
+            "dareu.actions": "sampled",
+            "dareu.advantage": "group",
+            "dareu.samples_per_prompt": 4,
+        },
     ),
 )
 for _name, _about, _preset in VARIANTS:

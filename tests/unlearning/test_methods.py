@@ -442,7 +442,16 @@ def test_dareu_paper_is_what_the_paper_says():
 def test_the_paper_is_the_paper_whatever_the_configuration_says_of_dareu():
     tuned = {
         "reward": {"shape": "token", "prior": "sequence", "combine": "product"},
-        "dareu": {"kl_anchor": "prior", "kl_in": "loss", "kl_estimator": "full"},
+        "dareu": {
+            "actions": "top_k",
+            "advantage": "group",
+            "kl_anchor": "mixture",
+            "kl_direction": "forward",
+            "kl_estimator": "full",
+            "policy_weight": 0.5,
+            "prefix_share": 0.5,
+            "samples_per_prompt": 4,
+        },
     }
     paper = method_config(build_config(tuned), "dareu_paper")
     for key, value in METHODS.get("dareu_paper").preset.items():
