@@ -73,10 +73,18 @@ def run_of(folders, *overrides):
 def test_the_base_of_a_fine_tuned_original_is_read_from_its_own_folder(
     folders, tmp_path
 ):
-    cfg, said = run_of(folders), io.StringIO()
+    stranger = {
+        "dareu.actions": "top_k",
+        "dareu.kl_anchor": "renamed",
+        "dareu.prefix_share": 0.5,
+    }
+    rows = "methods=[dareu, prior_only]", f"overrides={{prior_only: {stranger}}}"
+    cfg, said = run_of(folders, *rows), io.StringIO()
     progress = Progress(Console(file=said, width=400))
     results = pipeline.run(cfg, tmp_path / "run", progress)[0]
-    assert set(results["models"]) == {"original", "base", "dareu"}
+    models = results["models"]
+    assert set(models) == {"original", "base", "dareu", "prior_only"}
+    assert models["prior_only"] != models["dareu"]
     assert "those of base (" in said.getvalue()  # what validity compares with
     with Tracker(tmp_path) as tracker:
         inputs = Inputs(cfg, 0, tmp_path)
