@@ -75,9 +75,11 @@ def check_validity(inputs: Inputs, progress: Progress) -> None:
     progress.say(f"seed {inputs.seed} reward: {sentence(found)}")
     if found.auc >= VALID:
         return
+    keeps_echo = inputs.cfg.attribution.echo == "keep"
+    remedy = "set attribution.echo=hide" if keeps_echo else "take another kernel"
     trouble = (
         f"reward.kernel = {inputs.cfg.reward.kernel} also names those who never saw "
-        f"the owner: {sentence(found)}; take another kernel or attribution.echo=hide"
+        f"the owner: {sentence(found)}; {remedy}"
     )
     if what == "refuse":
         raise UserError(f"{trouble}, or set reward.validity=warn")
