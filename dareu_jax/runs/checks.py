@@ -159,7 +159,7 @@ def check_base(name: str, cfg: RunConfig) -> None:
         if "dareu" in METHODS.get(name).sections:
             anchor = cfg.options("dareu").kl_anchor
             what = f"dareu.kl_anchor = {anchor} needs"
-            instead = "take prior or reference"
+            instead = "take prior, reference or renamed"
         raise UserError(
             f"row {name}: {what} the model before its fine-tuning: an imported one in "
             f"model.path that finetune.epochs tunes, or dareu.base_path; {instead}"
