@@ -1,7 +1,8 @@
 """Which tokens write the same word: behind a space, in capitals, in the plural."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +12,22 @@ PLURAL = 4
 """Letters of the shortest word whose last s is taken for a plural."""
 SPACES = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")
 """What vocabularies write in the place of a space."""
-END = (False, True)
-"""The end of a text, as a piece of it."""
 Spelling = tuple[int, ...]
 """The tokens of a word."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a token decodes to that holds a part of a letter's bytes."""
+
+
+class Piece(NamedTuple):
+    """What a token writes; whether that is letters or digits, and begins a new word."""
+
+    text: str
+    is_letters: bool
+    begins: bool
+
+
+END = Piece("", is_letters=False, begins=True)
+"""The end of a text."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -30,7 +41,7 @@ def word_numbers(tokenizer: Tokenizer, size: int) -> np.ndarray:
     first: dict[str, int] = {}
     known = min(size, len(tokenizer.hf))
     for token in range(known):
-        word = word_of(tokenizer.hf.decode([token]))
+        word = word_of(_piece(tokenizer, token).text)
         if word:
             numbers[token] = first.setdefault(word, token)
     numbers.setflags(write=False)  # those who ask again share it
@@ -44,39 +55,40 @@ def name_like(tokenizer: Tokenizer, size: int) -> np.ndarray:
     """
     special, found = set(tokenizer.hf.all_special_ids), np.zeros(size, np.int32)
     for token in range(min(size, len(tokenizer.hf))):
-        bare = tokenizer.hf.decode([token]).strip()
+        piece = _piece(tokenizer, token)
+        bare = piece.text.strip()
         if bare.isalpha() and token not in special:
-            begins = _piece(tokenizer, token)[1]
-            found[token] = 2 if begins and bare.istitle() else 1
+            found[token] = 2 if piece.begins and bare.istitle() else 1
     return found
 
 
-def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, Spelling]]:
+def spelled(tokenizer: Tokenizer, ids: Iterable[int]) -> list[tuple[str, Spelling]]:
     """Return the words of a text, bare as `word_of` has them, and the tokens of each.
 
     Tokens belong together up to a space or a sign.
     """
     found: list[tuple[str, Spelling]] = []
     current: list[int] = []
-    pieces = [_piece(tokenizer, int(token)) for token in ids]
-    for token, (is_letters, begins) in zip([*ids, -1], [*pieces, END], strict=True):
-        if current and begins:
+    ids = [int(token) for token in ids]
+    pieces = [_piece(tokenizer, token) for token in ids]
+    for token, piece in zip([*ids, -1], [*pieces, END], strict=True):
+        if current and piece.begins:
             word = word_of(tokenizer.hf.decode(current))
             found.append((word, tuple(current)))
             current = []
-        if is_letters:
-            current.append(int(token))
+        if piece.is_letters:
+            current.append(token)
     return [(word, tokens) for word, tokens in found if word]
 
 
 @functools.lru_cache(maxsize=2**18)
-def _piece(tokenizer: Tokenizer, token: int) -> tuple[bool, bool]:
-    """Return whether a token writes letters or digits, and whether a word ends here."""
+def _piece(tokenizer: Tokenizer, token: int) -> Piece:
+    """Return what a token writes; it is decoded once."""
     text, raw = tokenizer.hf.decode([token]), tokenizer.hf.convert_ids_to_tokens(token)
     bare = text.strip().replace(BROKEN, "")
     is_letters = bare.isalnum() or (not bare and BROKEN in text)
     is_apart = text[:1].isspace() or str(raw).startswith(SPACES)
-    return is_letters, is_apart or not is_letters
+    return Piece(text, is_letters, is_apart or not is_letters)
 
 
 def word_of(text: str) -> str:

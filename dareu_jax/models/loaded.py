@@ -1,7 +1,6 @@
 """A model on its devices, with its tokenizer."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.hf.imported import open_imported
 from dareu_jax.models.sampler import Sampling
 from dareu_jax.models.scoring import response_logps
-from dareu_jax.parallel import BATCH_AXES, Layouts, make_mesh, put_batch
+from dareu_jax.parallel import Layouts, batch_devices, make_mesh, put_batch
 from dareu_jax.storage.fingerprint import params_fingerprint
 
 MULTIPLE = 32
@@ -90,8 +89,7 @@ class LoadedModel(NamedTuple):
 
     def rows(self, batch_size: int) -> int:
         """Return the batch size, rounded up to a multiple of the devices."""
-        devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        return rounded_up(batch_size, devices)
+        return rounded_up(batch_size, batch_devices(self.mesh))
 
     @property
     def layouts(self) -> Layouts:

@@ -1,7 +1,6 @@
 """Jitted prefill and decoding with a key-value cache."""
 
 import functools
-import math
 from typing import NamedTuple, cast
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from dareu_jax.models.decoder import Decoder, KVCache
 from dareu_jax.models.next_token import best_token, drawn_token, truncated
 from dareu_jax.models.scoring import logits_of, positions_of
-from dareu_jax.parallel import BATCH_AXES
+from dareu_jax.parallel import batch_devices
 
 Array = jax.Array
 SMALL = 8
@@ -130,8 +129,7 @@ def half_of(rows: int) -> int:
     None of a small batch, and none where devices have rows of their own, which would
     have to move.
     """
-    mesh = dict(jax.sharding.get_abstract_mesh().shape)
-    parts = math.prod(mesh.get(axis, 1) for axis in BATCH_AXES)
+    parts = batch_devices(jax.sharding.get_abstract_mesh())
     return rows // 2 if parts == 1 and rows >= SMALL else 0
 
 

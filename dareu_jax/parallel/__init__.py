@@ -6,6 +6,7 @@ from dareu_jax.parallel.mesh import (
     BATCH_AXES,
     abstract_mesh,
     along_batch,
+    batch_devices,
     batch_sharding,
     check_divisible,
     key_of,

@@ -48,12 +48,17 @@ def _fill(sizes: tuple[int, ...], there: int) -> tuple[int, ...]:
     return tuple(there // given if size == -1 else size for size in sizes)
 
 
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
+    """Return how many devices share the rows of a batch; 1 without a mesh."""
+    sizes = dict(mesh.shape)
+    return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+
+
 def check_divisible(batch: int, mesh: Mesh | AbstractMesh) -> None:
     """Raise `UserError` when a global batch cannot be split over data and fsdp."""
-    sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
-    devices = math.prod(sizes.values())
+    devices = batch_devices(mesh)
     if batch % devices:
-        factors = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        factors = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
         raise UserError(f"batch {batch} must divide by {devices} devices ({factors})")
 
 
@@ -67,8 +72,7 @@ def along_batch(x: jax.Array, or_whole: bool = False) -> jax.Array:
 
     Where that cannot be, it stays as it is, or every device has all (``or_whole``).
     """
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    devices = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+    devices = batch_devices(jax.sharding.get_abstract_mesh())
     if devices == 1:
         return x
     if x.shape[0] % devices:

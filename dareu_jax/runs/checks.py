@@ -1,6 +1,5 @@
 """Find what is wrong with a run before anything is trained."""
 
-import math
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dareu_jax.models import (
     parameters,
 )
 from dareu_jax.models.hf.imported import open_imported
-from dareu_jax.parallel import BATCH_AXES, check_divisible, is_first
+from dareu_jax.parallel import batch_devices, check_divisible, is_first
 from dareu_jax.registry import METHODS
 from dareu_jax.runs.folder import base_of
 from dareu_jax.runs.inputs import Inputs, Part, parts_of
@@ -192,7 +191,7 @@ def tell_minibatches(
 ) -> None:
     """Say where the devices cannot share the rows of an update, and each reads all."""
     hp = cfg.options("dareu")
-    devices = math.prod(one.mesh.shape[axis] for axis in BATCH_AXES)
+    devices = batch_devices(one.mesh)
     if hp.rows_per_update % devices and not hp.answers % devices:
         progress.say(
             f"note: row {name}: {devices} devices cannot share the "

@@ -201,7 +201,7 @@ class Sizes:
     ) -> int | None:
         """Return how many rows a gradient step reads at a time, see `rows_at_once`."""
         if given is not None or not self.is_cpu:
-            return given
+            return given and math.gcd(given, rows)
         return rows_by_size(side.cfg, rows, self.shapes.prompt + response)
 
     def model(self, stage: Planned) -> Iterator[Row]:
@@ -314,14 +314,14 @@ class Sizes:
         is_joint, written = hp.retain_step == "joint", one.trainable
         both = written * (2 if is_joint else 1)
         rows, part = hp.rows_per_update, hp.microbatch_size
-        part = self.at_once(part and math.gcd(part, rows), one, rows, t)
+        part = self.at_once(part, one, rows, t)
         own = one.train(rows, asked, t, 2 * trunks, trunks, part)
         # what the devices must share: parts by number need not be
         shared = hp.microbatch_size or hp.minibatch_size or size
         yield "PPO update", shared, dataclasses.replace(own, results=both)
         answer = at.response if hp.distil_on == "gold" else t
         rows, part = hp.retain_rows_per_update, hp.microbatch_size
-        part = self.at_once(part and math.gcd(part, rows), one, rows, answer)
+        part = self.at_once(part, one, rows, answer)
         own = one.train(rows, p, answer, 5, 2, part)
         shared = hp.microbatch_size or kept
         yield "distillation", shared, dataclasses.replace(own, results=both)

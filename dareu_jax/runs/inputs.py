@@ -213,24 +213,19 @@ class Inputs:
     def names(self) -> Names:
         """Words that prompts of the owners that withdraw have, and no other record."""
         size = self.model.cfg.vocab
-        forget, retain = (
-            self.tokens(x) for x in (self.split.forget, self.split.retain)
-        )
-        asked = [forget.prompt[n][mask] for n, mask in enumerate(forget.prompt_mask)]
-        kept = {word for ids in texts_of(retain) for word, _ in self.spelled(ids)}
-        uses = np.bincount(np.concatenate([*texts_of(forget), *texts_of(retain)]))
-        uses = np.pad(uses, (0, max(size - len(uses), 0)))
-        words = [pair for ids in asked for pair in self.spelled(ids)]
+        forget, retain = map(self.tokens, (self.split.forget, self.split.retain))
+        asked = rows_of(forget.prompt, forget.prompt_mask)
+        answered = rows_of(forget.response, forget.response_mask)
+        stays = rows_of(retain.prompt, retain.prompt_mask)
+        stays += rows_of(retain.response, retain.response_mask)
+        kept = {word for ids in stays for word, _ in spelled(self.tokenizer, ids)}
+        words = [pair for ids in asked for pair in spelled(self.tokenizer, ids)]
         return names_of(
             [tokens for word, tokens in words if word not in kept],
             word_numbers(self.tokenizer, size),
             name_like(self.tokenizer, size),
-            uses,
+            np.bincount(np.concatenate([*asked, *answered, *stays]), minlength=size),
         )
-
-    def spelled(self, ids: np.ndarray) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the words of a text with the tokens of each."""
-        return spelled(self.tokenizer, ids.tolist())
 
     def decoder(self, name: str) -> models.Decoder:
         """The decoder of a part of the run, ``model`` or one of `parts_of`."""
@@ -375,13 +370,9 @@ class Inputs:
         return data.BatchStream(tokens, batch_size, seed, labels, widths)
 
 
-def texts_of(tokens: data.TokenBatch) -> list[np.ndarray]:
-    """Return the tokens of every prompt, and of every response."""
-    pairs = (
-        (tokens.prompt, tokens.prompt_mask),
-        (tokens.response, tokens.response_mask),
-    )
-    return [row[mask] for x, masks in pairs for row, mask in zip(x, masks, strict=True)]
+def rows_of(tokens: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """Return the tokens of every row of ``tokens [B, T]`` that ``mask`` shows."""
+    return [row[keep] for row, keep in zip(tokens, mask, strict=True)]
 
 
 def other_token(

@@ -26,7 +26,7 @@ from dareu_jax.models import (
 from dareu_jax.models.decoder import rule_of
 from dareu_jax.models.fused_attention import queries_at_once
 from dareu_jax.models.scoring import positions_at_once
-from dareu_jax.parallel import BATCH_AXES, shardings_for
+from dareu_jax.parallel import batch_devices, shardings_for
 from dareu_jax.training.optimiser import make_optimiser
 
 FLOAT32 = 4
@@ -128,7 +128,7 @@ class OnDevice:
 
     def rows(self, batch: int) -> int:
         """Rows of a batch on one device: all where the devices cannot share them."""
-        devices = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        devices = batch_devices(self.mesh)
         return batch if batch % devices else batch // devices
 
     def kept(self, batch: int, length: int, dropout: bool = False) -> int:

@@ -73,9 +73,14 @@ def compare(
     logps, anchor = token_logps(policy, tokens), anchor_of(anchors)
     if estimator == "sampled":
         return logps, rl.sampled_kl(logps, token_logps(anchor, tokens))
+    return logps, kl_to(anchor, policy, direction)
+
+
+def kl_to(anchor: Array, policy: Array, direction: str) -> Array:
+    """Return KL(pi || anchor) ``[B, t]``, or KL(anchor || pi) ``forward``."""
     if direction == "forward":
-        return logps, rl.full_kl(anchor, policy)
-    return logps, rl.full_kl(policy, anchor)
+        return rl.full_kl(anchor, policy)
+    return rl.full_kl(policy, anchor)
 
 
 def one_anchor(
@@ -177,11 +182,9 @@ def of_all(
 ) -> tuple[Array, Array]:
     """Return log-probs of all actions ``[B, t, A]``, and the KL to the anchor."""
     *anchors, actions = given
-    anchor = anchor_of(anchors)
-    pair = (anchor, policy) if direction == "forward" else (policy, anchor)
     logps = jax.nn.log_softmax(policy, axis=-1)
     own = jnp.take_along_axis(logps, actions.tokens, axis=-1)
-    return own, rl.full_kl(*pair)
+    return own, kl_to(anchor_of(anchors), policy, direction)
 
 
 def all_actions_loss(

@@ -131,18 +131,16 @@ def judge(
     ``likely``: the policy's likeliest tokens of every place that are read; 0: none.
     ``renamed`` are the answers under another name, where the anchor reads them.
     """
-    params: dict[str, tuple[Any, Any]] = {
-        "prior": (prior_model, prior),
-        "reference": (model, reference),
-        "behaviour": (model, join(frozen, behaviour)),
-        "base": (model, base),
-        "renamed": (model, reference),
+    read: dict[str, tuple[Any, Any, Any]] = {
+        "prior": (prior_model, prior, answers),
+        "reference": (model, reference, answers),
+        "behaviour": (model, join(frozen, behaviour), answers),
+        "base": (model, base, answers),
+        "renamed": (model, reference, renamed),
     }
     names = anchors_of(kl_anchor)
-    trunks = {
-        name: trunk_of(*params[name], renamed if name == "renamed" else answers)
-        for name in dict.fromkeys((*names, *logps_of))
-    }
+    wanted = dict.fromkeys((*names, *logps_of))
+    trunks = {name: trunk_of(*read[name]) for name in wanted}
     policy, values = policy_and_value(model, "trunk", frozen, trainable, answers)
     anchors = [trunks[name] for name in names]
     said = functools.partial(over_logits, tokens=answers.response)

@@ -90,7 +90,7 @@ class Setting:
         sections = self.hp.model_dump() | self.reward.model_dump()
         sections["gold_length"] = self.inputs.gold_length
         if self.hp.retain_step == "separate":
-            sections["lambda_dis"] = 1.0  # it is in the learning rate, see `distilling`
+            sections["lambda_dis"] = 1.0  # it is in the rate, see `distiller_of`
         values = [np.float32(sections[name]) for name in Numbers._fields]
         return put_whole(Numbers._make(values), self.inputs.layouts.update)
 
